@@ -1,0 +1,79 @@
+"""The two-level plan cache: a dictionary in memory, one small JSON file per entry on disk.
+
+A file is written under a temporary name and renamed, so processes that start at once on an empty folder do
+not disturb each other; a file that cannot be read counts as absent and is written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ._files import atomic_write
+
+_LIMIT = 4096  # entries in memory; a sweep over everything in the catalogue stays far below
+
+
+def cache_folder() -> Path:
+    """Where tn4nn keeps plans and data: $TN4NN_CACHE, else $XDG_CACHE_HOME/tn4nn, else ~/.cache/tn4nn."""
+    own = os.environ.get("TN4NN_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tn4nn"
+
+
+class PlanCache:
+    """Plain data by key. `folder` None means cache_folder()/plans, looked up at each access."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._memory: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def folder(self) -> Path:
+        """Where the files stand."""
+        return self._folder or cache_folder() / "plans"
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The entry, or None where there is none that can be read."""
+        found = self._memory.get(key)
+        if found is not None:
+            return found
+        path = self.folder / f"{key}.json"
+        try:
+            entry = json.loads(path.read_bytes())
+            if entry["key"] != key:
+                raise ValueError(f"it holds the entry of {entry['key']!r}")
+            value = entry["value"]
+            if not isinstance(value, dict):
+                raise ValueError("its value is no object")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"plan cache file {path} cannot be read ({error}): planning again", stacklevel=2)
+            return None
+        self._remember(key, value)
+        return value
+
+    def put(self, key: str, value: dict[str, Any]) -> None:
+        """Stores an entry. A folder that cannot be written costs only the next start its plans."""
+        self._remember(key, value)
+        try:
+            atomic_write(self.folder / f"{key}.json", json.dumps({"key": key, "value": value}).encode(), sync=False)
+        except OSError as error:
+            warnings.warn(f"plan cache in {self.folder} cannot be written ({error}): kept in memory", stacklevel=2)
+
+    def _remember(self, key: str, value: dict[str, Any]) -> None:
+        with self._lock:
+            if len(self._memory) >= _LIMIT:
+                self._memory.clear()
+            self._memory[key] = value
+
+
+plans = PlanCache()

@@ -1,0 +1,180 @@
+"""Initial weights and learning-rate factors, computed from the graph.
+
+W is a sum over bond values of products of core entries. With independent entries of mean 0 each term is
+uncorrelated with every other, so Var(W) = prod(bond sizes) * prod(core variances), hyperedges included.
+The input is taken through the cores in their declared order; every leg that is summed (input or bond) is
+charged to the last core that holds it, its fan-in, and a core of fan-in f gets variance 1/f. So each
+intermediate keeps the scale of the input, nothing under- or overflows at any number of sites, and
+prod(1/f) = 1/(in_features * prod(bonds)), which makes Var(W) = 1/in_features.
+
+A draw differs from its expectation, much so for rank 1 over many sites. So each core is brought to its exact
+mean square, and then ||W||_F is computed and all cores are scaled alike to bring it to the target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._errors import TopologyError
+from ._network import Network
+from ._paths import greedy_path
+from ._program import Legs
+from ._topology import nearest
+
+_AFFORDABLE = 2e8  # multiply-adds for the exact norm of W; above, it is estimated from probes
+_PROBES = 256
+
+SCHEMES = ("normal", "orthogonal", "identity")
+
+
+def fan_ins(network: Network) -> dict[str, int]:
+    """Fan-in of each core: the product of the summed legs that no later core holds.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> fan_ins(tn.mpo((4, 8), (2, 2)).with_rank(3))
+        {'core0': 4, 'core1': 24}
+    """
+    t, sizes = network.topology, network.sizes
+    last = {leg: core.name for core in t.cores for leg in core.legs}
+    found = {core.name: 1 for core in t.cores}
+    for leg, core in last.items():
+        if leg not in t.outputs:  # a kept leg is no sum: W is block diagonal in it
+            found[core] *= sizes[leg]
+    return found
+
+
+def lr_factors(network: Network, base: int | None) -> dict[str, float]:
+    """base / fan-in for each core; see `Network.lr_factors`."""
+    width = network.in_features if base is None else base
+    return {name: width / fan for name, fan in fan_ins(network).items()}
+
+
+def rng_for(seed: int, *path: object) -> np.random.Generator:
+    """A generator that depends on the seed and on a name, and on no draw made before it."""
+    digest = hashlib.sha256(repr((int(seed), *map(str, path))).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+def init(
+    network: Network, seed: int, *, scheme: str = "normal", gain: float = 1.0, name: str = ""
+) -> dict[str, NDArray[np.float32]]:
+    """Draws the cores of a network; see `Network.init`. `name` makes layers of one model differ."""
+    if scheme not in SCHEMES:
+        raise TopologyError(f"unknown init scheme {scheme!r}." + nearest(scheme, SCHEMES))
+    if not (math.isfinite(gain) and gain > 0):
+        raise TopologyError(f"gain must be finite and above 0, received {gain!r}")
+    draw = {"normal": _normal, "orthogonal": _orthogonal, "identity": _identity}[scheme]
+    fans = fan_ins(network)
+    cores: dict[str, NDArray[np.float64]] = {}
+    for core in network.topology.cores:
+        rng = rng_for(seed, name, core.name)
+        array = draw(network, core.name, core.legs, rng)
+        # Exactly its mean square: a core of few numbers is off by much, and the offs multiply over sites.
+        mean_square = float(np.mean(array**2))
+        cores[core.name] = array / math.sqrt(mean_square * fans[core.name]) if mean_square else array
+    wanted = gain**2 * network.in_features ** -1.0
+    achieved = mean_square_of(network, cores, seed)
+    factor = (wanted / achieved) ** (0.5 / len(cores)) if achieved > 0 else 1.0
+    return {key: np.ascontiguousarray(array * factor, dtype=np.float32) for key, array in cores.items()}
+
+
+def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: int = 0) -> float:
+    """The mean of the squared entries of W, structural zeros included, without forming W.
+
+    The network is contracted with itself; where that costs too much, W is applied to random signs.
+    """
+    t, sizes = network.topology, network.sizes
+    open_legs = set(t.modes)
+
+    def twin(legs: Legs) -> Legs:
+        return tuple(leg if leg in open_legs else leg + ":" for leg in legs)
+
+    tensors: list[Legs] = []
+    arrays: list[NDArray[Any]] = []
+    for core in t.cores:
+        inner = twin(core.legs)
+        array = np.asarray(cores[core.name], dtype=np.float64)
+        if inner == core.legs:
+            tensors.append(core.legs)
+            arrays.append(array**2)
+        else:
+            tensors += [core.legs, inner]
+            arrays += [array, array]
+    both = {**sizes, **{leg + ":": size for leg, size in sizes.items()}}
+    path = greedy_path(tensors, (), both)
+    if _macs(tensors, both, path) <= _AFFORDABLE:
+        from .reference import contract
+
+        total = float(contract(tensors, arrays, (), path))
+        # A kept leg on no core: W repeats along it, one block for each value.
+        total *= math.prod(t.inputs[leg] for leg in t.kept if all(leg not in core.legs for core in t.cores))
+    else:
+        from .reference import apply
+
+        signs = rng_for(seed, "probe").choice([-1.0, 1.0], size=(_PROBES, math.prod(t.inputs.values())))
+        total = float(np.mean(np.sum(apply(network, cores, signs) ** 2, axis=1)))
+    return total / (math.prod(t.inputs.values()) * math.prod(t.outputs.values()))
+
+
+def _macs(tensors: list[Legs], sizes: Mapping[str, int], path: Any) -> float:
+    holders: dict[str, int] = {}
+    legs = [frozenset(tensor) for tensor in tensors]
+    for tensor in legs:
+        for leg in tensor:
+            holders[leg] = holders.get(leg, 0) + 1
+    total = 0.0
+    for a, b in path:
+        both, union = legs[a] & legs[b], legs[a] | legs[b]
+        total += math.prod(float(sizes[leg]) for leg in union)
+        for leg in both:
+            holders[leg] -= 1
+        legs.append(frozenset(leg for leg in union if not (leg in both and holders[leg] == 1)))
+    return total
+
+
+def _normal(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:
+    return rng.standard_normal(network.shapes[name])
+
+
+def _split(network: Network, name: str, legs: Legs) -> tuple[list[int], list[int]]:
+    """Axes of a core that it sums (charged to it by `fan_ins`), and the others."""
+    t = network.topology
+    last = {leg: core.name for core in t.cores for leg in core.legs}
+    summed = [i for i, leg in enumerate(legs) if leg not in t.outputs and last[leg] == name]
+    return summed, [i for i in range(len(legs)) if i not in summed]
+
+
+def _orthogonal(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:
+    shape = network.shapes[name]
+    rows, columns = _split(network, name, legs)
+    m, n = (math.prod(shape[i] for i in axes) for axes in (rows, columns))
+    tall = rng.standard_normal((max(m, n), min(m, n)))
+    q, r = np.linalg.qr(tall)
+    q = q * np.sign(np.diag(r))  # uniform over isometries (Mezzadri 2007)
+    matrix = q if m >= n else q.T
+    order = rows + columns
+    return np.ascontiguousarray(
+        matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
+    )
+
+
+def _identity(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Ones where the core's input index equals its output index (and its bonds' first values), plus noise."""
+    t, shape = network.topology, network.shapes[name]
+    grids = np.indices(shape)
+    same = np.ones(shape, dtype=bool)
+    ins = [i for i, leg in enumerate(legs) if leg in t.inputs and leg not in t.outputs]
+    outs = [i for i, leg in enumerate(legs) if leg in t.outputs and leg not in t.inputs]
+    for i, o in zip(ins, outs, strict=False):
+        same &= grids[i] == grids[o]
+    for i, leg in enumerate(legs):
+        if leg not in t.modes:
+            same &= grids[i] == 0
+    return same + 0.01 * rng.standard_normal(shape)

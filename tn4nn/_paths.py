@@ -1,0 +1,166 @@
+"""Contraction paths: every call into cotengra and cotengrust stands in this module.
+
+Everything is seeded and free of parallelism, so one input gives one path on every machine (a search that
+ran into its time limit excepted, and it says so). A path is a tuple of pairs in single static assignment
+form: the i-th pair contracts two of the tensors so far and makes tensor n + i.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from ._errors import TN4NNError
+
+Legs = tuple[str, ...]
+Path = tuple[tuple[int, int], ...]
+Progress = Callable[[str], None]
+
+EXHAUSTIVE = 9  # tensors up to which the exhaustive search always ends within some milliseconds
+_ROUNDS = 8  # rounds of the random search
+_TRIALS = 64  # greedy trials in a round
+
+
+def find_paths(
+    tensors: Sequence[Legs],
+    output: Legs,
+    sizes: Mapping[str, int],
+    *,
+    minimize: str = "flops",
+    seed: int = 0,
+    time_limit: float = 10.0,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Good paths for one network, best first by multiply-adds (or by largest intermediate, for "size").
+
+    Small networks are searched exhaustively; larger ones by seeded random-greedy rounds, each refined by
+    reconfiguring subtrees exhaustively, until `_ROUNDS` rounds or `time_limit` seconds are over.
+
+    Args:
+        tensors: the legs of each tensor.
+        output: the legs that are not summed.
+        sizes: size of every leg.
+        minimize: "flops", or "size" for the largest intermediate.
+        seed: of the random search.
+        time_limit: seconds after which no new round is begun.
+        progress: called with one line per round.
+    """
+    if len(tensors) == 1:
+        return [()]
+    if len(tensors) == 2:
+        return [((0, 1),)]
+    letters = {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for t in tensors for leg in t))}
+    for leg in output:
+        letters.setdefault(leg, chr(0x4E00 + len(letters)))
+    inputs = [[letters[leg] for leg in t] for t in tensors]
+    out = [letters[leg] for leg in output]
+    known = {letters[leg]: float(sizes[leg]) for leg in letters}
+    if len(tensors) <= EXHAUSTIVE:
+        return [_call("optimize_optimal", inputs, out, known, minimize=minimize, use_ssa=True)]
+    return _search(inputs, out, known, minimize, seed, time_limit, progress)
+
+
+def greedy_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
+    """One path, found at once: for oracles and estimates."""
+    if len(tensors) <= 4:
+        return find_paths(tensors, output, sizes)[0]
+    letters = {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for t in tensors for leg in t))}
+    inputs = [[letters[leg] for leg in t] for t in tensors]
+    out = [letters[leg] for leg in output if leg in letters]
+    return _call("optimize_greedy", inputs, out, {letters[leg]: float(sizes[leg]) for leg in letters}, use_ssa=True)
+
+
+def _search(
+    inputs: list[list[str]],
+    out: list[str],
+    sizes: dict[str, float],
+    minimize: str,
+    seed: int,
+    time_limit: float,
+    progress: Progress | None,
+) -> list[Path]:
+    import cotengra
+
+    found: dict[Path, float] = {}
+    whole = {leg: int(size) for leg, size in sizes.items()}
+    start = time.monotonic()
+    for step in range(_ROUNDS):
+        path = _call(
+            "optimize_random_greedy_track_flops", inputs, out, sizes, ntrials=_TRIALS, seed=seed + step, use_ssa=True
+        )
+        # Any: cotengra is untyped, and pyright takes its tree for a str.
+        tree: Any = cotengra.ContractionTree.from_path(inputs, out, whole, ssa_path=path)
+        tree.subtree_reconfigure_(subtree_size=8, minimize=minimize, seed=seed + step)
+        score = float(tree.total_flops() if minimize == "flops" else tree.max_size())
+        found.setdefault(_pairs(tree.get_ssa_path()), score)
+        spent = time.monotonic() - start
+        if progress is not None:
+            progress(f"path search {step + 1}/{_ROUNDS}: best {min(found.values()):.3g}, {spent:.1f} s")
+        if spent > time_limit:
+            break
+    return sorted(found, key=lambda path: found[path])
+
+
+def _call(name: str, inputs: list[list[str]], out: list[str], sizes: dict[str, float], **options: Any) -> Path:
+    import cotengrust
+
+    try:
+        found = getattr(cotengrust, name)(inputs, out, sizes, **options)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a Rust panic derives from BaseException
+        raise TN4NNError(f"cotengrust.{name} failed on {len(inputs)} tensors: {error}") from error
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], float):
+        found = found[0]  # (path, flops)
+    return _pairs(found)
+
+
+def _pairs(path: Sequence[Sequence[int]]) -> Path:
+    """A path of pairs, out of one that may also hold steps on a single tensor."""
+    inputs = 1 + sum(len(step) - 1 for step in path)
+    known = list(range(inputs))
+    pairs: list[tuple[int, int]] = []
+    for step in path:
+        current = known[step[0]]
+        for other in step[1:]:
+            pairs.append((current, known[other]))
+            current = inputs + len(pairs) - 1
+        known.append(current)
+    return cast(Path, tuple(pairs))
+
+
+def chain_path(order: Sequence[int], first: int, tensors: int) -> Path:
+    """The path that starts with tensor `first` and takes in the others one by one."""
+    pairs = []
+    current = first
+    for step, other in enumerate(order):
+        pairs.append((current, other))
+        current = tensors + step
+    return tuple(pairs)
+
+
+def slice_legs(
+    tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], path: Path, largest: int
+) -> tuple[str, ...] | None:
+    """The summed legs over which to loop so that no intermediate has more than `largest` elements.
+
+    Returns None where no set of summed legs does it.
+    """
+    import cotengra
+
+    legs = list(dict.fromkeys(leg for t in tensors for leg in t))
+    letters = {leg: chr(0x4E00 + i) for i, leg in enumerate(legs)}
+    tree: Any = cotengra.ContractionTree.from_path(
+        [[letters[leg] for leg in t] for t in tensors],
+        [letters[leg] for leg in output],
+        {letters[leg]: sizes[leg] for leg in legs},
+        ssa_path=path,
+    )
+    try:
+        sliced = tree.slice(target_size=largest, allow_outer=False, temperature=0.0, max_repeats=1, seed=0)
+    except (RuntimeError, ValueError, KeyError):
+        return None
+    if sliced.max_size() > largest:
+        return None
+    return tuple(leg for leg in legs if letters[leg] in sliced.sliced_inds)

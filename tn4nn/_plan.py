@@ -1,0 +1,535 @@
+"""Plan: the order and the way in which a Network is applied to a batch, and what that costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from ._cache import plans as _cache
+from ._errors import TN4NNError
+from ._network import Network
+from ._paths import Path, chain_path, find_paths, greedy_path, slice_legs
+from ._program import BATCH, Legs, Program, Work, lower, trace
+from ._topology import fingerprint_of
+
+Phase = Literal["forward", "train"]
+Form = Literal["apply", "gather", "dense"]
+PLANNER = 1  # raised when the planner may find another plan for the same question: old cache files then rest
+
+PHASES = ("forward", "train")
+OBJECTIVES = ("time", "flops", "memory")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """What the cost model believes of the device: a roofline with a price for each operation.
+
+    Attributes:
+        macs_per_s: multiply-adds of a large matrix product, per second.
+        bytes_per_s: of a copy in order.
+        strided: how many times slower memory is read against its order.
+        op_s: seconds for calling one array operation.
+        matrix_s: seconds for starting one matrix of a batched product.
+        edge: a matrix dimension at which a product runs at half speed.
+    """
+
+    macs_per_s: float = 35e9
+    bytes_per_s: float = 20e9
+    strided: float = 4.0
+    op_s: float = 2.5e-6
+    matrix_s: float = 0.1e-6
+    edge: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """What one pass costs, for the plan's batch and phase.
+
+    Attributes:
+        macs: multiply-adds (half the FLOPs); a training step counts forward and backward, 3x forward.
+        bytes_moved: bytes read and written by all steps.
+        peak: bytes of intermediates alive at once in the forward pass, input and output included.
+        saved: bytes kept between forward and backward, the input included, the cores not; 0 for "forward".
+        predicted_s: seconds by the cost model.
+    """
+
+    macs: int
+    bytes_moved: int
+    peak: int
+    saved: int
+    predicted_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a network is applied to a batch: a contraction order, its program, its cost.
+
+    Attributes:
+        network: what it was made for.
+        batch: rows it was priced for; the program runs any number.
+        phase: "forward" or "train".
+        minimize: "time", "flops" or "memory".
+        order: in words, where the order comes from.
+        path: the contraction path over the program's inputs.
+        program: the steps.
+        cost: of one pass.
+        itemsize: bytes of one number.
+        candidates: (order, cost) of everything that was considered, the chosen one first.
+    """
+
+    network: Network
+    batch: int
+    phase: str
+    minimize: str
+    order: str
+    path: Path
+    program: Program
+    cost: Cost
+    itemsize: int
+    candidates: tuple[tuple[str, Cost], ...]
+
+    def input_shapes(self, batch: int | None = None) -> list[tuple[int, ...]]:
+        """Shapes of the program's inputs at a batch (default: the plan's)."""
+        return _input_shapes(self.network, self.program, self.batch if batch is None else batch)
+
+    def work(self) -> list[Work]:
+        """The work of each step at the plan's batch (of one block and one slice, where it has them)."""
+        return trace(self.program, _step_shapes(self.network, self.program, self.batch))
+
+    def __str__(self) -> str:
+        cost, name = self.cost, self.network.topology.name
+        lines = [
+            f"Plan for {name!r} {self.network.in_features} -> {self.network.out_features}, batch {self.batch}, "
+            f"{self.phase}, least {self.minimize}: {self.order}",
+            f"  {cost.macs:,} MACs, {_bytes(cost.bytes_moved)} moved, peak {_bytes(cost.peak)}, "
+            f"saved {_bytes(cost.saved)}, predicted {cost.predicted_s * 1e3:.3g} ms",
+        ]
+        loops = [f"{self.program.block} rows at a time"] if self.program.block else []
+        loops += [f"{math.prod(n for n, _ in self.program.sliced)} slices"] if self.program.sliced else []
+        if loops:
+            lines.append(f"  runs {' and '.join(loops)}; the steps are of one pass")
+        names = [*self.program.inputs, *(f"t{i}" for i in range(len(self.program.steps)))]
+        lines.append(f"  {'step':<38} {'result':<22} {'MACs':>12} {'bytes':>10}")
+        works = self.work()
+        largest = max((math.prod(w.shape) for w in works), default=0)
+        for i, (step, work) in enumerate(zip(self.program.steps, works, strict=True)):
+            text = f"t{i} = {step.kind}({', '.join(names[a] for a in step.args)})"
+            mark = "  <- largest" if math.prod(work.shape) == largest and work.macs else ""
+            lines.append(
+                f"  {text:<38} {'x'.join(map(str, work.shape)) or 'scalar':<22} {work.macs:>12,} "
+                f"{_bytes(work.moved * self.itemsize):>10}{mark}"
+            )
+        lines.append(f"  largest intermediate {_bytes(largest * self.itemsize)}")
+        return "\n".join(lines)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
+
+
+def plan(
+    network: Network,
+    batch: int = 64,
+    phase: str = "forward",
+    *,
+    minimize: str = "time",
+    memory: int | None = None,
+    form: Form = "apply",
+    itemsize: int = 4,
+    seed: int = 0,
+    time_limit: float = 10.0,
+    progress: Callable[[str], None] | None = None,
+    machine: Machine | None = None,
+    cache: bool = True,
+) -> Plan:
+    """Finds how to apply a network to a batch.
+
+    The candidates are the best contraction trees that cotengra finds for cores and batch together, building W
+    first, and taking the input through the cores one by one; each is lowered and priced, the cheapest wins.
+    Found once, it comes from memory or disk afterwards.
+
+    Args:
+        network: what is applied.
+        batch: rows of x.
+        phase: "forward", or "train" for a step of forward and backward.
+        minimize: "time" (by the cost model), "flops" (multiply-adds) or "memory" (saved and peak bytes).
+        memory: cap in bytes on `cost.peak`; met by another order, else by running blocks of rows, else by
+            slicing bonds.
+        form: "apply" for y = x W^T, "gather" for rows of W^T picked by integers (embeddings), "dense" for W.
+        itemsize: bytes of one number.
+        seed: of the search (large networks).
+        time_limit: seconds of the search (large networks).
+        progress: called with a line of text per round of the search.
+        machine: figures of the cost model (default: a CPU core).
+        cache: False plans anew and stores nothing.
+
+    Raises:
+        TN4NNError: an unknown phase or objective, a batch below 1, a memory cap that nothing meets.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
+        >>> p = tn.plan(net, batch=100, minimize="flops")
+        >>> p.cost.macs < 100 * 784 * 256  # fewer multiply-adds than the dense layer
+        True
+    """
+    if phase not in PHASES:
+        raise TN4NNError(f"phase must be one of {', '.join(PHASES)}, received {phase!r}")
+    if minimize not in OBJECTIVES:
+        raise TN4NNError(f"minimize must be one of {', '.join(OBJECTIVES)}, received {minimize!r}")
+    if batch < 1:
+        raise TN4NNError(f"a plan needs a batch of at least 1 row, received {batch}")
+    machine = machine or Machine()
+    question = [PLANNER, network.fingerprint, batch, phase, minimize, memory, form, itemsize, seed]
+    question += [time_limit, dataclasses.astuple(machine)]
+    key = fingerprint_of(question)
+    stored = _cache.get(key) if cache else None
+    search = _Search(network, batch, phase, minimize, form, itemsize, machine)
+    if stored is not None:
+        found = search.restore(stored)
+        if found is not None:
+            return found
+    options = search.candidates(seed, time_limit, progress)
+    chosen = search.best(options) if memory is None else search.under(memory, options)
+    if cache:
+        _cache.put(key, search.stored(chosen))
+    return chosen
+
+
+def bucket(batch: int) -> int:
+    """The batch for which a plan is made when batches vary: the next power of four.
+
+    Example:
+        >>> [bucket(n) for n in (0, 1, 3, 64, 65)]
+        [1, 1, 4, 64, 256]
+    """
+    size = 1
+    while size < batch:
+        size *= 4
+    return size
+
+
+def min_macs(network: Network, batch: int) -> int:
+    """The fewest multiply-adds of one forward pass that the exhaustive or greedy search finds, at once."""
+    search = _Search(network, batch, "forward", "flops", "apply", 4, Machine())
+    tensors, output = search.tensors, search.output
+    few = len(tensors) <= 7
+    paths = [find_paths(tensors, output, search.sizes)[0] if few else greedy_path(tensors, output, search.sizes)]
+    paths.append(search.dense_first(greedy=not few))
+    paths += search.chains()
+    return min(search.macs_of(path) for path in paths)
+
+
+def problem(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...], Legs]:
+    """The tensors to contract, the names of the program's inputs, and the legs of the result.
+
+    "apply" and "gather" have a batch leg; the result of "apply" and "gather" is (batch, outputs...), that of
+    "dense" (outputs..., inputs...), kept legs standing once, among the outputs.
+    """
+    t = network.topology
+    tensors = [core.legs for core in t.cores]
+    names = tuple(core.name for core in t.cores)
+    outputs = tuple(t.outputs)
+    if form == "dense":
+        return tensors, names, (*outputs, *(leg for leg in t.inputs if leg not in t.outputs))
+    if form == "gather":
+        if t.kept:
+            raise TN4NNError(f"an embedding cannot have kept legs, received {', '.join(t.kept)}")
+        rows = []
+        for legs in tensors:
+            inner = tuple(leg for leg in legs if leg not in t.inputs)
+            rows.append((BATCH, *inner) if len(inner) < len(legs) else inner)
+        return rows, names, (BATCH, *outputs)
+    return [*tensors, (BATCH, *t.inputs)], (*names, "x"), (BATCH, *outputs)
+
+
+def _input_shapes(network: Network, program: Program, batch: int) -> list[tuple[int, ...]]:
+    t, sizes = network.topology, {**network.sizes, BATCH: batch}
+    shapes = [tuple(sizes[leg] for leg in core.legs) for core in t.cores]
+    if program.inputs[-1:] == ("x",):
+        shapes.append((batch, math.prod(t.inputs.values())))
+    elif program.gathers:
+        tensors, _, _ = problem(network, "gather")
+        shapes = [tuple(sizes[leg] for leg in legs) for legs in tensors]
+    return shapes
+
+
+def _step_shapes(network: Network, program: Program, batch: int) -> list[tuple[int, ...]]:
+    """Shapes that the steps see: those of one block and one slice."""
+    rows = min(batch, program.block) if program.block else batch
+    shapes = [list(shape) for shape in _input_shapes(network, program, rows)]
+    if program.sliced and program.unflatten:
+        shapes[-1] = [rows, *program.unflatten[1:]]
+    cuts = [place for _, places in program.sliced for place in places]
+    for register, axis in sorted(cuts, key=lambda cut: -cut[1]):
+        del shapes[register][axis]
+    return [tuple(shape) for shape in shapes]
+
+
+class _Search:
+    """The candidates of one question, and the choice among them."""
+
+    def __init__(
+        self, network: Network, batch: int, phase: str, minimize: str, form: Form, itemsize: int, machine: Machine
+    ) -> None:
+        self.network, self.batch, self.phase, self.minimize = network, batch, phase, minimize
+        self.form: Form = form
+        self.itemsize, self.machine = itemsize, machine
+        self.tensors, self.names, self.output = problem(network, form)
+        self.sizes = {**network.sizes, BATCH: batch}
+
+    # -- candidates -----------------------------------------------------------------------------------------
+
+    def candidates(
+        self, seed: int, time_limit: float, progress: Callable[[str], None] | None
+    ) -> list[tuple[str, Path]]:
+        def find(minimize: str) -> list[Path]:
+            return find_paths(
+                self.tensors,
+                self.output,
+                self.sizes,
+                minimize=minimize,
+                seed=seed,
+                time_limit=time_limit / 2,
+                progress=progress,
+            )
+
+        found: dict[Path, str] = {}
+        for path in find("flops"):
+            found.setdefault(path, "fewest MACs found")
+        for path in find("size")[:1]:
+            found.setdefault(path, "smallest intermediate found")
+        if self.form == "apply":
+            found.setdefault(self.dense_first(greedy=len(self.tensors) > 24), "W first")
+            for path, name in zip(self.chains(), ("left to right", "right to left"), strict=True):
+                found.setdefault(path, name)
+        return [(name, path) for path, name in found.items()]
+
+    def dense_first(self, *, greedy: bool = False) -> Path:
+        """The cores among themselves, then x."""
+        cores = self.tensors[:-1]
+        t = self.network.topology
+        output = tuple(dict.fromkeys([*t.outputs, *t.inputs]))
+        on_cores = {leg for legs in cores for leg in legs}
+        output = tuple(leg for leg in output if leg in on_cores)
+        finder = greedy_path if greedy else lambda *question: find_paths(*question)[0]
+        inner = finder(cores, output, self.network.sizes)
+        n = len(cores)
+        # x takes number n, so what the cores make moves up by one.
+        shifted = [tuple(i if i < n else i + 1 for i in pair) for pair in inner]
+        last = n if not inner else len(cores) + len(inner)
+        made = 0 if not inner else last
+        return tuple([(a, b) for a, b in shifted] + [(made, n)])
+
+    def chains(self) -> list[Path]:
+        """x through the cores in their order, and in the reverse order."""
+        n = len(self.tensors)
+        order = range(n - 1)
+        return [chain_path(order, n - 1, n), chain_path(order[::-1], n - 1, n)]
+
+    def macs_of(self, path: Path) -> int:
+        """Multiply-adds of a path, without lowering it."""
+        holders: dict[str, int] = {}
+        legs = [frozenset(t) for t in self.tensors]
+        for tensor in [*legs, frozenset(self.output)]:
+            for leg in tensor:
+                holders[leg] = holders.get(leg, 0) + 1
+        total = 0
+        for a, b in path:
+            union = legs[a] | legs[b]
+            total += math.prod(self.sizes[leg] for leg in union)
+            for leg in legs[a] & legs[b]:
+                holders[leg] -= 1
+            legs.append(frozenset(leg for leg in union if not (leg in legs[a] and leg in legs[b] and holders[leg] == 1)))
+        return total
+
+    # -- lowering and pricing -------------------------------------------------------------------------------
+
+    def lowered(self, path: Path, sliced: Sequence[str] = (), block: int = 0) -> Program:
+        """The program of a path, with legs looped over and rows in blocks where asked."""
+        tensors = [tuple(leg for leg in legs if leg not in sliced) for legs in self.tensors]
+        t = self.network.topology
+        if self.form == "dense":
+            shape: tuple[int, ...] = tuple(self.sizes[leg] for leg in self.output)
+            if not t.kept:
+                shape = (math.prod(t.outputs.values()), math.prod(t.inputs.values()))
+        else:
+            shape = (-1, math.prod(t.outputs.values()))
+        sizes = {**self.sizes, BATCH: block or self.batch}
+        flat = self.form == "apply" and not sliced
+        program = lower(
+            tensors, self.output, sizes, path, names=self.names, output_shape=shape, flat_input=flat
+        )
+        places = tuple(
+            (
+                self.sizes[leg],
+                tuple((r, legs.index(leg)) for r, legs in enumerate(self.tensors) if leg in legs),
+            )
+            for leg in sliced
+        )
+        unflatten = (-1, *t.inputs.values()) if sliced and self.form == "apply" else ()
+        return dataclasses.replace(
+            program, sliced=places, block=block, unflatten=unflatten, gathers=self.form == "gather"
+        )
+
+    def price(self, program: Program) -> Cost:
+        """The cost of a program at this batch and in this phase."""
+        works = trace(program, _step_shapes(self.network, program, self.batch))
+        loops = math.prod(size for size, _ in program.sliced)
+        if program.block:
+            loops *= -(-self.batch // program.block)
+        item, machine = self.itemsize, self.machine
+        macs = sum(work.macs for work in works) * loops
+        moved = sum(work.moved for work in works) * loops * item
+        seconds = sum(_seconds(work, item, machine) for work in works) * loops
+        peak, saved = _memory(program, works, _step_shapes(self.network, program, self.batch), item)
+        if loops > 1:  # the whole input and the whole output stand beside the block
+            peak += (math.prod(self.network.topology.inputs.values()) + self.network.out_features) * self.batch * item
+        if self.phase == "train":
+            # Reverse mode does each product twice more; measured, it also moves the memory twice more.
+            return Cost(3 * macs, 3 * moved, peak, saved * loops, 3 * seconds)
+        return Cost(macs, moved, peak, 0, seconds)
+
+    def made(self, order: str, path: Path, program: Program, cost: Cost) -> Plan:
+        return Plan(
+            self.network, self.batch, self.phase, self.minimize, order, path, program, cost, self.itemsize, ()
+        )
+
+    def score(self, cost: Cost) -> tuple[float, float]:
+        """What is minimised; ties go to time."""
+        first = {"time": cost.predicted_s, "flops": cost.macs, "memory": cost.peak + cost.saved}[self.minimize]
+        return float(first), cost.predicted_s
+
+    def ranked(self, options: list[tuple[str, Path]]) -> list[Plan]:
+        """All candidates as plans, best first."""
+        plans = []
+        for order, path in options:
+            program = self.lowered(path)
+            plans.append(self.made(order, path, program, self.price(program)))
+        return sorted(plans, key=lambda p: self.score(p.cost))
+
+    def best(self, options: list[tuple[str, Path]]) -> Plan:
+        """The best candidate."""
+        plans = self.ranked(options)
+        return dataclasses.replace(plans[0], candidates=tuple((p.order, p.cost) for p in plans))
+
+    def under(self, memory: int, options: list[tuple[str, Path]]) -> Plan:
+        """The best candidate whose peak is at most `memory` bytes, in blocks or slices where it must be."""
+        plans = self.ranked(options)
+        table = tuple((p.order, p.cost) for p in plans)
+        fits = [p for p in plans if p.cost.peak <= memory]
+        smallest = min(p.cost.peak for p in plans)
+        for p in [] if fits else plans:
+            for program in self._smaller(p, memory):
+                cost = self.price(program)
+                smallest = min(smallest, cost.peak)
+                if cost.peak <= memory:
+                    fits.append(self.made(p.order, p.path, program, cost))
+                    break
+        if not fits:
+            raise TN4NNError(
+                f"no plan of {self.network.topology.name!r} at batch {self.batch} has a peak of at most "
+                f"{_bytes(memory)}: the smallest found needs {_bytes(smallest)} ({smallest} bytes)"
+            )
+        chosen = min(fits, key=lambda p: self.score(p.cost))
+        return dataclasses.replace(chosen, candidates=table)
+
+    def _smaller(self, p: Plan, memory: int) -> list[Program]:
+        programs = []
+        block = self.batch
+        while self.form == "apply" and block > 1:
+            block = -(-block // 2)
+            programs.append(self.lowered(p.path, (), block))
+        if self.form != "gather":
+            for share in (2, 4, 8, 16):  # one intermediate may take this part of the cap
+                sliced = slice_legs(self.tensors, self.output, self.sizes, p.path, max(1, memory // self.itemsize // share))
+                if sliced:
+                    programs.append(self.lowered(p.path, sliced))
+        return programs
+
+    # -- the cache ------------------------------------------------------------------------------------------
+
+    def stored(self, p: Plan) -> dict[str, Any]:
+        """What has to be kept of a plan; the rest follows from it."""
+        sliced = [
+            next(leg for leg in self.tensors[places[0][0]] if self.tensors[places[0][0]].index(leg) == places[0][1])
+            for _, places in p.program.sliced
+        ]
+        return {
+            "order": p.order,
+            "path": [list(pair) for pair in p.path],
+            "sliced": sliced,
+            "block": p.program.block,
+            "candidates": [[order, *dataclasses.astuple(cost)] for order, cost in p.candidates],
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> Plan | None:
+        """The plan of a cache entry, or None where the entry does not fit."""
+        try:
+            path = tuple((int(a), int(b)) for a, b in data["path"])
+            if not _is_path(path, len(self.tensors)):
+                return None
+            program = self.lowered(path, tuple(data["sliced"]), int(data["block"]))
+            table = tuple((str(row[0]), Cost(*row[1:])) for row in data["candidates"])
+            made = self.made(str(data["order"]), path, program, self.price(program))
+        except (KeyError, TypeError, ValueError, IndexError):
+            return None
+        return dataclasses.replace(made, candidates=table)
+
+
+def _is_path(path: Path, tensors: int) -> bool:
+    free = set(range(tensors))
+    for step, (a, b) in enumerate(path):
+        if a == b or a not in free or b not in free:
+            return False
+        free -= {a, b}
+        free.add(tensors + step)
+    return len(free) == 1
+
+
+def _seconds(work: Work, itemsize: int, machine: Machine) -> float:
+    if not work.macs and not work.moved:
+        return machine.op_s / 4  # a view
+    seconds = work.moved * itemsize / machine.bytes_per_s
+    if work.copies:
+        seconds *= machine.strided
+    if work.gemm[1]:
+        batch, m, k, n = work.gemm
+        share = math.prod(dim / (dim + machine.edge) for dim in (m, k, n))
+        seconds = max(seconds, work.macs / (machine.macs_per_s * share) + batch * machine.matrix_s)
+    return seconds + machine.op_s
+
+
+def _memory(
+    program: Program, works: Sequence[Work], shapes: Sequence[tuple[int, ...]], itemsize: int
+) -> tuple[int, int]:
+    """(peak, saved) bytes of one pass; views share the memory of what they show."""
+    x = len(shapes) - 1 if program.inputs[-1:] == ("x",) else -1
+    base = list(range(len(shapes)))
+    size = [math.prod(shape) * itemsize for shape in shapes]
+    inputs = len(shapes)
+    alive = {x} if x >= 0 else set()
+    users: dict[int, int] = {}
+    kept: set[int] = set()
+    for i, (step, work) in enumerate(zip(program.steps, works, strict=True)):
+        view = step.kind in ("reshape", "permute") and not work.copies
+        base.append(base[step.args[0]] if view else inputs + i)
+        size.append(math.prod(work.shape) * itemsize)
+        users[base[-1]] = users.get(base[-1], 0) + 1
+        if step.kind in ("matmul", "multiply"):
+            kept |= {base[a] for a in step.args if base[a] >= inputs or base[a] == x}
+    peak = sum(size[b] for b in alive)
+    for i, step in enumerate(program.steps):
+        alive.add(base[inputs + i])
+        peak = max(peak, sum(size[b] for b in alive if b >= inputs or b == x))
+        for register in step.frees:
+            users[base[register]] = users.get(base[register], 0) - 1
+            if users[base[register]] <= 0 and base[register] != x:
+                alive.discard(base[register])
+    return peak, sum(size[b] for b in kept)

@@ -1,0 +1,426 @@
+"""Program: the lowered plan, a flat list of steps over registers, which is all that a backend runs.
+
+Registers are numbered: the inputs first, then one for each step. A step is one of four array operations
+that numpy, torch and jax all have (reshape, permute, matmul with one batch axis, broadcast multiply), so a
+backend is these four functions and the loop in `run`. The batch axis stands as -1 in reshapes: a program
+found for one batch size runs any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+Array = TypeVar("Array")
+Kind = Literal["reshape", "permute", "matmul", "multiply"]
+Legs = tuple[str, ...]
+
+BATCH = ":batch"  # the batch leg of a program; a user cannot name a leg so, a colon ends a core name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One array operation.
+
+    Attributes:
+        kind: which one.
+        args: the registers that it reads.
+        param: the new shape (reshape; -1 where the batch is) or the axes (permute); empty otherwise.
+        frees: registers that no later step reads.
+    """
+
+    kind: Kind
+    args: tuple[int, ...]
+    param: tuple[int, ...] = ()
+    frees: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """Straight-line code: inputs, then steps; the last register is the result.
+
+    Attributes:
+        inputs: names of the input registers: core names, and "x" last where there is one.
+        steps: in the order in which they run.
+        sliced: (leg size, ((input register, axis), ...)) for each summed leg that is looped over to save memory.
+        block: rows of the batch that are run at a time; 0 for all at once.
+        unflatten: what x is reshaped to before it is sliced; empty where it is not.
+        gathers: the inputs are rows picked from the cores (embedding), not the cores themselves.
+    """
+
+    inputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    sliced: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = ()
+    block: int = 0
+    unflatten: tuple[int, ...] = ()
+    gathers: bool = False
+
+
+class Ops(NamedTuple):
+    """What a backend brings to run a program, each with the meaning that numpy gives it."""
+
+    reshape: Callable[[Any, Sequence[int]], Any]
+    permute: Callable[[Any, Sequence[int]], Any]
+    matmul: Callable[[Any, Any], Any]
+    multiply: Callable[[Any, Any], Any]
+    index: Callable[[Any, int, int], Any]  # (array, axis, position) -> the array without that axis
+    concatenate: Callable[[Sequence[Any]], Any]  # along axis 0
+
+
+def run(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
+    """Runs a program.
+
+    Args:
+        ops: the backend's array operations.
+        program: what to run.
+        inputs: the cores in the program's order, then x of shape (batch, product of the input modes).
+    """
+    if program.block and inputs[-1].shape[0] > program.block:
+        *cores, x = inputs
+        whole = dataclasses.replace(program, block=0)
+        starts = range(0, x.shape[0], program.block)
+        return ops.concatenate([run(ops, whole, [*cores, x[i : i + program.block]]) for i in starts])
+    if program.sliced:
+        return _run_sliced(ops, program, inputs)
+    registers: list[Any] = list(inputs)
+    for step in program.steps:
+        kind = step.kind
+        if kind == "reshape":
+            made = ops.reshape(registers[step.args[0]], step.param)
+        elif kind == "permute":
+            made = ops.permute(registers[step.args[0]], step.param)
+        elif kind == "matmul":
+            made = ops.matmul(registers[step.args[0]], registers[step.args[1]])
+        else:
+            made = ops.multiply(registers[step.args[0]], registers[step.args[1]])
+        registers.append(made)
+        for register in step.frees:
+            registers[register] = None
+    return registers[-1]
+
+
+def _run_sliced(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
+    whole = dataclasses.replace(program, sliced=())
+    if program.unflatten:
+        inputs = [*inputs[:-1], ops.reshape(inputs[-1], program.unflatten)]
+    total = None
+    for positions in itertools.product(*(range(size) for size, _ in program.sliced)):
+        sliced = list(inputs)
+        # Later axes first, so that taking one out does not move the others.
+        cuts = [(r, axis, p) for (_, places), p in zip(program.sliced, positions, strict=True) for r, axis in places]
+        for register, axis, position in sorted(cuts, key=lambda cut: -cut[1]):
+            sliced[register] = ops.index(sliced[register], axis, position)
+        part = run(ops, whole, sliced)
+        total = part if total is None else total + part
+    return total
+
+
+class Work(NamedTuple):
+    """What one step does at a given batch.
+
+    Attributes:
+        shape: of the result.
+        macs: multiply-adds.
+        moved: elements read and written; 0 for a view.
+        gemm: (batch, m, k, n) of a matmul, else zeros.
+        copies: whether a permute or reshape has to write memory (its source does not lie in that order).
+    """
+
+    shape: tuple[int, ...]
+    macs: int
+    moved: int
+    gemm: tuple[int, int, int, int]
+    copies: bool
+
+
+def trace(program: Program, shapes: Sequence[tuple[int, ...]]) -> list[Work]:
+    """The work of each step of one pass through the steps, for inputs of these shapes."""
+    known: list[tuple[int, ...]] = list(shapes)
+    strided = [False] * len(known)  # lies in another order than its axes say
+    done: list[Work] = []
+    for step in program.steps:
+        first = known[step.args[0]]
+        macs, moved, gemm, copies = 0, 0, (0, 0, 0, 0), False
+        if step.kind == "reshape":
+            rest = math.prod(n for n in step.param if n != -1)
+            shape = tuple(math.prod(first) // rest if n == -1 else n for n in step.param)
+            copies = strided[step.args[0]]
+            moved = 2 * math.prod(shape) if copies else 0
+            strided.append(False)
+        elif step.kind == "permute":
+            shape = tuple(first[axis] for axis in step.param)
+            # A matmul reads a matrix or its transpose alike, so only a true reordering is paid for, and then
+            # by whoever has to lay it out again.
+            swap_only = step.param[-2:] == (len(first) - 1, len(first) - 2) or step.param[-1] == len(first) - 1
+            strided.append(not swap_only or len(first) > 3)
+        elif step.kind == "matmul":
+            second = known[step.args[1]]
+            (m, k), n = first[-2:], second[-1]
+            batch = math.prod(first[:-2])
+            shape = (*first[:-2], m, n)
+            macs = batch * m * k * n
+            copied = sum(math.prod(known[a]) for a in step.args if strided[a])
+            moved = math.prod(first) + math.prod(second) + math.prod(shape) + 2 * copied
+            copies, gemm = copied > 0, (batch, m, k, n)
+            strided.append(False)
+        else:
+            second = known[step.args[1]]
+            shape = tuple(max(a, b) if a and b else 0 for a, b in zip(first, second, strict=True))
+            macs = math.prod(shape)
+            moved = math.prod(first) + math.prod(second) + macs
+            strided.append(False)
+        known.append(shape)
+        done.append(Work(shape, macs, moved, gemm, copies))
+    return done
+
+
+# -- lowering ---------------------------------------------------------------------------------------------------
+
+
+class _Node(NamedTuple):
+    legs: frozenset[str]
+    natural: Legs  # the order in which the node comes without being asked
+    children: tuple[int, int] | None
+
+
+class _Choice(NamedTuple):
+    cost: float
+    summed: Legs
+    forms: tuple[Legs, Legs]  # the leg orders in which the operands are wanted
+    swap: bool
+    made: Legs  # the leg order in which the product comes out
+
+
+_WIDTH = 48  # leg orders tried for one node; above it the first is taken
+
+
+class _Lowering:
+    """Turns a contraction path over named legs into steps, choosing leg orders so that little is permuted."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Legs],
+        output: Legs,
+        sizes: Mapping[str, int],
+        path: Sequence[tuple[int, int]],
+        flat_input: bool,
+    ) -> None:
+        self.sizes = sizes
+        keep = {leg for leg in sizes if sizes[leg] != 1 or leg == BATCH}  # size-1 legs need no work at all
+        self.output = tuple(leg for leg in output if leg in keep)
+        self.nodes = [_Node(frozenset(t) & keep, tuple(leg for leg in t if leg in keep), None) for t in tensors]
+        self._grow(path)
+        self.tried: dict[int, dict[Legs, _Choice]] = {}
+        self.costs: dict[tuple[int, Legs], float] = {}
+        self.shapes: list[tuple[int, ...]] = [self._shape(t) for t in tensors]
+        if flat_input:
+            self.shapes[-1] = (-1, math.prod(sizes[leg] for leg in tensors[-1] if leg != BATCH))
+        self.steps: list[Step] = []
+
+    def _grow(self, path: Sequence[tuple[int, int]]) -> None:
+        holders: dict[str, int] = {}
+        for node in self.nodes:
+            for leg in node.legs:
+                holders[leg] = holders.get(leg, 0) + 1
+        for leg in self.output:
+            holders[leg] = holders.get(leg, 0) + 1
+        for a, b in path:
+            left, right = self.nodes[a], self.nodes[b]
+            for leg in left.legs & right.legs:
+                holders[leg] -= 1  # two holders become one
+            both = left.legs & right.legs
+            gone = {leg for leg in both if holders[leg] == 1}
+            legs = (left.legs | right.legs) - gone
+            natural = (
+                *(leg for leg in left.natural if leg in both and leg in legs),
+                *(leg for leg in left.natural if leg not in both),
+                *(leg for leg in right.natural if leg not in both),
+            )
+            self.nodes.append(_Node(frozenset(legs), natural, (a, b)))
+
+    def _shape(self, legs: Iterable[str]) -> tuple[int, ...]:
+        return tuple(-1 if leg == BATCH else self.sizes[leg] for leg in legs)
+
+    def _size(self, legs: Iterable[str]) -> int:
+        """Elements along these legs: -1 where the batch is among them, for a reshape."""
+        legs = tuple(legs)
+        return -1 if BATCH in legs else math.prod(self.sizes[leg] for leg in legs)
+
+    def _elements(self, legs: Iterable[str]) -> int:
+        return math.prod(self.sizes[leg] for leg in legs)
+
+    # -- which leg order, everywhere ------------------------------------------------------------------------
+
+    def _move_cost(self, have: Legs, want: Legs) -> float:
+        """Elements moved by a permutation, more where the last axis moves and memory is read in strides."""
+        if have == want:
+            return 0.0
+        return self._elements(want) * (1.0 if have[-1:] == want[-1:] else 4.0)
+
+    def cost(self, node: int, want: Legs) -> float:
+        """The least cost of bringing a node in the wanted leg order."""
+        key = (node, want)
+        if key not in self.costs:
+            if self.nodes[node].children is None:
+                self.costs[key] = self._move_cost(self.nodes[node].natural, want)
+            else:
+                self.costs[key] = self.choice(node, want).cost
+        return self.costs[key]
+
+    def choice(self, node: int, want: Legs) -> _Choice:
+        """How a product is best formed when this leg order is wanted of it."""
+        tried = self.tried.setdefault(node, {})
+        if want not in tried:
+            options = self._options(node, want)
+            if len(tried) >= _WIDTH:  # a deep tree: the number of orders must not explode
+                options = options[:1]
+            best: _Choice | None = None
+            for summed, forms, swap, made in options:
+                left, right = self._children(node)
+                cost = self._move_cost(made, want) + self.cost(left, forms[0]) + self.cost(right, forms[1])
+                if best is None or cost < best.cost:
+                    best = _Choice(cost, summed, forms, swap, made)
+            assert best is not None
+            tried[want] = best
+        return tried[want]
+
+    def _children(self, node: int) -> tuple[int, int]:
+        children = self.nodes[node].children
+        assert children is not None
+        return children
+
+    def _options(self, node: int, want: Legs) -> list[tuple[Legs, tuple[Legs, Legs], bool, Legs]]:
+        left, right = self._children(node)
+        a, b, legs = self.nodes[left], self.nodes[right], self.nodes[node].legs
+        shared = tuple(leg for leg in want if leg in a.legs and leg in b.legs)
+        only_a = tuple(leg for leg in want if leg in a.legs and leg not in b.legs)
+        only_b = tuple(leg for leg in want if leg in b.legs and leg not in a.legs)
+        gone = (a.legs & b.legs) - legs
+        # Both operands must bring the summed legs in one order: try each one's own.
+        orders = dict.fromkeys(tuple(leg for leg in side.natural if leg in gone) for side in (a, b))
+        swap = want == (*shared, *only_b, *only_a) and want != (*shared, *only_a, *only_b)
+        made = (*shared, *only_b, *only_a) if swap else (*shared, *only_a, *only_b)
+        options = []
+        for summed in orders:
+            forms_a = dict.fromkeys([(*shared, *only_a, *summed), (*shared, *summed, *only_a)])
+            forms_b = dict.fromkeys([(*shared, *summed, *only_b), (*shared, *only_b, *summed)])
+            options += [(summed, (fa, fb), swap, made) for fa in forms_a for fb in forms_b]
+        return options
+
+    # -- the steps ------------------------------------------------------------------------------------------
+
+    def _emit(self, kind: Kind, args: tuple[int, ...], param: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        self.steps.append(Step(kind, args, param))
+        self.shapes.append(shape)
+        return len(self.shapes) - 1
+
+    def _reshape(self, register: int, shape: tuple[int, ...]) -> int:
+        return register if self.shapes[register] == shape else self._emit("reshape", (register,), shape, shape)
+
+    def _permute(self, register: int, have: Legs, want: Legs) -> int:
+        if have == want:
+            return register
+        runs: list[list[str]] = []  # legs that stay together move together
+        for leg in have:
+            previous = runs[-1][-1] if runs else None
+            if previous is not None and want.index(leg) == want.index(previous) + 1:
+                runs[-1].append(leg)
+            else:
+                runs.append([leg])
+        order = sorted(range(len(runs)), key=lambda i: want.index(runs[i][0]))
+        shape = tuple(self._size(run) for run in runs)
+        register = self._reshape(register, shape)
+        return self._emit("permute", (register,), tuple(order), tuple(shape[i] for i in order))
+
+    def bring(self, node: int, want: Legs) -> int:
+        """Emits the steps that bring a node in the wanted leg order; returns its register."""
+        if self.nodes[node].children is None:
+            return self._permute(node, self.nodes[node].natural, want)
+        left, right = self._children(node)
+        a, b = self.nodes[left].legs, self.nodes[right].legs
+        choice = self.choice(node, want)
+        shared = tuple(leg for leg in want if leg in a and leg in b)
+        groups = {
+            side: tuple(leg for leg in want if leg in legs and leg not in shared)
+            for side, legs in (("a", a), ("b", b))
+        }
+        ra, rb = self.bring(left, choice.forms[0]), self.bring(right, choice.forms[1])
+        if choice.swap:
+            made = self._multiply(rb, ra, choice.forms[::-1], shared, groups["b"], groups["a"], choice.summed)
+        else:
+            made = self._multiply(ra, rb, choice.forms, shared, groups["a"], groups["b"], choice.summed)
+        return self._permute(made, choice.made, want)
+
+    def _multiply(
+        self, ra: int, rb: int, forms: tuple[Legs, Legs], shared: Legs, rows: Legs, columns: Legs, summed: Legs
+    ) -> int:
+        """The product of two registers in forms (shared, rows, summed) and (shared, summed, columns), each
+        with its last two groups in either order."""
+        s = (self._size(shared),) if shared else ()
+        m, n, k = self._size(rows), self._size(columns), self._size(summed)
+        if not summed:
+            if rows and columns:
+                ra, rb, shape = self._reshape(ra, (*s, m, 1)), self._reshape(rb, (*s, 1, n)), (*s, m, n)
+            elif rows or columns:
+                ra = self._reshape(ra, (*s, m) if rows else (*s, 1))
+                rb = self._reshape(rb, (*s, n) if columns else (*s, 1))
+                shape = (*s, m) if rows else (*s, n)
+            else:
+                ra, rb, shape = self._reshape(ra, s), self._reshape(rb, s), s
+            return self._emit("multiply", (ra, rb), (), shape)
+        ra = self._matrix(ra, s, (m, k), forms[0] != (*shared, *rows, *summed))
+        rb = self._matrix(rb, s, (k, n), forms[1] != (*shared, *summed, *columns))
+        return self._emit("matmul", (ra, rb), (), (*s, m, n))
+
+    def _matrix(self, register: int, shared: tuple[int, ...], shape: tuple[int, int], turned: bool) -> int:
+        if not turned:
+            return self._reshape(register, (*shared, *shape))
+        register = self._reshape(register, (*shared, *shape[::-1]))
+        axes = (0, 2, 1) if shared else (1, 0)
+        return self._emit("permute", (register,), axes, (*shared, *shape))
+
+
+def lower(
+    tensors: Sequence[Legs],
+    output: Legs,
+    sizes: Mapping[str, int],
+    path: Sequence[tuple[int, int]],
+    *,
+    names: Sequence[str],
+    output_shape: tuple[int, ...],
+    flat_input: bool = False,
+) -> Program:
+    """The program of a contraction path.
+
+    Args:
+        tensors: the legs of each input register.
+        output: legs of the result, in order.
+        sizes: size of every leg; that of the batch leg only weighs the choice.
+        path: pairs of registers in single static assignment form: the i-th pair makes register n + i.
+        names: of the input registers.
+        output_shape: what the last step reshapes the result to (-1 for the batch).
+        flat_input: the last input comes as (batch, everything else in one).
+    """
+    lowering = _Lowering(tensors, output, sizes, path, flat_input)
+    register = lowering.bring(len(lowering.nodes) - 1, lowering.output)
+    register = lowering._reshape(register, output_shape)
+    if register < len(tensors):  # nothing to do at all: a program still has one step
+        lowering._emit("reshape", (register,), output_shape, output_shape)
+    return Program(tuple(names), _with_frees(tuple(lowering.steps), len(tensors)))
+
+
+def _with_frees(steps: tuple[Step, ...], inputs: int) -> tuple[Step, ...]:
+    last: dict[int, int] = {}
+    for position, step in enumerate(steps):
+        for register in step.args:
+            last[register] = position
+    freed: dict[int, list[int]] = {}
+    for register, position in last.items():
+        if register >= inputs:  # the caller holds the inputs in any case
+            freed.setdefault(position, []).append(register)
+    return tuple(
+        dataclasses.replace(step, frees=tuple(sorted(freed.get(position, ())))) for position, step in enumerate(steps)
+    )

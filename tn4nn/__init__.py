@@ -1,0 +1,73 @@
+"""tn4nn: declare any tensor-network topology, fix a budget, and get a fast layer for it in torch and jax.
+
+One direction, each arrow a new immutable value::
+
+    topology -> Topology -> with_budget -> Network -> plan -> Plan
+        -> Sequential -> Model -> init(seed) -> weights -> build("torch" | "jax" | "numpy") -> module
+
+Importing tn4nn imports no framework.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ._backend import backend, backends, installed_backends
+from ._budget import rank_caps
+from ._catalogue import (
+    block_term,
+    btt,
+    build,
+    catalogue,
+    complete,
+    cp,
+    dense,
+    kronecker,
+    low_rank,
+    mera,
+    monarch,
+    mpo,
+    peps,
+    ring,
+    tree,
+    tucker,
+)
+from ._errors import (
+    BackendError,
+    BudgetError,
+    CheckpointError,
+    DataError,
+    ShapeError,
+    TN4NNError,
+    TopologyError,
+)
+from ._layers import (
+    GELU,
+    AvgPool,
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Embedding,
+    Flatten,
+    Layer,
+    LayerNorm,
+    Linear,
+    MaxPool,
+    Parallel,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+    SiLU,
+    Tanh,
+    Unflatten,
+    model_from_json,
+)
+from ._modes import modes_for
+from ._network import Network
+from ._ordering import Ordering
+from ._plan import Cost, Plan, plan
+from ._topology import Core, Topology, topology
+
+try:
+    __version__ = version("tn4nn")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+source"

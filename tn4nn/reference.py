@@ -1,0 +1,336 @@
+"""The numpy backend: the oracle. Slow, obvious, and in float64 unless asked otherwise.
+
+It shares nothing with the lowering that the other backends run: a layer is `W = to_dense`, `y = x W^T + b`,
+contracted pair by pair with numpy.einsum, and gradients come from one einsum for each core.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _layers as layers
+from ._backend import Trainer, TrainSpec
+from ._errors import BackendError, ShapeError
+from ._network import Network
+from ._paths import Path, greedy_path
+from ._program import BATCH, Legs
+
+Array = NDArray[Any]
+Weights = Mapping[str, Array]
+
+
+# -- contractions -----------------------------------------------------------------------------------------------
+
+
+def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, path: Path | None = None) -> Array:
+    """Contracts a network pair by pair with numpy.einsum.
+
+    Args:
+        tensors: the legs of each array.
+        arrays: of matching shapes.
+        output: legs of the result, in order; each stands on some tensor.
+        path: pairs in single static assignment form; found greedily where left out.
+    """
+    if path is None:
+        sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+        path = greedy_path(tensors, output, sizes)
+    legs, known = [tuple(t) for t in tensors], list(arrays)
+    waiting = set(range(len(legs)))
+    for a, b in path:
+        waiting -= {a, b}
+        needed = set(output).union(*(legs[i] for i in waiting))
+        both = (*legs[a], *(leg for leg in legs[b] if leg not in legs[a]))
+        made = tuple(leg for leg in both if leg in needed)
+        number = {leg: i for i, leg in enumerate(both)}
+        known.append(
+            np.einsum(
+                known[a], [number[leg] for leg in legs[a]],
+                known[b], [number[leg] for leg in legs[b]],
+                [number[leg] for leg in made],
+            )  # fmt: skip
+        )
+        legs.append(made)
+        waiting.add(len(legs) - 1)
+    number = {leg: i for i, leg in enumerate(legs[-1])}
+    result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output])
+    return result
+
+
+def _wide(array: Array) -> Array:
+    return np.asarray(array, dtype=np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+def _pieces(network: Network, weights: Weights) -> tuple[list[Legs], list[Array]]:
+    network.check(weights)
+    t = network.topology
+    return [core.legs for core in t.cores], [_wide(weights[core.name]) for core in t.cores]
+
+
+def dense(network: Network, weights: Weights) -> Array:
+    """W of shape (out_features, in_features); see `Network.to_dense`."""
+    t = network.topology
+    tensors, arrays = _pieces(network, weights)
+    # A kept leg makes W block diagonal: the identity between its input and its output does just that.
+    for leg in t.kept:
+        tensors = [*tensors, (leg, leg + ":out", leg + ":in")]
+        size = t.inputs[leg]
+        identity = np.zeros((size, size, size))
+        identity[(np.arange(size),) * 3] = 1.0
+        arrays = [*arrays, identity]
+    outs = tuple(leg + ":out" if leg in t.kept else leg for leg in t.outputs)
+    ins = tuple(leg + ":in" if leg in t.kept else leg for leg in t.inputs)
+    w = contract(tensors, arrays, (*outs, *ins))
+    w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))
+    kind = np.result_type(*(np.asarray(weights[core.name]).dtype for core in t.cores))
+    return np.ascontiguousarray(w[: t.out_features, : t.in_features]).astype(kind)
+
+
+def apply(network: Network, weights: Weights, x: Array) -> Array:
+    """x W^T without forming W, for x of shape (rows, product of the input modes); no cropping of outputs."""
+    t = network.topology
+    tensors, arrays = _pieces(network, weights)
+    image = _wide(x).reshape(len(x), *t.inputs.values())
+    y = contract([*tensors, (BATCH, *t.inputs)], [*arrays, image], (BATCH, *t.outputs))
+    return y.reshape(len(x), -1)
+
+
+def _core_gradients(network: Network, weights: Weights, x: Array, gy: Array) -> dict[str, Array]:
+    """Gradient of sum((x W^T) * gy) by each core: the contraction of everything but that core."""
+    t = network.topology
+    tensors, arrays = _pieces(network, weights)
+    ends = [(BATCH, *t.inputs), (BATCH, *t.outputs)]
+    sides = [x.reshape(len(x), *t.inputs.values()), gy.reshape(len(gy), *t.outputs.values())]
+    found = {}
+    for i, core in enumerate(t.cores):
+        rest = [*tensors[:i], *tensors[i + 1 :], *ends]
+        found[core.name] = contract(rest, [*arrays[:i], *arrays[i + 1 :], *sides], core.legs)
+    return found
+
+
+# -- layers -----------------------------------------------------------------------------------------------------
+
+
+def _below(weights: Weights, prefix: str) -> dict[str, Array]:
+    """Weights whose names start with a layer's name, without it."""
+    return {n[len(prefix) :]: a for n, a in weights.items() if n.startswith(prefix)}
+
+
+def _float_input(x: Array, layer: layers.Layer) -> None:
+    if not np.issubdtype(x.dtype, np.inexact):
+        raise ShapeError(
+            f"{layer.describe()} takes floating-point inputs, received {x.dtype}: convert them, or use Embedding"
+        )
+
+
+def _linear(layer: layers.Linear, w: Weights, x: Array) -> Array:
+    _float_input(x, layer)
+    layer.out_shape(x.shape)
+    if layer.ordering is not None:
+        x = x[..., layer.ordering.permutation]
+    net = layer.solid()
+    y = x @ dense(net, {n: _wide(w[n]) for n in net.shapes}).T
+    return y + w["bias"] if layer.bias else y
+
+
+def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    """(batch, channels, height, width) -> (batch, height', width', channels * kh * kw)."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
+    windows = windows[:, :, :: stride[0], :: stride[1]].transpose(0, 2, 3, 1, 4, 5)
+    return windows.reshape(*windows.shape[:3], -1)
+
+
+def _conv(layer: layers.Conv2d, w: Weights, x: Array) -> Array:
+    _float_input(x, layer)
+    layer.out_shape(x.shape[1:])
+    net = layer.solid()
+    rows = patches(x, layer.kernel, layer.stride, layer.padding)
+    y = rows @ dense(net, {n: _wide(w[n]) for n in net.shapes}).T
+    y = y + w["bias"] if layer.bias else y
+    return y.transpose(0, 3, 1, 2)
+
+
+def check_tokens(x: Array, layer: layers.Embedding) -> None:
+    """Raises ShapeError unless x holds integers from 0 to tokens - 1."""
+    tokens = layer.topology.in_features
+    if not np.issubdtype(x.dtype, np.integer):
+        raise ShapeError(f"{layer.describe()} takes integers, received {x.dtype}")
+    if x.size and (x.min() < 0 or x.max() >= tokens):
+        raise ShapeError(f"{layer.describe()}: expected tokens from 0 to {tokens - 1}, received {x.min()}..{x.max()}")
+
+
+def _embedding(layer: layers.Embedding, w: Weights, x: Array) -> Array:
+    check_tokens(x, layer)
+    net = layer.solid()
+    return dense(net, {n: _wide(w[n]) for n in net.shapes}).T[x]
+
+
+def _pool(layer: layers._Pool, x: Array, reduce: Callable[..., Array]) -> Array:
+    layer.out_shape(x.shape[1:])
+    kernel, stride = layer.window
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
+    return reduce(windows[:, :, :: stride[0], :: stride[1]], axis=(-2, -1))
+
+
+def _batch_norm(layer: layers.BatchNorm, w: Weights, x: Array) -> Array:
+    layer.out_shape(x.shape[1:])
+    axes = (slice(None), *([None] * (x.ndim - 2)))
+    scale = w["scale"] / np.sqrt(w["var"] + layer.eps)
+    shifted = (x - w["mean"][axes]) * scale[axes]
+    return np.asarray(shifted + w["bias"][axes])
+
+
+def _layer_norm(layer: layers.LayerNorm, w: Weights, x: Array) -> Array:
+    layer.out_shape(x.shape[1:])
+    centred = x - x.mean(-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(centred.var(-1, keepdims=True) + layer.eps) * w["scale"] + w["bias"])
+
+
+def _sigmoid(x: Array) -> Array:
+    half: Array = np.tanh(x / 2)  # no overflow, unlike exp
+    return (1 + half) / 2
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+_POINTWISE: dict[type[layers.Layer], Callable[[Array], Array]] = {
+    layers.ReLU: lambda x: np.maximum(x, 0),
+    layers.GELU: lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2 if x.size else x,
+    layers.Tanh: np.tanh,
+    layers.Sigmoid: _sigmoid,
+    layers.SiLU: lambda x: x * _sigmoid(x),
+    layers.Dropout: lambda x: x,
+    layers.Flatten: lambda x: x.reshape(len(x), math.prod(x.shape[1:])),
+}
+
+
+def forward(layer: layers.Layer, weights: Weights, x: Array, prefix: str = "") -> Array:
+    """y of a layer or model in evaluation mode, x with a batch axis first, in the dtype of the arrays."""
+    w = _below(weights, prefix)
+
+    def inner(name: str, child: layers.Layer, value: Array) -> Array:
+        return forward(child, weights, value, f"{prefix}{name}.")
+
+    if type(layer) in _POINTWISE:
+        return _POINTWISE[type(layer)](x)
+    match layer:
+        case layers.Linear():
+            return _linear(layer, w, x)
+        case layers.Conv2d():
+            return _conv(layer, w, x)
+        case layers.Embedding():
+            return _embedding(layer, w, x)
+        case layers.MaxPool():
+            return _pool(layer, x, np.max)
+        case layers.AvgPool():
+            return _pool(layer, x, np.mean)
+        case layers.Unflatten():
+            return x.reshape(len(x), *layer.out_shape(x.shape[1:]))
+        case layers.BatchNorm():
+            return _batch_norm(layer, w, x)
+        case layers.LayerNorm():
+            return _layer_norm(layer, w, x)
+        case layers.Sequential():
+            for name, child in layer.children():
+                x = inner(name, child, x)
+            return x
+        case layers.Residual():
+            side = x if layer.shortcut is None else inner("shortcut", layer.shortcut, x)
+            return inner("body", layer.body, x) + side
+        case layers.Parallel():
+            made = [inner(name, child, x) for name, child in layer.children()]
+            return np.concatenate(made, axis=1) if layer.combine == "concat" else np.sum(made, axis=0)
+    raise BackendError(f"the numpy backend does not know the layer {type(layer).__name__}")
+
+
+# -- the backend ------------------------------------------------------------------------------------------------
+
+
+class NumpyModule:
+    """A model and its weights; called with an array."""
+
+    def __init__(self, model: layers.Layer, weights: Weights, dtype: str) -> None:
+        self.model = model
+        self.arrays = {name: np.array(array, dtype=dtype) for name, array in weights.items()}
+
+    def __call__(self, x: Array) -> Array:
+        """y for a batch x, in evaluation mode."""
+        return forward(self.model, self.arrays, np.asarray(x))
+
+
+class NumpyBackend:
+    """The oracle as a backend: it runs models and gives gradients of single layers on a network."""
+
+    name = "numpy"
+
+    def build(
+        self,
+        model: layers.Layer,
+        weights: Weights,
+        *,
+        batch: int | None = None,
+        phase: str = "forward",
+        device: str | None = None,
+        dtype: str = "float64",
+        minimize: str = "time",
+    ) -> NumpyModule:
+        """See `Backend.build`; plans play no part."""
+        if device not in (None, "cpu"):
+            raise BackendError(f"the numpy backend runs on 'cpu' only, received device {device!r}")
+        if dtype not in ("float32", "float64"):
+            raise BackendError(f"the numpy backend computes in float32 or float64, received {dtype!r}")
+        return NumpyModule(model, weights, dtype)
+
+    def forward(self, module: NumpyModule, x: Array) -> Array:
+        """y for x."""
+        return module(x)
+
+    def gradients(self, module: NumpyModule, x: Array, gy: Array) -> tuple[dict[str, Array], Array | None]:
+        """Gradients of one Linear or Embedding layer, by its formula; other models have none here."""
+        layer, arrays = module.model, module.arrays
+        if not isinstance(layer, layers.Linear | layers.Embedding):
+            raise BackendError(
+                f"the numpy backend has gradients of Linear and Embedding only, received {type(layer).__name__}: "
+                "use torch or jax"
+            )
+        net = layer.solid()
+        t = net.topology
+        cores = {name: arrays[name] for name in net.shapes}
+        ins, outs = math.prod(t.inputs.values()), math.prod(t.outputs.values())
+        dy = np.zeros((gy.size // t.out_features, outs))
+        dy[:, : t.out_features] = gy.reshape(-1, t.out_features)
+        rows = np.zeros((len(dy), ins))
+        if isinstance(layer, layers.Embedding):
+            rows[np.arange(len(dy)), x.reshape(-1)] = 1.0
+            return _core_gradients(net, cores, rows, dy), None
+        order = slice(None) if layer.ordering is None else layer.ordering.permutation
+        rows[:, : t.in_features] = x.reshape(-1, t.in_features)[:, order]
+        found = _core_gradients(net, cores, rows, dy)
+        gx = np.zeros((len(dy), t.in_features))
+        gx[:, order] = dy[:, : t.out_features] @ dense(net, {n: _wide(a) for n, a in cores.items()})
+        if layer.bias:
+            found["bias"] = dy[:, : t.out_features].sum(0)
+        return found, gx.reshape(x.shape)
+
+    def weights(self, module: NumpyModule) -> dict[str, Array]:
+        """Copies of all weights."""
+        return {name: array.copy() for name, array in module.arrays.items()}
+
+    def trainer(self, model: layers.Layer, weights: Weights, spec: TrainSpec) -> Trainer:
+        """Always an error: the oracle does not train."""
+        raise BackendError(
+            'the numpy backend does not train: use backend="torch" (pip install "tn4nn[torch]") or '
+            'backend="jax" (pip install "tn4nn[jax]")'
+        )
+
+    def versions(self) -> dict[str, str]:
+        """numpy's version."""
+        return {"numpy": np.__version__}
+
+
+backend = NumpyBackend()

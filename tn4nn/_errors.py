@@ -40,3 +40,13 @@ class BackendError(TN4NNError, RuntimeError):
 
 class CheckpointError(TN4NNError, RuntimeError):
     """A checkpoint or results file that is corrupt or belongs to another run."""
+
+
+class WriteError(TN4NNError, OSError):
+    """A file that could not be written: a full disk, a missing permission, a folder in its place.
+
+    Made as `WriteError(errno, message, filename)`, with the number that the operating system gave.
+    """
+
+    def __str__(self) -> str:
+        return str(self.strerror)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tn4nn._errors import BackendError
 
+Device = Any  # jax.Device, which type checkers take for a variable
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -38,7 +39,7 @@ def _platforms() -> list[str]:
     return [*found, *(["cpu"] if "cpu" not in found else [])]
 
 
-def device_of(name: str | None) -> jax.Device | None:
+def device_of(name: str | None) -> Device | None:
     """The device of a word like "cpu", "gpu", "cuda" or "gpu:1"; None stays None, jax's own default.
 
     Raises:
@@ -58,7 +59,7 @@ def device_of(name: str | None) -> jax.Device | None:
         raise BackendError(f"jax has no device {name!r} here: use one of {there}, or None") from None
 
 
-def to_device(array: Any, dtype: Any, device: jax.Device | None) -> jax.Array:
+def to_device(array: Any, dtype: Any, device: Device | None) -> jax.Array:
     """A copy on the device. Never an alias: jax may otherwise share the memory of a numpy array."""
     if device is None:
         return jnp.array(array, dtype=dtype)

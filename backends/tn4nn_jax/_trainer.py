@@ -67,7 +67,7 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     0.999; expm1 keeps it exact, as the float64 of torch.optim does.
     """
 
-    def init(params: Arrays) -> _AdamState:
+    def init(params: Any) -> _AdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return _AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
 
@@ -76,12 +76,10 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
             return moment
         return {n: m / -jnp.expm1(count.astype(m.dtype) * math.log(beta)) for n, m in moment.items()}
 
-    def update(
-        gradients: Arrays, state: _AdamState, params: Arrays | None = None
-    ) -> tuple[Arrays, _AdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Arrays, _AdamState]:
         count = state.steps + 1
-        mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients)
-        square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
+        mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
+        square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
         hats = corrected(beta1, count, mean), corrected(beta2, count, square)
         made = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *hats)
         return made, _AdamState(count, mean, square)
@@ -92,8 +90,7 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
 def _add_decay(decay: Mapping[str, float]) -> optax.GradientTransformation:
     """Adds decay * weight to what passes, with a decay for each name."""
 
-    def update(updates: Arrays, state: Any, params: Arrays | None = None) -> tuple[Arrays, Any]:
-        assert params is not None
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Arrays, Any]:
         made = {n: u + decay[n] * params[n] if decay.get(n) else u for n, u in updates.items()}
         return made, state
 
@@ -207,6 +204,7 @@ class JaxTrainer:
             return _LOSSES[self.spec.loss](made, picked_y)[0], new
 
         (loss, states), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates: Any
         updates, optimizer = self._transform.update(gradients, optimizer, params)
         factors = self.spec.lr_factors
         params = {n: w - lr * factors.get(n, 1.0) * updates[n] for n, w in params.items()}

@@ -242,7 +242,7 @@ FILES = {
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A world whose published MNIST is tiny, the cache empty and the network down; the cache's data folder."""
+    """The cache's data folder, in a world with a tiny MNIST, an empty cache and no network."""
     md5 = {name: hashlib.md5(blob, usedforsecurity=False).hexdigest() for name, blob in FILES.items()}
     monkeypatch.setitem(module._IDX_SETS, "mnist", module._IdxSet(("https://mirror.example/mnist/",), md5))
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path / "cache"))

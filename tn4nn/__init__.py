@@ -64,6 +64,7 @@ from ._layers import (
     Unflatten,
     model_from_json,
 )
+from ._model_budget import with_budget
 from ._modes import modes_for
 from ._network import Network
 from ._ordering import Ordering

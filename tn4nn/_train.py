@@ -117,7 +117,7 @@ def train(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float | Mapping[str, float] = 0.0,
-    lr_factors: str | Mapping[str, float] = "none",
+    lr_factors: str | Mapping[str, float] = "structure",
     loss: str = "cross_entropy",
     precision: str = "float32",
     device: str | None = None,
@@ -151,8 +151,8 @@ def train(
         eps: of adam and adamw.
         weight_decay: a number for all cores (biases and norms are left alone), or patterns of weight names
             with a number each, e.g. {"0.*": 1e-4}. L2 for sgd and adam, decoupled for adamw.
-        lr_factors: "none", "structure" (`Network.lr_factors`: one step moves each layer's output alike), or
-            patterns of weight names with a factor each.
+        lr_factors: "structure" (`Network.lr_factors`: one step moves each layer's output as it would move that
+            of a dense one, whose factor is 1), "none", or patterns of weight names with a factor each.
         loss: "cross_entropy" or "mse".
         precision: "float32", "float64", or "bf16" (float32 weights, bfloat16 arithmetic).
         device: the framework's own word.

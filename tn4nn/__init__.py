@@ -30,6 +30,7 @@ from ._catalogue import (
     tree,
     tucker,
 )
+from ._compare import Candidate, Report, compare, read_topologies
 from ._data import Dataset
 from ._data import load as load_data
 from ._errors import (

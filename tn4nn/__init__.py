@@ -30,6 +30,9 @@ from ._catalogue import (
     tree,
     tucker,
 )
+from ._compare import Candidate, Report, compare, read_topologies
+from ._data import Dataset
+from ._data import load as load_data
 from ._errors import (
     BackendError,
     BudgetError,
@@ -38,6 +41,7 @@ from ._errors import (
     ShapeError,
     TN4NNError,
     TopologyError,
+    WriteError,
 )
 from ._layers import (
     GELU,
@@ -61,11 +65,14 @@ from ._layers import (
     Unflatten,
     model_from_json,
 )
+from ._model_budget import with_budget
 from ._modes import modes_for
 from ._network import Network
 from ._ordering import Ordering
 from ._plan import Cost, Plan, plan
+from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
+from ._train import Epoch, Run, train
 
 try:
     __version__ = version("tn4nn")

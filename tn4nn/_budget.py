@@ -20,6 +20,7 @@ from ._topology import Topology, checked_size, nearest
 
 Key = Hashable
 _ENOUGH = 0.998  # filled so far, nothing is traded any more
+_KICKS = 6_000  # of the last search, shared by the bonds
 _EVALUATIONS = 20_000  # of the local search: bounds its time without looking at a clock
 
 
@@ -167,7 +168,8 @@ def solve(problem: Problem, budget: int, what: str = "parameters") -> dict[Key, 
     if problem.value(problem.caps) <= budget:
         return dict(problem.caps)
     ranks = grow_together(problem.caps, problem.weights, lambda r: problem.value(r) <= budget)
-    return _trade(problem, _fill(problem, ranks, budget), budget)
+    ranks = _trade(problem, _fill(problem, ranks, budget), budget)
+    return _perturb(problem, ranks, budget)
 
 
 def grow_together(
@@ -236,6 +238,26 @@ def _trade(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, in
         if found is None:
             break
         best, ranks = found[0], {**ranks, found[1]: found[2], found[3]: found[4]}
+    return ranks
+
+
+def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, int]:
+    """Seeded kicks of the ranks by at most one, each filled up again: what trades of two bonds do not find,
+    as where one core multiplies many bonds and every single step is large."""
+    best = problem.value(ranks)
+    level, bonds = dict(ranks), list(ranks)
+    rng = np.random.default_rng(0)
+    for _ in range(max(20, _KICKS // len(bonds))):
+        if best >= _ENOUGH * budget:
+            break
+        kicks = rng.integers(-1, 2, size=len(bonds))
+        trial = {b: min(problem.caps[b], max(1, level[b] + int(k))) for b, k in zip(bonds, kicks, strict=True)}
+        if problem.value(trial) > budget:
+            continue
+        trial = _fill(problem, trial, budget)
+        value = problem.value(trial)
+        if value > best:
+            best, ranks = value, trial
     return ranks
 
 

@@ -7,24 +7,15 @@ not disturb each other; a file that cannot be read counts as absent and is writt
 from __future__ import annotations
 
 import json
-import os
 import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
-from ._files import atomic_write
+from ._errors import TN4NNError
+from ._files import atomic_write, cache_folder
 
 _LIMIT = 4096  # entries in memory; a sweep over everything in the catalogue stays far below
-
-
-def cache_folder() -> Path:
-    """Where tn4nn keeps plans and data: $TN4NN_CACHE, else $XDG_CACHE_HOME/tn4nn, else ~/.cache/tn4nn."""
-    own = os.environ.get("TN4NN_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tn4nn"
 
 
 class PlanCache:
@@ -66,7 +57,7 @@ class PlanCache:
         self._remember(key, value)
         try:
             atomic_write(self.folder / f"{key}.json", json.dumps({"key": key, "value": value}).encode(), sync=False)
-        except OSError as error:
+        except (OSError, TN4NNError) as error:
             warnings.warn(f"plan cache in {self.folder} cannot be written ({error}): kept in memory", stacklevel=2)
 
     def _remember(self, key: str, value: dict[str, Any]) -> None:

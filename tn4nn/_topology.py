@@ -102,6 +102,11 @@ class Topology:
         where: dict[str, list[str]] = {}
         seen: set[str] = set()
         for core in self.cores:
+            if not core.name.isidentifier() or core.name in ("bias", "x"):
+                raise TopologyError(
+                    f"{core.name!r} is no core name: expected a letter, then letters, digits, underscores, "
+                    "and neither 'bias' nor 'x'"
+                )
             if core.name in seen:
                 raise TopologyError(f"core name {core.name!r} stands twice: names must be unique")
             seen.add(core.name)

@@ -1,0 +1,91 @@
+"""The torch backend behind tn4nn's door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import tn4nn._layers as layers
+from tn4nn._backend import TrainSpec
+from tn4nn._errors import BackendError
+
+from ._modules import to_module
+from ._trainer import TorchTrainer
+
+
+def checked_device(name: str | None) -> torch.device:
+    """A torch device that is there, or an error that says what is."""
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError as error:
+        raise BackendError(f"torch knows no device {name!r}: expected 'cpu', 'cuda' or 'cuda:0'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"torch sees no CUDA device here, received device={name!r}: use device='cpu'")
+    return device
+
+
+class TorchBackend:
+    """See `tn4nn._backend.Backend`."""
+
+    name = "torch"
+
+    def build(
+        self,
+        model: layers.Layer,
+        weights: Mapping[str, NDArray[Any]],
+        *,
+        batch: int | None = None,
+        phase: str = "train",
+        device: str | None = None,
+        dtype: str = "float32",
+        minimize: str = "time",
+    ) -> nn.Module:
+        """See `Backend.build`."""
+        where = checked_device(device)
+        return to_module(
+            model, weights, batch=batch, phase=phase, device=where, dtype=dtype, minimize=minimize
+        )
+
+    def _tensor(self, module: nn.Module, array: NDArray[Any]) -> Tensor:
+        value = torch.tensor(array)
+        first = next(iter(module.parameters()), value)
+        return value.to(device=first.device, dtype=first.dtype if value.is_floating_point() else value.dtype)
+
+    def forward(self, module: nn.Module, x: NDArray[Any]) -> NDArray[Any]:
+        """See `Backend.forward`."""
+        with torch.no_grad():
+            made: Tensor = module.eval()(self._tensor(module, x))
+        return made.cpu().numpy()
+
+    def gradients(
+        self, module: nn.Module, x: NDArray[Any], gy: NDArray[Any]
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
+        """See `Backend.gradients`."""
+        value = self._tensor(module, x)
+        if value.is_floating_point():
+            value.requires_grad_(True)
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        wanted = [*named.values(), *([value] if value.requires_grad else [])]
+        y: Tensor = module.eval()(value)
+        found = torch.autograd.grad(y, wanted, self._tensor(module, gy), allow_unused=True)
+        # A gradient that torch leaves out is zero (0 rows, for instance).
+        filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
+        gx = filled[-1].cpu().numpy() if value.requires_grad else None
+        return {name: g.cpu().numpy() for name, g in zip(named, filled, strict=False)}, gx
+
+    def weights(self, module: nn.Module) -> dict[str, NDArray[Any]]:
+        """See `Backend.weights`."""
+        return {name: t.detach().cpu().numpy().copy() for name, t in module.state_dict().items()}
+
+    def trainer(self, model: layers.Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> TorchTrainer:
+        """See `Backend.trainer`."""
+        checked_device(spec.device)
+        return TorchTrainer(model, weights, spec)
+
+    def versions(self) -> dict[str, str]:
+        """torch's version, and its threads."""
+        return {"torch": str(torch.__version__), "torch_threads": str(torch.get_num_threads())}

@@ -1,0 +1,511 @@
+"""Layers of the graph as nn.Modules. Names in state_dict are the names of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import tn4nn._layers as layers
+from tn4nn._conv import ConvPlan, conv_plan
+from tn4nn._errors import BackendError, ShapeError
+from tn4nn._layers import OnNetwork
+from tn4nn._network import Network
+from tn4nn._ordering import Ordering
+from tn4nn._plan import bucket, plan
+from tn4nn._program import Ops, Program, run
+from tn4nn._topology import nearest
+
+_OPS = Ops(torch.reshape, torch.permute, torch.matmul, torch.mul, torch.select, torch.cat)
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_UNPLANNED = 64  # the batch of the plan that is there before any call has shown another
+
+
+def dtype_of(name: str | torch.dtype) -> torch.dtype:
+    """A torch dtype, from its name."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in _DTYPES:
+        raise BackendError(f"unknown dtype {name!r}." + nearest(name, _DTYPES))
+    return _DTYPES[name]
+
+
+class _Planned(nn.Module):
+    """A layer on a network: its cores as parameters, and programs found outside the hot path."""
+
+    def __init__(
+        self,
+        layer: OnNetwork,
+        weights: Mapping[str, NDArray[Any]] | None,
+        seed: int,
+        *,
+        batch: int | None,
+        phase: str,
+        minimize: str,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.network = layer.solid()
+        self.phase, self.minimize = phase, minimize
+        weights = layer.init(seed) if weights is None else weights
+        layer.check(weights)
+        for name, spec in layer.specs().items():
+            # A copy, so that training never writes into what it was given.
+            array = torch.tensor(np.asarray(weights[name]), dtype=dtype_of(dtype), device=device)
+            self._parameters[name] = nn.Parameter(array.reshape(spec.shape))
+        self._names = tuple(core.name for core in self.network.topology.cores)
+        self._fixed = batch is not None
+        self._programs: dict[int, Program] = {}
+        self._default = self.make_program(_UNPLANNED if batch is None else batch)
+
+    def make_program(self, batch: int) -> Program:
+        """Plans for a batch."""
+        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize).program
+
+    def program_for(self, rows: int) -> Program:
+        """The program for that many rows: one for each power of four, or the one that was asked for."""
+        if self._fixed or torch.compiler.is_compiling():
+            return self._default
+        size = bucket(rows)
+        found = self._programs.get(size)
+        if found is None:
+            found = self._programs[size] = self.make_program(size)
+        return found
+
+    def cores(self) -> list[Tensor]:
+        """The cores, in the program's order."""
+        held: Any = self._parameters
+        return [held[name] for name in self._names]
+
+    @property
+    def bias_or_none(self) -> Tensor | None:
+        """The bias, where there is one."""
+        return self._parameters.get("bias")
+
+    def checked(self, x: Tensor) -> Tensor:
+        """x, or an error that says what is wrong with it."""
+        core: Any = self._parameters[self._names[0]]
+        if not (x.is_floating_point() or x.is_complex()):
+            raise ShapeError(f"{self.layer.describe()} takes floating-point inputs, received {x.dtype}: "
+                             "convert them, or use TNEmbedding")
+        if x.device != core.device:
+            raise ShapeError(f"{self.layer.describe()}: the weights are on {core.device}, the input is on {x.device}: "
+                             "move one of them with .to()")
+        if x.dtype != core.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ShapeError(f"{self.layer.describe()}: the weights are {core.dtype}, the input is {x.dtype}: "
+                             "convert one of them with .to()")
+        return x
+
+    def apply_rows(self, rows: Tensor) -> Tensor:
+        """(rows, in_features) -> (rows, out_features), no bias."""
+        t = self.network.topology
+        if self.layer.is_dense:
+            w: Any = self._parameters[self._names[0]]
+            return F.linear(rows, w.reshape(t.out_features, t.in_features))
+        full = math.prod(t.inputs.values())
+        if full != t.in_features:
+            rows = F.pad(rows, (0, full - t.in_features))
+        y: Tensor = run(_OPS, self.program_for(rows.shape[0]), [*self.cores(), rows])
+        return y[:, : t.out_features] if y.shape[1] != t.out_features else y
+
+    def to_dense(self) -> Tensor:
+        """W of shape (out_features, in_features), differentiable."""
+        t = self.network.topology
+        if t.kept:  # block diagonal: let the network map the identity
+            core = self.cores()[0]
+            return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
+        program = plan(self.network, 1, self.phase, minimize=self.minimize, form="dense").program
+        w: Tensor = run(_OPS, program, self.cores())
+        return w[: t.out_features, : t.in_features]
+
+    def extra_repr(self) -> str:
+        """What print shows between the brackets."""
+        return self.layer.describe()
+
+
+class TNLinear(_Planned):
+    """y = x W^T + b with W on a network, in place of nn.Linear.
+
+    Input shape: (..., in_features). Output shape: (..., out_features).
+
+    Args:
+        network: what W stands on.
+        bias: whether b is there.
+        ordering: an Ordering, its name, or a permutation of the input neurons.
+        weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
+        seed: of the initial weights.
+        batch: plan for this batch now and keep to it; left out, for each size class when it comes.
+        phase: "train" or "forward": what plans are cheap for.
+        minimize: "time", "flops" or "memory".
+        device: torch device.
+        dtype: torch dtype or its name.
+
+    Raises:
+        ShapeError: an input of the wrong shape, dtype or device.
+
+    Example:
+        >>> import torch, tn4nn as tn
+        >>> from tn4nn_torch import TNLinear
+        >>> layer = TNLinear(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4))
+        >>> layer(torch.zeros(2, 784)).shape
+        torch.Size([2, 256])
+    """
+
+    def __init__(
+        self,
+        network: Network | layers.Linear,
+        bias: bool = True,
+        ordering: Ordering | str | None = None,
+        *,
+        weights: Mapping[str, NDArray[Any]] | None = None,
+        seed: int = 0,
+        batch: int | None = None,
+        phase: str = "train",
+        minimize: str = "time",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+    ) -> None:
+        layer = network if isinstance(network, layers.Linear) else layers.Linear(network, None, bias, ordering)
+        super().__init__(
+            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype
+        )
+        order = None if layer.ordering is None else torch.tensor(layer.ordering.permutation, device=device)
+        self.register_buffer("_order", order, persistent=False)
+
+    @property
+    def in_features(self) -> int:
+        """Neurons of the input."""
+        return self.network.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Neurons of the output."""
+        return self.network.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if x.dim() == 0 or x.shape[-1] != self.network.in_features:
+            self.layer.out_shape(tuple(x.shape))
+        rows = self.checked(x).reshape(-1, x.shape[-1]) if x.dim() != 2 else self.checked(x)
+        order: Any = self._order
+        if order is not None:
+            rows = rows[:, order]
+        y = self.apply_rows(rows)
+        bias = self.bias_or_none
+        if bias is not None:
+            y = y + bias
+        return y.reshape(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
+
+
+class TNConv2d(_Planned):
+    """A 2-D convolution whose kernel matrix is a network, in place of nn.Conv2d.
+
+    Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width').
+
+    Args:
+        layer: a tn4nn.Conv2d, or a Network with in_features = channels * kh * kw.
+        kernel: (kh, kw) or one number, where a Network is given.
+        stride: of the window.
+        padding: zeros around the image.
+        bias: whether b is there.
+        weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
+        seed: of the initial weights.
+        phase: "train" or "forward": what plans are cheap for.
+        minimize: "time", "flops" or "memory".
+        device: torch device.
+        dtype: torch dtype or its name.
+
+    Example:
+        >>> import torch, tn4nn as tn
+        >>> from tn4nn_torch import TNConv2d
+        >>> conv = TNConv2d(tn.mpo((8, 9), (4, 4)).with_rank(3), kernel=3, padding=1)
+        >>> conv(torch.zeros(2, 8, 10, 10)).shape
+        torch.Size([2, 16, 10, 10])
+    """
+
+    def __init__(
+        self,
+        layer: layers.Conv2d | Network,
+        kernel: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = True,
+        *,
+        weights: Mapping[str, NDArray[Any]] | None = None,
+        seed: int = 0,
+        phase: str = "train",
+        minimize: str = "time",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+    ) -> None:
+        if isinstance(layer, Network):
+            layer = layers.Conv2d(layer, None, kernel, stride, padding, bias)
+        self.conv = layer
+        super().__init__(
+            layer, weights, seed, batch=None, phase=phase, minimize=minimize, device=device, dtype=dtype
+        )
+        self.conv = layer
+        self._plans: dict[tuple[int, ...], ConvPlan] = {}
+
+    def _plan_for(self, x: Tensor) -> ConvPlan:
+        _, channels, height, width = x.shape
+        key = (bucket(x.shape[0]), height, width)
+        if key not in self._plans:
+            shape = (channels, height, width)
+            self._plans[key] = conv_plan(self.conv, key[0], shape, self.phase, self.minimize)
+        return self._plans[key]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> (batch, out_channels, height', width')."""
+        if x.dim() != 4:
+            raise ShapeError(f"{self.conv.describe()}: expected (batch, channels, height, width), "
+                             f"received {tuple(x.shape)}")
+        height, width = self.conv.out_shape(tuple(x.shape[1:]))[1:]
+        conv, t, bias = self.conv, self.network.topology, self.bias_or_none
+        self.checked(x)
+        if conv.is_dense or (self._plan_for(x).form == "kernel"):
+            w: Any = self._parameters[self._names[0]] if conv.is_dense else self.to_dense()
+            kernel = w.reshape(t.out_features, conv.in_channels, *conv.kernel)
+            return F.conv2d(x, kernel, bias, conv.stride, conv.padding)
+        columns = F.unfold(x, conv.kernel, padding=conv.padding, stride=conv.stride)  # (batch, C kh kw, places)
+        y = self.apply_rows(columns.transpose(1, 2).reshape(-1, t.in_features))
+        if bias is not None:
+            y = y + bias
+        return y.reshape(x.shape[0], height * width, -1).transpose(1, 2).reshape(x.shape[0], -1, height, width)
+
+
+class TNEmbedding(_Planned):
+    """Row lookup in a table that is a network, in place of nn.Embedding.
+
+    Input shape: (...), integers from 0 to tokens - 1. Output shape: (..., dimensions). On an accelerator an
+    index out of range is an error of the device, as it is for nn.Embedding.
+
+    Args:
+        layer: a tn4nn.Embedding, or a Network with in_features = tokens.
+        weights: core name -> array; left out, they are drawn from `seed`.
+        seed: of the initial weights.
+        phase: "train" or "forward": what plans are cheap for.
+        minimize: "time", "flops" or "memory".
+        device: torch device.
+        dtype: torch dtype or its name.
+
+    Example:
+        >>> import torch, tn4nn as tn
+        >>> from tn4nn_torch import TNEmbedding
+        >>> table = TNEmbedding(tn.build("mpo", 1000, 64, sites=3).with_rank(4))
+        >>> table(torch.tensor([[0, 999]])).shape
+        torch.Size([1, 2, 64])
+    """
+
+    def __init__(
+        self,
+        layer: layers.Embedding | Network,
+        *,
+        weights: Mapping[str, NDArray[Any]] | None = None,
+        seed: int = 0,
+        batch: int | None = None,
+        phase: str = "train",
+        minimize: str = "time",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+    ) -> None:
+        if isinstance(layer, Network):
+            layer = layers.Embedding(layer)
+        super().__init__(
+            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype
+        )
+
+    def make_program(self, batch: int) -> Program:
+        """Plans the contraction of the picked rows."""
+        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize, form="gather").program
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) integers -> (..., dimensions)."""
+        t = self.network.topology
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise ShapeError(f"{self.layer.describe()} takes integers, received {x.dtype}")
+        tokens = x.reshape(-1).long()
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
+            low, high = (int(n) for n in torch.aminmax(tokens))
+            if low < 0 or high >= t.in_features:
+                raise ShapeError(
+                    f"{self.layer.describe()}: expected tokens from 0 to {t.in_features - 1}, received {low}..{high}"
+                )
+        if self.layer.is_dense:
+            w: Any = self._parameters[self._names[0]]
+            y = F.embedding(tokens, w.reshape(t.out_features, t.in_features).T)
+        else:
+            picked = [self._pick(core, legs.legs, tokens) for core, legs in zip(self.cores(), t.cores, strict=True)]
+            y = run(_OPS, self.program_for(tokens.shape[0]), picked)[:, : t.out_features]
+        return y.reshape(*x.shape, t.out_features)
+
+    def _pick(self, core: Tensor, legs: tuple[str, ...], tokens: Tensor) -> Tensor:
+        """The rows of one core that the tokens choose: (tokens, remaining legs...)."""
+        t = self.network.topology
+        axes = [i for i, leg in enumerate(legs) if leg in t.inputs]
+        if not axes:
+            return core
+        rest = [i for i in range(len(legs)) if i not in axes]
+        index = torch.zeros_like(tokens)
+        for axis in axes:
+            index = index * t.inputs[legs[axis]] + digit(tokens, t.inputs, legs[axis])
+        table = core.permute(*axes, *rest).reshape(math.prod(core.shape[i] for i in axes), -1)
+        return F.embedding(index, table).reshape(-1, *(core.shape[i] for i in rest))
+
+
+def digit(tokens: Any, inputs: Mapping[str, int], leg: str) -> Any:
+    """The digit of one leg in the big-endian mixed-radix number of each token.
+
+    The first leg's digit is not wrapped round, so that a token out of range stays out of range.
+    """
+    names = list(inputs)
+    position = names.index(leg)
+    quotient = tokens // math.prod(inputs[name] for name in names[position + 1 :])
+    return quotient if position == 0 else quotient % inputs[leg]
+
+
+class TNBatchNorm(nn.Module):
+    """Batch normalisation over the first axis of a sample; torch's arithmetic, tn4nn's names."""
+
+    def __init__(self, layer: layers.BatchNorm, weights: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scale, self.bias = nn.Parameter(weights["scale"]), nn.Parameter(weights["bias"])
+        self.register_buffer("mean", weights["mean"])
+        self.register_buffer("var", weights["var"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        mean: Any = self.mean
+        var: Any = self.var
+        layer = self.layer
+        return F.batch_norm(x, mean, var, self.scale, self.bias, self.training, layer.momentum, layer.eps)
+
+
+class TNLayerNorm(nn.Module):
+    """Layer normalisation over the last axis, with tn4nn's names."""
+
+    def __init__(self, layer: layers.LayerNorm, weights: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scale, self.bias = nn.Parameter(weights["scale"]), nn.Parameter(weights["bias"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return F.layer_norm(x, (self.layer.features,), self.scale, self.bias, self.layer.eps)
+
+
+class ResidualModule(nn.Module):
+    """body(x) + shortcut(x)."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum."""
+        side: Tensor = x if self.shortcut is None else self.shortcut(x)
+        made: Tensor = self.body(x)
+        return made + side
+
+
+class ParallelModule(nn.ModuleList):
+    """The same input through several branches."""
+
+    def __init__(self, branches: Iterator[nn.Module], combine: str) -> None:
+        super().__init__(branches)
+        self.combine = combine
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum, or the branches side by side."""
+        made = [branch(x) for branch in self]
+        if self.combine == "concat":
+            return torch.cat(made, dim=1)
+        total: Tensor = sum(made[1:], made[0])
+        return total
+
+
+_PLAIN: dict[type[layers.Layer], Callable[[Any], nn.Module]] = {
+    layers.ReLU: lambda _: nn.ReLU(),
+    layers.GELU: lambda _: nn.GELU(),
+    layers.Tanh: lambda _: nn.Tanh(),
+    layers.Sigmoid: lambda _: nn.Sigmoid(),
+    layers.SiLU: lambda _: nn.SiLU(),
+    layers.Flatten: lambda _: nn.Flatten(),
+    layers.Unflatten: lambda layer: nn.Unflatten(1, layer.shape),
+    layers.MaxPool: lambda layer: nn.MaxPool2d(*layer.window),
+    layers.AvgPool: lambda layer: nn.AvgPool2d(*layer.window),
+    layers.Dropout: lambda layer: nn.Dropout(layer.rate),
+}
+
+
+def to_module(
+    model: layers.Layer,
+    weights: Mapping[str, NDArray[Any]],
+    *,
+    batch: int | None = None,
+    phase: str = "train",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    minimize: str = "time",
+) -> nn.Module:
+    """A model of the layer graph as an nn.Module; the weights are copied.
+
+    Example:
+        >>> import torch, tn4nn as tn
+        >>> model = tn.Sequential(tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)), tn.ReLU(), tn.Linear(4, 2))
+        >>> module = to_module(model, model.init(0))
+        >>> sorted(module.state_dict()) == sorted(model.init(0))
+        True
+    """
+
+    def tensor(array: NDArray[Any]) -> Tensor:
+        return torch.tensor(np.asarray(array), dtype=dtype_of(dtype), device=device)
+
+    def made(layer: layers.Layer, prefix: str) -> nn.Module:
+        own = {spec.name: weights[prefix + spec.name] for spec in layer.own_specs()}
+        children = [(name, made(child, f"{prefix}{name}.")) for name, child in layer.children()]
+        common: Any = {
+            "weights": own, "phase": phase, "minimize": minimize, "device": device, "dtype": dtype,
+        }  # fmt: skip
+        if type(layer) in _PLAIN:
+            return _PLAIN[type(layer)](layer)
+        match layer:
+            case layers.Linear():
+                return TNLinear(layer, batch=batch, **common)
+            case layers.Conv2d():
+                return TNConv2d(layer, **common)
+            case layers.Embedding():
+                return TNEmbedding(layer, batch=batch, **common)
+            case layers.BatchNorm():
+                return TNBatchNorm(layer, {name: tensor(a) for name, a in own.items()})
+            case layers.LayerNorm():
+                return TNLayerNorm(layer, {name: tensor(a) for name, a in own.items()})
+            case layers.Sequential():
+                return nn.Sequential(OrderedDict(children))
+            case layers.Residual():
+                parts = dict(children)
+                return ResidualModule(parts["body"], parts.get("shortcut"))
+            case layers.Parallel():
+                return ParallelModule((child for _, child in children), layer.combine)
+        raise BackendError(f"the torch backend does not know the layer {type(layer).__name__}")
+
+    return made(model, "")
+
+

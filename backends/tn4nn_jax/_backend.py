@@ -75,8 +75,8 @@ class JaxBackend:
     ) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
         """Gradients of sum(y * gy) by weight name, and by x (None for integer x), in evaluation mode."""
         names = [name for name, spec in module.model.specs().items() if spec.role != "state"]
-        with module._wide():
-            given, wanted = module._cast(x), jnp.asarray(gy)
+        with module.precision():
+            given, wanted = module.cast(x), jnp.asarray(gy)
             if jnp.issubdtype(given.dtype, jnp.integer):
                 found, by_x = _by_weights(module.options, module.weights, given, wanted), None
             else:

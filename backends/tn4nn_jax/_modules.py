@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
@@ -28,16 +29,22 @@ class Options:
         phase: what plans are cheap for.
         minimize: what plans are cheap in.
         plan_batch: samples that plans are made for; None for those that come.
+        dtype: of a model that has no weights.
     """
 
     model: layers.Layer
     phase: str = "train"
     minimize: str = "time"
     plan_batch: int | None = None
+    dtype: str = "float32"
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.model, self.phase, self.minimize, self.plan_batch, self.dtype
 
     def __post_init__(self) -> None:
         # jit hashes this at every call, and hashing a model serialises its networks.
-        object.__setattr__(self, "_hash", hash((self.model, self.phase, self.minimize, self.plan_batch)))
+        object.__setattr__(self, "_hash", hash(self._key))
 
     def __hash__(self) -> int:
         hashed: int = self.__dict__["_hash"]
@@ -48,11 +55,10 @@ class Options:
             return True
         if not isinstance(other, Options) or hash(self) != hash(other):
             return False
-        mine = (self.model, self.phase, self.minimize, self.plan_batch)
-        return mine == (other.model, other.phase, other.minimize, other.plan_batch)
+        return self._key == other._key
 
     def __reduce__(self) -> tuple[Any, ...]:  # a hash of text is another one in another process
-        return Options, (self.model, self.phase, self.minimize, self.plan_batch)
+        return Options, self._key
 
 
 def run_options(
@@ -127,8 +133,8 @@ class JaxModule:
         Raises:
             ShapeError: x does not fit.
         """
-        with self._wide():
-            y: jax.Array = _evaluate_jitted(self.options, self.weights, self._cast(x))
+        with self.precision():
+            y: jax.Array = _evaluate_jitted(self.options, self.weights, self.cast(x))
         return y
 
     def apply(
@@ -145,8 +151,8 @@ class JaxModule:
             ShapeError: x does not fit.
             TN4NNError: dropout without a key.
         """
-        with self._wide():
-            return run_options(self.options, self.weights, self._cast(x), train=train, key=key)
+        with self.precision():
+            return run_options(self.options, self.weights, self.cast(x), train=train, key=key)
 
     def updated(self, weights: Mapping[str, Any]) -> Self:
         """The module with some weights or running statistics replaced."""
@@ -154,19 +160,27 @@ class JaxModule:
         return changed
 
     def _dtype(self) -> Any:
-        return jnp.result_type(*self.weights.values()) if self.weights else None
+        return (
+            jnp.result_type(*self.weights.values())
+            if self.weights
+            else np.dtype(jnp.dtype(self.options.dtype))
+        )
 
-    def _wide(self) -> Any:
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The context that its arithmetic needs: 64-bit types for float64 weights, nothing otherwise."""
         return wide(self._dtype() == jnp.float64)
 
-    def _cast(self, x: Any) -> jax.Array:
+    def cast(self, x: Any) -> jax.Array:
+        """x as a jax array, floats in the dtype of the weights.
+
+        Raises:
+            ShapeError: a numpy array with tokens out of range.
+        """
         if not isinstance(x, jax.Array):
             x = np.asarray(x)
             check_host(self.model, x)
-        array, dtype = jnp.asarray(x), self._dtype()
-        if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
-            return array
-        return array.astype(dtype)
+        array = jnp.asarray(x)
+        return array.astype(self._dtype()) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model.describe()}, {self.model.num_params:,} parameters)"
@@ -223,7 +237,7 @@ def made(
     place = device_of(device)
     with wide(dtype == "float64"):
         arrays = {name: to_device(drawn[name], dtype, place) for name in model.specs()}
-        module = _unflatten(cls, Options(model, phase, minimize, batch), arrays)
+        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype), arrays)
         if batch is not None:
             _plan_now(module, batch, dtype)
     return module

@@ -30,15 +30,15 @@ Arrays = dict[str, jax.Array]
 
 
 def cross_entropy(y: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(mean loss, mean accuracy in percent) of logits (..., classes) for integer labels (...)."""
+    """(mean loss, how many labels are hit) of logits (..., classes) for integer labels (...)."""
     if y.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ShapeError(
             f"cross_entropy of outputs {y.shape}: expected integer labels of shape {y.shape[:-1]}, "
             f"received {labels.dtype} of shape {labels.shape}"
         )
     picked = jnp.take_along_axis(y, labels[..., None], axis=-1, mode="fill")[..., 0]
-    hits = (jnp.argmax(y, axis=-1) == labels).astype(y.dtype)
-    return jnp.mean(jax.nn.logsumexp(y, axis=-1) - picked), 100 * jnp.mean(hits)
+    hits = jnp.sum(jnp.argmax(y, axis=-1) == labels)
+    return jnp.mean(jax.nn.logsumexp(y, axis=-1) - picked), hits
 
 
 def mse(y: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -258,8 +258,8 @@ class JaxTrainer:
                 found.append((rows, pair))
         if not found:
             return math.nan, math.nan
-        loss, accuracy = (sum(rows * float(pair[i]) for rows, pair in found) / total for i in (0, 1))
-        return loss, accuracy
+        loss = sum(rows * float(mean) for rows, (mean, _) in found) / total
+        return loss, 100 * sum(float(hits) for _, (_, hits) in found) / max(1, y.size)
 
     def read(self, losses: jax.Array) -> NDArray[np.float64]:
         """Losses on the host. Waits."""
@@ -307,7 +307,7 @@ class JaxTrainer:
         with self._wide():
             # Copies: the next step gives its own buffers away.
             copies = {name: jnp.array(everything[name]) for name in self.model.specs()}
-        return JaxModule(copies, Options(self.model, "forward", self.spec.minimize))
+        return JaxModule(copies, Options(self.model, "forward", self.spec.minimize, None, self._float.name))
 
     def sync(self) -> None:
         """Waits until everything asked so far is done."""

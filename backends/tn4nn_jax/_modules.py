@@ -160,11 +160,11 @@ class JaxModule:
         return changed
 
     def _dtype(self) -> Any:
-        return (
-            jnp.result_type(*self.weights.values())
-            if self.weights
-            else np.dtype(jnp.dtype(self.options.dtype))
-        )
+        if not self.weights:
+            return np.dtype(jnp.dtype(self.options.dtype))
+        if any(array.dtype == np.float64 for array in self.weights.values()):
+            return np.dtype(np.float64)  # outside of its context, result_type may call it float32
+        return jnp.result_type(*self.weights.values())
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The context that its arithmetic needs: 64-bit types for float64 weights, nothing otherwise."""

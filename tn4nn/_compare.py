@@ -174,7 +174,7 @@ def compare(
         >>> import tn4nn as tn
         >>> report = tn.compare(["mpo", "dense"], budget=600, backends=["torch"], seeds=1, epochs=1, lr=1e-3)
         >>> [(row["topology"], row["params"]) for row in report.rows]
-        [('mpo', 598), ('dense', 4736)]
+        [('mpo', 600), ('dense', 4736)]
     """
     loaded = data if isinstance(data, Dataset) else load_data(data)
     small = loaded.name == "digits"

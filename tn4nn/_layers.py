@@ -515,7 +515,7 @@ class Embedding(OnNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class ReLU(Layer):
-    """max(x, 0)."""
+    """max(x, 0), entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -525,17 +525,17 @@ class GELU(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Tanh(Layer):
-    """tanh(x)."""
+    """The hyperbolic tangent, entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(Layer):
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)), entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SiLU(Layer):
-    """x * sigmoid(x)."""
+    """x / (1 + exp(-x)), entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)

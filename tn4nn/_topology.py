@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ._errors import TopologyError
@@ -18,6 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ._network import Network
+
+class Sizes(dict[str, int]):
+    """A dict of sizes that cannot be changed, only copied: `dict(sizes)`."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("sizes of a topology or network cannot be changed: make a new one from dict(sizes)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a dict is pickled by setting its items
+        return Sizes, (dict(self),)
+
 
 _NAME = re.compile(r"[^\s,:]+")
 SCHEMA = 1
@@ -78,8 +89,8 @@ class Topology:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "cores", tuple(Core(str(c.name), tuple(c.legs)) for c in self.cores))
-        put(self, "inputs", MappingProxyType(_checked_sizes(self.inputs, "input")))
-        put(self, "outputs", MappingProxyType(_checked_sizes(self.outputs, "output")))
+        put(self, "inputs", Sizes(_checked_sizes(self.inputs, "input")))
+        put(self, "outputs", Sizes(_checked_sizes(self.outputs, "output")))
         self._check_graph()
         for side, sizes in (("in_features", self.inputs), ("out_features", self.outputs)):
             product, wanted = math.prod(sizes.values()), getattr(self, side)
@@ -302,12 +313,6 @@ class Topology:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping does not pickle by itself
-        return (
-            Topology,
-            (self.cores, dict(self.inputs), dict(self.outputs), self.in_features, self.out_features, self.name),
-        )
 
 
 def topology(

@@ -91,6 +91,9 @@ class JaxModule:
     of gradients, `jax.tree.map(lambda w, g: w - lr * g, module, gradients)` the next one. Running statistics
     of BatchNorm get a gradient of zero.
 
+    To shard the batch, take a mesh of automatic axes (`jax.sharding.Mesh`, or `jax.make_mesh` with axis_types
+    Auto): under explicit axes jax itself refuses the gradient of `x @ w` by w.
+
     Attributes:
         weights: full weight name -> jax array.
         options: the model and how it is planned.

@@ -309,9 +309,7 @@ def test_a_damaged_file_is_named(tiny: Path) -> None:
         load("mnist")
 
 
-def test_the_files_of_another_set_are_passed_over(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_files_of_another_set_are_passed_over(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "flat")
     with pytest.raises(DataError, match="the files of another data set"):
         load("fashion-mnist", folder=tmp_path / "flat", download=False)
@@ -355,9 +353,7 @@ def test_a_wrong_download_is_not_kept(tiny: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "failure", [TimeoutError("timed out"), ConnectionResetError(), OSError(errno.ENETUNREACH, "unreachable")]
 )
-def test_every_network_failure_is_a_data_error(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError
-) -> None:
+def test_every_network_failure_is_a_data_error(tiny: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError) -> None:
     def fail(*_: object, **__: object) -> None:
         raise failure
 
@@ -407,9 +403,7 @@ def test_the_parser_reads_big_endian_sizes() -> None:
     np.testing.assert_array_equal(module._parse_idx(idx(array), 3, "pictures"), array)
 
 
-@pytest.mark.parametrize(
-    ("name", "mean", "sd"), [("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.2860, 0.3530)]
-)
+@pytest.mark.parametrize(("name", "mean", "sd"), [("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.2860, 0.3530)])
 def test_the_real_sets(name: str, mean: float, sd: float) -> None:
     if not os.environ.get("TN4NN_DATA"):
         pytest.skip("TN4NN_DATA names no folder with the IDX files")

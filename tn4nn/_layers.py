@@ -10,12 +10,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ._errors import ShapeError, TopologyError
-from ._init import SCHEMES, rng_for
+from ._init import SCHEMES
 from ._init import init as init_network
 from ._network import Network
 from ._ordering import Ordering
@@ -565,8 +565,9 @@ class Unflatten(Layer):
     def out_shape(self, shape: Shape) -> Shape:
         """(..., product) -> shape."""
         if math.prod(shape) != math.prod(self.shape):
-            raise ShapeError(f"Unflatten: {shape} has {math.prod(shape)} numbers, {self.shape} needs "
-                             f"{math.prod(self.shape)}")
+            raise ShapeError(
+                f"Unflatten: {shape} has {math.prod(shape)} numbers, {self.shape} needs {math.prod(self.shape)}"
+            )
         return self.shape
 
 
@@ -592,9 +593,7 @@ class _Pool(Layer):
         if len(shape) != 3:
             raise ShapeError(f"{type(self).__name__}: expected (channels, height, width), received {shape}")
         kernel, stride = self.window
-        sizes = (
-            _slide(n, k, s, 0, type(self).__name__) for n, k, s in zip(shape[1:], kernel, stride, strict=True)
-        )
+        sizes = (_slide(n, k, s, 0, type(self).__name__) for n, k, s in zip(shape[1:], kernel, stride, strict=True))
         return (shape[0], *sizes)
 
 

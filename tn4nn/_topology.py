@@ -7,9 +7,10 @@ import difflib
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from ._errors import TopologyError
 
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
     from ._network import Network
 
+
 class Sizes(dict[str, int]):
     """A dict of sizes that cannot be changed, only copied: `dict(sizes)`."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("sizes of a topology or network cannot be changed: make a new one from dict(sizes)")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = _refuse
+    setdefault = update = _refuse  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self) -> tuple[Any, ...]:  # a dict is pickled by setting its items
         return Sizes, (dict(self),)
@@ -376,9 +379,9 @@ def _checked_sizes(sizes: Mapping[str, int], side: str) -> dict[str, int]:
 
 def checked_size(size: object, what: str) -> int:
     """`size` as an int of at least 1, or an error that names `what`."""
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+    if isinstance(size, bool) or not isinstance(size, SupportsIndex):
         raise TopologyError(f"{what}: the size must be a whole number of at least 1, received {size!r}")
-    number = size.__index__()
+    number = operator.index(size)
     if number < 1:
         raise TopologyError(f"{what}: the size must be at least 1, received {number}")
     return int(number)

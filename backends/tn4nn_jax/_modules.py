@@ -375,6 +375,4 @@ class TNEmbedding(JaxModule):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.__dict__.update(
-            made(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__
-        )
+        self.__dict__.update(made(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__)

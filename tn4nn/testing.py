@@ -163,8 +163,8 @@ def _other_cases() -> list[Case]:
         Case(
             "model",
             layers.Sequential(
-                conv, layers.BatchNorm(4), layers.GELU(), layers.MaxPool((2, 1)), layers.Flatten(), layers.Linear(40, 5),
-                input_shape=(3, 7, 6),
+                conv, layers.BatchNorm(4), layers.GELU(), layers.MaxPool((2, 1)), layers.Flatten(),
+                layers.Linear(40, 5), input_shape=(3, 7, 6),
             ),
             (3, 7, 6),
             (1, 3),

@@ -435,8 +435,7 @@ class ParallelModule(nn.ModuleList):
         made = [branch(x) for branch in self]
         if self.combine == "concat":
             return torch.cat(made, dim=1)
-        total: Tensor = sum(made[1:], made[0])
-        return total
+        return torch.stack(made).sum(0)
 
 
 _PLAIN: dict[type[layers.Layer], Callable[[Any], nn.Module]] = {

@@ -364,14 +364,15 @@ def _room(points: Iterable[Point], taken: Sequence[tuple[Point, float]]) -> floa
 
 def _arranged(topology: Topology, ranks: Mapping[str, int] | None) -> _Picture:
     places = _places(topology)
-    cores = {node: place for node, place in places.items() if not node.startswith(":")}
+    cores = {core.name: places[core.name] for core in topology.cores}
     title = f"{topology.name}  {topology.in_features} → {topology.out_features}"
     picture = _Picture(title, cores)
     picture.dots.update({node: place for node, place in places.items() if node.startswith(":")})
     holders = _holders(topology)
     waiting: list[tuple[list[Point], str]] = []  # bonds whose labels are placed when every line is there
     pairs: dict[frozenset[str], int] = {}
-    for bond in sorted(topology.bonds, key=lambda bond: len(holders[bond]) > 2):  # dots where lines leave room
+    # Dots come last: they stand where the lines leave room.
+    for bond in sorted(topology.bonds, key=lambda bond: len(holders[bond]) > 2):
         text, width = _bond_style(bond, ranks)
         ends = holders[bond]
         if len(ends) == 2:

@@ -142,7 +142,7 @@ def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding:
     x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
     windows = windows[:, :, :: stride[0], :: stride[1]].transpose(0, 2, 3, 1, 4, 5)
-    return windows.reshape(*windows.shape[:3], -1)
+    return windows.reshape(*windows.shape[:3], math.prod(windows.shape[3:]))  # -1 cannot stand for 0 rows
 
 
 def _conv(layer: layers.Conv2d, w: Weights, x: Array) -> Array:

@@ -68,7 +68,13 @@ class _Planned(nn.Module):
             # A copy, so that training never writes into what it was given.
             array = torch.tensor(np.asarray(weights[name]), dtype=dtype_of(dtype), device=device)
             self._parameters[name] = nn.Parameter(array.reshape(spec.shape))
-        self._names = tuple(core.name for core in self.network.topology.cores)
+        t = self.network.topology
+        self._names = tuple(core.name for core in t.cores)
+        # Plain numbers, read once: the forward pass asks the graph nothing.
+        self.in_features, self.out_features = t.in_features, t.out_features
+        self._padding = math.prod(t.inputs.values()) - t.in_features
+        self._surplus = math.prod(t.outputs.values()) - t.out_features
+        self._dense = layer.is_dense
         self._fixed = batch is not None
         self._programs: dict[int, Program] = {}
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
@@ -113,15 +119,18 @@ class _Planned(nn.Module):
 
     def apply_rows(self, rows: Tensor) -> Tensor:
         """(rows, in_features) -> (rows, out_features), no bias."""
-        t = self.network.topology
-        if self.layer.is_dense:
-            w: Any = self._parameters[self._names[0]]
-            return F.linear(rows, w.reshape(t.out_features, t.in_features))
-        full = math.prod(t.inputs.values())
-        if full != t.in_features:
-            rows = F.pad(rows, (0, full - t.in_features))
+        if self._dense:
+            return F.linear(rows, self.dense_weight())
+        if self._padding:
+            rows = F.pad(rows, (0, self._padding))
         y: Tensor = run(_OPS, self.program_for(rows.shape[0]), [*self.cores(), rows])
-        return y[:, : t.out_features] if y.shape[1] != t.out_features else y
+        return y[:, : self.out_features] if self._surplus else y
+
+    def dense_weight(self) -> Tensor:
+        """W where it is the only core."""
+        w: Any = self._parameters[self._names[0]]
+        made: Tensor = w.reshape(self.out_features, self.in_features)
+        return made
 
     def to_dense(self) -> Tensor:
         """W of shape (out_features, in_features), differentiable."""
@@ -187,19 +196,9 @@ class TNLinear(_Planned):
         order = None if layer.ordering is None else torch.tensor(layer.ordering.permutation, device=device)
         self.register_buffer("_order", order, persistent=False)
 
-    @property
-    def in_features(self) -> int:
-        """Neurons of the input."""
-        return self.network.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Neurons of the output."""
-        return self.network.out_features
-
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if x.dim() == 0 or x.shape[-1] != self.network.in_features:
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
             self.layer.out_shape(tuple(x.shape))
         rows = self.checked(x).reshape(-1, x.shape[-1]) if x.dim() != 2 else self.checked(x)
         order: Any = self._order
@@ -255,7 +254,6 @@ class TNConv2d(_Planned):
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Conv2d(layer, None, kernel, stride, padding, bias)
-        self.conv = layer
         super().__init__(
             layer, weights, seed, batch=None, phase=phase, minimize=minimize, device=device, dtype=dtype
         )
@@ -276,14 +274,14 @@ class TNConv2d(_Planned):
             raise ShapeError(f"{self.conv.describe()}: expected (batch, channels, height, width), "
                              f"received {tuple(x.shape)}")
         height, width = self.conv.out_shape(tuple(x.shape[1:]))[1:]
-        conv, t, bias = self.conv, self.network.topology, self.bias_or_none
+        conv, bias = self.conv, self.bias_or_none
         self.checked(x)
-        if conv.is_dense or (self._plan_for(x).form == "kernel"):
-            w: Any = self._parameters[self._names[0]] if conv.is_dense else self.to_dense()
-            kernel = w.reshape(t.out_features, conv.in_channels, *conv.kernel)
+        if self._dense or self._plan_for(x).form == "kernel":
+            w = self.dense_weight() if self._dense else self.to_dense()
+            kernel = w.reshape(self.out_features, conv.in_channels, *conv.kernel)
             return F.conv2d(x, kernel, bias, conv.stride, conv.padding)
         columns = F.unfold(x, conv.kernel, padding=conv.padding, stride=conv.stride)  # (batch, C kh kw, places)
-        y = self.apply_rows(columns.transpose(1, 2).reshape(-1, t.in_features))
+        y = self.apply_rows(columns.transpose(1, 2).reshape(-1, self.in_features))
         if bias is not None:
             y = y + bias
         return y.reshape(x.shape[0], height * width, -1).transpose(1, 2).reshape(x.shape[0], -1, height, width)
@@ -346,9 +344,8 @@ class TNEmbedding(_Planned):
                 raise ShapeError(
                     f"{self.layer.describe()}: expected tokens from 0 to {t.in_features - 1}, received {low}..{high}"
                 )
-        if self.layer.is_dense:
-            w: Any = self._parameters[self._names[0]]
-            y = F.embedding(tokens, w.reshape(t.out_features, t.in_features).T)
+        if self._dense:
+            y = F.embedding(tokens, self.dense_weight().T)
         else:
             picked = [self._pick(core, legs.legs, tokens) for core, legs in zip(self.cores(), t.cores, strict=True)]
             y = run(_OPS, self.program_for(tokens.shape[0]), picked)[:, : t.out_features]

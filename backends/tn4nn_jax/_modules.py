@@ -1,0 +1,377 @@
+"""Modules: a model and its weights as one pytree."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tn4nn import _layers as layers
+from tn4nn._network import Network
+from tn4nn._topology import Topology
+from tn4nn.reference import check_tokens
+
+from ._apply import State, apply
+from ._device import checked_dtype, device_of, to_device, wide
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Options:
+    """The static half of a module: everything that is no array. Hashable, as jit wants it.
+
+    Attributes:
+        model: the layer graph.
+        phase: what plans are cheap for.
+        minimize: what plans are cheap in.
+        plan_batch: samples that plans are made for; None for those that come.
+        dtype: of a model that has no weights.
+    """
+
+    model: layers.Layer
+    phase: str = "train"
+    minimize: str = "time"
+    plan_batch: int | None = None
+    dtype: str = "float32"
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.model, self.phase, self.minimize, self.plan_batch, self.dtype
+
+    def __post_init__(self) -> None:
+        # jit hashes this at every call, and hashing a model serialises its networks.
+        object.__setattr__(self, "_hash", hash(self._key))
+
+    def __hash__(self) -> int:
+        hashed: int = self.__dict__["_hash"]
+        return hashed
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Options) or hash(self) != hash(other):
+            return False
+        return self._key == other._key
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a hash of text is another one in another process
+        return Options, self._key
+
+
+def run_options(
+    options: Options, weights: Mapping[str, Any], x: Any, *, train: bool = False, key: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """`apply` with the options of a module."""
+    return apply(
+        options.model,
+        weights,
+        x,
+        train=train,
+        key=key,
+        minimize=options.minimize,
+        phase=options.phase,
+        plan_batch=options.plan_batch,
+    )
+
+
+def _evaluate(options: Options, weights: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    return run_options(options, weights, x)[0]
+
+
+_evaluate_jitted = jax.jit(_evaluate, static_argnums=0)
+
+
+class JaxModule:
+    """A model and its weights: a pytree whose leaves are the weights, and a function of a batch.
+
+    It goes through jit, grad, vmap and sharding as any pytree does: `jax.grad(loss)(module, x)` is a module
+    of gradients, `jax.tree.map(lambda w, g: w - lr * g, module, gradients)` the next one. Running statistics
+    of BatchNorm get a gradient of zero.
+
+    Attributes:
+        weights: full weight name -> jax array.
+        options: the model and how it is planned.
+
+    Example:
+        >>> import jax, tn4nn as tn
+        >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 3)).with_rank(2)), tn.ReLU())
+        >>> module = model.build("jax", seed=0)
+        >>> x = jax.numpy.ones((5, 16))
+        >>> module(x).shape
+        (5, 6)
+        >>> gradients = jax.grad(lambda m: m(x).sum())(module)
+        >>> gradients.weights["0.core0"].shape == module.weights["0.core0"].shape
+        True
+    """
+
+    weights: dict[str, Any]
+    options: Options
+
+    def __init__(self, weights: Mapping[str, Any], options: Options) -> None:
+        self.weights = dict(weights)
+        self.options = options
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _register(cls)
+
+    @property
+    def model(self) -> layers.Layer:
+        """The layer graph."""
+        return self.options.model
+
+    def __call__(self, x: Any) -> jax.Array:
+        """y for a batch x, in evaluation: no dropout, running statistics.
+
+        Args:
+            x: (batch, ...); a lone Linear takes (..., in_features). Floats are brought to the weights' dtype.
+                Tokens out of range are an error where x is a numpy array, otherwise NaN rows.
+
+        Raises:
+            ShapeError: x does not fit.
+        """
+        with self.precision():
+            y: jax.Array = _evaluate_jitted(self.options, self.weights, self.cast(x))
+        return y
+
+    def apply(
+        self, x: Any, *, train: bool = True, key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """y, and the new running statistics by weight name, for `updated`.
+
+        Args:
+            x: as for a call.
+            train: dropout is on, and BatchNorm uses the batch.
+            key: of dropout.
+
+        Raises:
+            ShapeError: x does not fit.
+            TN4NNError: dropout without a key.
+        """
+        with self.precision():
+            return run_options(self.options, self.weights, self.cast(x), train=train, key=key)
+
+    def updated(self, weights: Mapping[str, Any]) -> Self:
+        """The module with some weights or running statistics replaced."""
+        changed: Self = _unflatten(type(self), self.options, {**self.weights, **weights})
+        return changed
+
+    def _dtype(self) -> Any:
+        if not self.weights:
+            return np.dtype(jnp.dtype(self.options.dtype))
+        if any(array.dtype == np.float64 for array in self.weights.values()):
+            return np.dtype(np.float64)  # outside of its context, result_type may call it float32
+        return jnp.result_type(*self.weights.values())
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The context that its arithmetic needs: 64-bit types for float64 weights, nothing otherwise."""
+        return wide(self._dtype() == jnp.float64)
+
+    def cast(self, x: Any) -> jax.Array:
+        """x as a jax array, floats in the dtype of the weights.
+
+        Raises:
+            ShapeError: a numpy array with tokens out of range.
+        """
+        if not isinstance(x, jax.Array):
+            x = np.asarray(x)
+            check_host(self.model, x)
+        array = jnp.asarray(x)
+        return array.astype(self._dtype()) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model.describe()}, {self.model.num_params:,} parameters)"
+
+
+def _unflatten(cls: type[Any], options: Options, weights: dict[str, Any]) -> Any:
+    made = object.__new__(cls)  # jax also puts things in that are no arrays: nothing may look at them
+    made.weights, made.options = weights, options
+    return made
+
+
+def _register(cls: type[JaxModule]) -> None:
+    def flatten(module: JaxModule) -> tuple[tuple[Any], Options]:
+        return (module.weights,), module.options
+
+    def flatten_with_keys(module: JaxModule) -> tuple[tuple[tuple[Any, Any]], Options]:
+        return ((jax.tree_util.GetAttrKey("weights"), module.weights),), module.options
+
+    def unflatten(options: Options, children: Any) -> Any:
+        return _unflatten(cls, options, children[0])
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+_register(JaxModule)
+
+
+def check_host(model: layers.Layer, x: np.ndarray[Any, Any]) -> None:
+    """Raises ShapeError for tokens out of range, which cannot be seen once x is on a device."""
+    layer = model
+    while isinstance(layer, layers.Sequential):
+        layer = layer.layers[0]
+    if isinstance(layer, layers.Embedding):
+        check_tokens(x, layer)
+
+
+def made(
+    cls: type[Any],
+    model: layers.Layer,
+    weights: Mapping[str, Any] | None,
+    *,
+    seed: int = 0,
+    batch: int | None = None,
+    phase: str = "train",
+    device: str | None = None,
+    dtype: str = "float32",
+    minimize: str = "time",
+) -> Any:
+    """A module of class `cls`; see `Layer.build` for the arguments."""
+    model.require_ranks()
+    drawn = model.init(seed) if weights is None else weights
+    model.check(drawn)
+    checked_dtype(dtype)
+    place = device_of(device)
+    with wide(dtype == "float64"):
+        arrays = {name: to_device(drawn[name], dtype, place) for name in model.specs()}
+        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype), arrays)
+        if batch is not None:
+            _plan_now(module, batch, dtype)
+    return module
+
+
+def _plan_now(module: JaxModule, batch: int, dtype: str) -> None:
+    """Finds the plans by tracing with shapes alone, where the shape of a sample is known."""
+    layer, shape = module.model, None
+    while isinstance(layer, layers.Sequential):
+        shape = layer.input_shape if shape is None else shape
+        layer = layer.layers[0]
+    kind = dtype
+    if isinstance(layer, layers.Embedding):
+        kind, shape = "int32", shape or ()
+    elif isinstance(layer, layers.Linear) and shape is None:
+        shape = (layer.topology.in_features,)
+    if shape is not None:
+        x = jax.eval_shape(lambda: jnp.zeros((batch, *shape), kind))
+        jax.eval_shape(lambda w, x: run_options(module.options, w, x)[0], module.weights, x)
+
+
+class TNLinear(JaxModule):
+    """y = x W^T + b with W on a network, as a module of its own.
+
+    Args:
+        network: a Network (or a Topology without bonds).
+        weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
+        bias: whether b is there.
+        seed: of the draw.
+        ordering: how the input neurons are laid out; see `tn.Linear`.
+        batch: rows that the plan is made for; left out, those that come.
+        phase: "train" or "forward": what the plan is cheap for.
+        device: e.g. "cpu" or "gpu"; None for jax's default.
+        dtype: "float32", "float64", "bfloat16" or "float16".
+        minimize: "time", "flops" or "memory".
+
+    Input shape: (..., in_features). Output shape: (..., out_features).
+
+    Raises:
+        ShapeError: weights of another network.
+        BackendError: no such device or dtype.
+
+    Example:
+        >>> import jax, tn4nn as tn, tn4nn_jax
+        >>> layer = tn4nn_jax.TNLinear(tn.mpo((4, 4), (2, 3)).with_rank(2))
+        >>> layer(jax.numpy.ones((5, 16))).shape
+        (5, 6)
+    """
+
+    def __init__(
+        self,
+        network: Network | Topology,
+        weights: Mapping[str, Any] | None = None,
+        bias: bool = True,
+        seed: int = 0,
+        *,
+        ordering: Any = None,
+        **options: Any,
+    ) -> None:
+        model = layers.Linear(network, bias=bias, ordering=ordering)
+        self.__dict__.update(made(JaxModule, model, weights, seed=seed, **options).__dict__)
+
+
+class TNConv2d(JaxModule):
+    """A 2-D convolution whose kernel matrix is a network, as a module of its own.
+
+    Args:
+        network: a Network with in_features = channels * kh * kw.
+        weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
+        kernel: (kh, kw) or one number for both.
+        stride: of the window.
+        padding: zeros around the image.
+        bias: whether b is there.
+        seed: of the draw.
+        **options: batch, phase, device, dtype, minimize, as for TNLinear.
+
+    Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width').
+
+    Raises:
+        ShapeError: weights of another network.
+        BackendError: no such device or dtype.
+
+    Example:
+        >>> import jax, tn4nn as tn, tn4nn_jax
+        >>> t = tn.topology("c a, h w o a", {"c": 8, "h": 3, "w": 3}, {"o": 16})
+        >>> layer = tn4nn_jax.TNConv2d(t.with_rank(4), kernel=3, padding=1)
+        >>> layer(jax.numpy.ones((2, 8, 10, 10))).shape
+        (2, 16, 10, 10)
+    """
+
+    def __init__(
+        self,
+        network: Network | Topology,
+        weights: Mapping[str, Any] | None = None,
+        kernel: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        model = layers.Conv2d(network, kernel=kernel, stride=stride, padding=padding, bias=bias)
+        self.__dict__.update(made(JaxModule, model, weights, seed=seed, **options).__dict__)
+
+
+class TNEmbedding(JaxModule):
+    """Row lookup in a table that is a network, as a module of its own.
+
+    Args:
+        network: a Network of in_features = tokens and out_features = dimensions.
+        weights: core name -> array; left out, they are drawn from `seed`.
+        seed: of the draw.
+        **options: batch, phase, device, dtype, minimize, as for TNLinear.
+
+    Input shape: (...), integers from 0 to tokens - 1. Output shape: (..., dimensions).
+
+    Raises:
+        ShapeError: weights of another network.
+        BackendError: no such device or dtype.
+
+    Example:
+        >>> import tn4nn as tn, tn4nn_jax
+        >>> table = tn4nn_jax.TNEmbedding(tn.mpo((10, 10), (4, 4)).with_rank(3))
+        >>> table([[1, 99]]).shape
+        (1, 2, 16)
+    """
+
+    def __init__(
+        self,
+        network: Network | Topology,
+        weights: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        self.__dict__.update(
+            made(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__
+        )

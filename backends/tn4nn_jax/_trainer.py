@@ -1,0 +1,315 @@
+"""Training in jax: one jitted step that keeps everything on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from numpy.typing import NDArray
+
+from tn4nn import _layers as layers
+from tn4nn._backend import TrainSpec
+from tn4nn._errors import BackendError, CheckpointError, ShapeError
+
+from ._apply import apply
+from ._device import device_of, to_device, to_host, wide
+from ._modules import JaxModule, Options
+
+CHUNK = 1024  # rows evaluated at a time
+
+Arrays = dict[str, jax.Array]
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+def cross_entropy(y: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(mean loss, how many labels are hit) of logits (..., classes) for integer labels (...)."""
+    if y.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ShapeError(
+            f"cross_entropy of outputs {y.shape}: expected integer labels of shape {y.shape[:-1]}, "
+            f"received {labels.dtype} of shape {labels.shape}"
+        )
+    picked = jnp.take_along_axis(y, labels[..., None], axis=-1, mode="fill")[..., 0]
+    hits = jnp.sum(jnp.argmax(y, axis=-1) == labels)
+    return jnp.mean(jax.nn.logsumexp(y, axis=-1) - picked), hits
+
+
+def mse(y: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(mean of the squared differences, NaN)."""
+    if y.shape != target.shape:  # a difference would broadcast without a word
+        raise ShapeError(f"mse of outputs {y.shape}: expected targets of that shape, received {target.shape}")
+    return jnp.mean(jnp.square(y - target)), jnp.full((), jnp.nan, y.dtype)
+
+
+_LOSSES = {"cross_entropy": cross_entropy, "mse": mse}
+
+
+# -- optimizers, in the arithmetic of torch.optim --------------------------------------------------
+
+
+class _AdamState(NamedTuple):
+    steps: jax.Array
+    mean: Arrays
+    square: Arrays
+
+
+def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction, as an optax transformation.
+
+    optax.scale_by_adam takes 1 - beta**count in float32, which at the first steps is off by 1e-5 for beta
+    0.999; expm1 keeps it exact, as the float64 of torch.optim does.
+    """
+
+    def init(params: Any) -> _AdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return _AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
+
+    def corrected(beta: float, count: jax.Array, moment: Arrays) -> Arrays:
+        if beta == 0:
+            return moment
+        return {n: m / -jnp.expm1(count.astype(m.dtype) * math.log(beta)) for n, m in moment.items()}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Arrays, _AdamState]:
+        count = state.steps + 1
+        mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
+        square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
+        hats = corrected(beta1, count, mean), corrected(beta2, count, square)
+        made = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *hats)
+        return made, _AdamState(count, mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _add_decay(decay: Mapping[str, float]) -> optax.GradientTransformation:
+    """Adds decay * weight to what passes, with a decay for each name."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Arrays, Any]:
+        made = {n: u + decay[n] * params[n] if decay.get(n) else u for n, u in updates.items()}
+        return made, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def direction(spec: TrainSpec) -> optax.GradientTransformation:
+    """What is subtracted from the weights, learning rate and factors left out."""
+    decay = _add_decay(spec.decay)
+    if spec.optimizer == "sgd":
+        return optax.chain(
+            decay, optax.trace(spec.momentum, spec.nesterov) if spec.momentum else optax.identity()
+        )
+    adam = scale_by_adam(*spec.betas, spec.eps)
+    return optax.chain(adam, decay) if spec.optimizer == "adamw" else optax.chain(decay, adam)
+
+
+def _one_of(word: str, known: Sequence[str], what: str) -> None:
+    if word not in known:
+        raise BackendError(
+            f"the jax backend knows the {what} {', '.join(map(repr, known))}; received {word!r}"
+        )
+
+
+# -- the trainer -----------------------------------------------------------------------------------
+
+
+class JaxTrainer:
+    """One model in training on one device; see `tn4nn._backend.Trainer`.
+
+    Args:
+        model: what is trained.
+        weights: to start from, by the names of `model.specs()`; copied.
+        spec: everything else.
+
+    Raises:
+        ShapeError: weights of another model.
+        BackendError: an unknown loss, optimizer, precision or device.
+    """
+
+    def __init__(self, model: layers.Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> None:
+        _one_of(spec.loss, tuple(_LOSSES), "losses")
+        _one_of(spec.optimizer, ("sgd", "adam", "adamw"), "optimizers")
+        _one_of(spec.precision, ("float32", "float64", "bf16"), "precisions")
+        model.require_ranks()
+        model.check(weights)
+        self.model, self.spec = model, spec
+        self._is_wide = spec.precision == "float64"
+        self._float = np.dtype(np.float64 if self._is_wide else np.float32)
+        self._device = device_of(spec.device)
+        specs = model.specs()
+        self._names = {False: [n for n, s in specs.items() if s.role != "state"]}
+        self._names[True] = [n for n, s in specs.items() if s.role == "state"]
+        self._transform = direction(spec)
+        self._has_dropout = any(isinstance(layer, layers.Dropout) for _, layer in model.walk())
+        with self._wide():
+            self._take(weights)
+            self._optimizer = self._on_device(self._transform.init(self._params))
+            self._step: Callable[..., Any] = jax.jit(self._stepped, donate_argnums=(0, 1, 2))
+            self._chunk: Callable[..., Any] = jax.jit(self._evaluated, static_argnums=5)
+
+    def _wide(self) -> Any:
+        return wide(self._is_wide)
+
+    def _take(self, weights: Mapping[str, Any]) -> None:
+        def taken(names: list[str]) -> Arrays:
+            return {name: to_device(weights[name], self._float, self._device) for name in names}
+
+        self._params, self._states = taken(self._names[False]), taken(self._names[True])
+
+    def _on_device(self, tree: Any) -> Any:
+        return tree if self._device is None else jax.device_put(tree, self._device)
+
+    # -- what is jitted --------------------------------------------------------------------------------------
+
+    def _applied(
+        self, params: Arrays, states: Arrays, x: jax.Array, number: jax.Array | None
+    ) -> tuple[jax.Array, Arrays]:
+        """(outputs in at least float32, running statistics); a step number means training."""
+        train, key = number is not None, None
+        if number is not None and self._has_dropout:
+            key = jax.random.fold_in(jax.random.key(self.spec.seed), number)
+        y, new = apply(
+            self.model,
+            {**params, **states},
+            x,
+            train=train,
+            key=key,
+            minimize=self.spec.minimize,
+            phase="train" if train else "forward",
+            plan_batch=self.spec.batch_size if train else None,
+            compute_dtype=jnp.bfloat16 if self.spec.precision == "bf16" else None,
+        )
+        return y.astype(self._float), {**states, **new}
+
+    def _stepped(
+        self,
+        params: Arrays,
+        states: Arrays,
+        optimizer: Any,
+        x: jax.Array,
+        y: jax.Array,
+        rows: jax.Array,
+        lr: jax.Array,
+        number: jax.Array,
+    ) -> tuple[Arrays, Arrays, Any, jax.Array]:
+        picked_x, picked_y = (jnp.take(a, rows, axis=0, mode="clip") for a in (x, y))
+
+        def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
+            made, new = self._applied(params, states, picked_x, number)
+            return _LOSSES[self.spec.loss](made, picked_y)[0], new
+
+        (loss, states), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates: Any
+        updates, optimizer = self._transform.update(gradients, optimizer, params)
+        factors = self.spec.lr_factors
+        params = {n: w - lr * factors.get(n, 1.0) * updates[n] for n, w in params.items()}
+        return params, states, optimizer, loss.reshape(1)
+
+    def _evaluated(
+        self, params: Arrays, states: Arrays, x: jax.Array, y: jax.Array, start: jax.Array, rows: int
+    ) -> tuple[jax.Array, jax.Array]:
+        part_x, part_y = (lax.dynamic_slice_in_dim(a, start, rows) for a in (x, y))
+        made, _ = self._applied(params, states, part_x, None)
+        return _LOSSES[self.spec.loss](made, part_y)
+
+    # -- the protocol ----------------------------------------------------------------------------------------
+
+    def put(self, array: NDArray[Any]) -> jax.Array:
+        """A host array as a device array: floats in the trainer's dtype, whole numbers as int32."""
+        array = np.asarray(array)
+        kind = self._float if np.issubdtype(array.dtype, np.floating) else np.dtype(np.int32)
+        with self._wide():
+            return to_device(array, kind, self._device)
+
+    def steps(
+        self, x: jax.Array, y: jax.Array, index: NDArray[np.int64], lrs: Sequence[float], first: int
+    ) -> jax.Array:
+        """Runs len(lrs) steps without waiting; returns the losses, shape (steps,)."""
+        losses = []
+        with self._wide():
+            for i, lr in enumerate(lrs):
+                rows = np.asarray(index[i], dtype=np.int32)
+                self._params, self._states, self._optimizer, loss = self._step(
+                    self._params,
+                    self._states,
+                    self._optimizer,
+                    x,
+                    y,
+                    rows,
+                    self._float.type(lr),
+                    np.uint32(first + i),
+                )
+                losses.append(loss)
+            return jnp.concatenate(losses) if losses else jnp.zeros((0,), self._float)
+
+    def evaluate(self, x: jax.Array, y: jax.Array) -> tuple[float, float]:
+        """(mean loss, mean accuracy in percent; NaN for "mse") in evaluation mode. Waits."""
+        total = x.shape[0]
+        found = []
+        with self._wide():
+            for start in range(0, total, CHUNK):
+                rows = min(CHUNK, total - start)
+                pair = self._chunk(self._params, self._states, x, y, np.int32(start), rows)
+                found.append((rows, pair))
+        if not found:
+            return math.nan, math.nan
+        loss = sum(rows * float(mean) for rows, (mean, _) in found) / total
+        return loss, 100 * sum(float(hits) for _, (_, hits) in found) / max(1, y.size)
+
+    def read(self, losses: jax.Array) -> NDArray[np.float64]:
+        """Losses on the host. Waits."""
+        return np.array(losses, dtype=np.float64)
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """All weights of `model.specs()` on the host. Waits."""
+        everything = {**self._params, **self._states}
+        return {name: to_host(everything[name]) for name in self.model.specs()}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Weights ("weights/<name>") and optimizer state ("optimizer/<index>") on the host. Waits."""
+        found = {f"weights/{name}": array for name, array in self.weights().items()}
+        leaves = jax.tree.leaves(self._optimizer)
+        return {**found, **{f"optimizer/{i}": to_host(leaf) for i, leaf in enumerate(leaves)}}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Takes up what `state` gave.
+
+        Raises:
+            CheckpointError: the state is of another optimizer.
+            ShapeError: the weights are of another model.
+        """
+        leaves, tree = jax.tree.flatten(self._optimizer)
+        kept = [state[f"optimizer/{i}"] for i in range(len(leaves)) if f"optimizer/{i}" in state]
+        extra = sum(name.startswith("optimizer/") for name in state) - len(leaves)
+        if len(kept) != len(leaves) or extra:
+            raise CheckpointError(
+                f"this state is no state of {self.spec.optimizer!r} in jax: expected {len(leaves)} optimizer "
+                f"arrays, received {len(leaves) + extra}"
+            )
+        for i, (array, leaf) in enumerate(zip(kept, leaves, strict=True)):
+            if array.shape != leaf.shape:
+                raise CheckpointError(f"optimizer/{i}: expected shape {leaf.shape}, received {array.shape}")
+        weights = {n.removeprefix("weights/"): a for n, a in state.items() if n.startswith("weights/")}
+        self.model.check(weights)
+        with self._wide():
+            self._take(weights)
+            moved = [to_device(a, leaf.dtype, self._device) for a, leaf in zip(kept, leaves, strict=True)]
+            self._optimizer = jax.tree.unflatten(tree, moved)
+
+    def module(self) -> JaxModule:
+        """The trained model as a JaxModule; further training does not reach it."""
+        everything = {**self._params, **self._states}
+        with self._wide():
+            # Copies: the next step gives its own buffers away.
+            copies = {name: jnp.array(everything[name]) for name in self.model.specs()}
+        return JaxModule(copies, Options(self.model, "forward", self.spec.minimize, None, self._float.name))
+
+    def sync(self) -> None:
+        """Waits until everything asked so far is done."""
+        for leaf in jax.tree.leaves((self._params, self._states, self._optimizer)):
+            leaf.block_until_ready()

@@ -1,0 +1,256 @@
+"""The torch layers as a torch user meets them: values are compared, not only that it ran."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+import tn4nn as tn
+
+torch = pytest.importorskip("torch")
+from tn4nn_torch import TNConv2d, TNEmbedding, TNLinear  # noqa: E402
+
+torch.set_num_threads(1)
+
+NETWORKS = {
+    "mpo": tn.mpo((4, 3, 2), (2, 3, 2)).with_rank(3),
+    "ring": tn.ring((4, 3, 2), (2, 3, 2)).with_rank(2),
+    "tree": tn.tree((4, 3, 2), (2, 3, 2)).with_rank(3),
+    "peps": tn.peps((2, 3, 2, 2), (2, 3, 2, 1)).with_rank(2),
+    "cp": tn.cp((4, 6), (4, 3)).with_rank(5),
+    "btt": tn.btt((4, 6), (4, 3)).with_rank(2),
+    "dense": tn.dense(24, 12).with_rank(1),
+}
+
+
+@pytest.fixture(params=list(NETWORKS))
+def layer(request):
+    return TNLinear(NETWORKS[request.param], seed=1, batch=5)
+
+
+@pytest.fixture
+def x():
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32))
+
+
+def expected(layer, x):
+    weights = {name: p.detach().double().numpy() for name, p in layer.named_parameters()}
+    w = torch.from_numpy(layer.network.to_dense({n: weights[n] for n in layer.network.shapes}))
+    return x.double() @ w.T + torch.from_numpy(weights["bias"])
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
+
+
+def slopes(layer, x):
+    """Gradients of the sum of squares, by plain autograd."""
+    value = x.clone().requires_grad_(True)
+    (layer(value) ** 2).sum().backward()
+    found = {name: p.grad.clone() for name, p in layer.named_parameters()} | {"x": value.grad}
+    layer.zero_grad()
+    return found
+
+
+def test_is_a_plain_module_with_ordinary_parameters(layer):
+    assert all(isinstance(p, torch.nn.Parameter) for p in layer.parameters())
+    assert set(dict(layer.named_parameters())) == {*layer.network.shapes, "bias"}
+    assert "24 -> 12" in repr(layer)
+
+
+def test_non_contiguous_empty_and_leading_axes(layer, x):
+    wide = torch.stack([x, x + 1], dim=-1)[..., 0]
+    assert not wide.is_contiguous()
+    assert close(layer(wide), expected(layer, x))
+    assert layer(x[:0]).shape == (0, 12)
+    assert layer(x[0]).shape == (12,)
+    assert close(layer(x[0]), expected(layer, x)[0])
+    assert layer(x.reshape(1, 5, 1, 24)).shape == (1, 5, 1, 12)
+
+
+def test_any_subset_may_not_require_gradients(layer, x):
+    whole = slopes(layer, x)
+    for frozen in layer.network.shapes:
+        some = copy.deepcopy(layer)
+        dict(some.named_parameters())[frozen].requires_grad_(False)
+        (some(x) ** 2).sum().backward()
+        for name, p in some.named_parameters():
+            if name == frozen:
+                assert p.grad is None
+            else:
+                assert close(p.grad, whole[name])
+
+
+def test_gradcheck_and_second_derivatives(layer):
+    double = layer.double()
+    x = torch.randn(2, 24, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(double, (x,))
+    assert torch.autograd.gradgradcheck(lambda v: (double(v) ** 2).sum(), (x,))
+
+
+def test_functional_call_uses_what_it_is_given(layer, x):
+    other = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
+    made = torch.func.functional_call(layer, other, (x,))
+    twin = copy.deepcopy(layer)
+    twin.load_state_dict(other)
+    assert close(made, expected(twin, x))
+    assert not close(made, expected(layer, x))
+
+
+def test_func_grad_and_vmap(layer, x):
+    parameters = dict(layer.named_parameters())
+    loss = lambda p, v: (torch.func.functional_call(layer, p, (v,)) ** 2).sum()  # noqa: E731
+    whole = slopes(layer, x)
+    found = torch.func.grad(loss)(parameters, x)
+    assert all(close(found[name], whole[name]) for name in parameters)
+    assert close(torch.vmap(layer)(x), expected(layer, x))
+    assert close(torch.vmap(layer)(x.reshape(5, 1, 24))[:, 0], expected(layer, x))
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    assert all(close(each[name].sum(0), whole[name], 1e-4) for name in parameters)
+
+
+def test_compile_fullgraph(layer, x):
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert close(compiled(x), expected(layer, x))
+    value = x.clone().requires_grad_(True)
+    (compiled(value) ** 2).sum().backward()
+    found = {name: p.grad.clone() for name, p in layer.named_parameters()} | {"x": value.grad}
+    layer.zero_grad()
+    whole = slopes(layer, x)
+    assert all(close(found[name], whole[name]) for name in whole)
+    more = torch.cat([x, x + 1, x - 1])
+    assert close(compiled(more), expected(layer, more))
+
+
+def test_export(layer, x):
+    rows = torch.export.Dim("rows", min=2, max=64)
+    program = torch.export.export(layer.eval(), (x,), dynamic_shapes=({0: rows},))
+    more = torch.cat([x, x + 1])
+    assert close(program.module()(more), expected(layer, more))
+
+
+def test_autocast(layer, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = layer(x)
+    assert close(made, expected(layer, x), 0.05)
+
+
+def test_deepcopy_pickle_and_state_dict(layer, x):
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        next(twin.parameters()).add_(1)
+    assert not close(twin(x), layer(x).detach())
+    layer.load_state_dict(twin.state_dict())
+    assert torch.equal(layer(x), twin(x))
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    held = io.BytesIO()
+    torch.save(layer.state_dict(), held)
+    held.seek(0)
+    assert set(torch.load(held, weights_only=True)) == set(layer.state_dict())
+
+
+def test_conversion_of_dtype(layer, x):
+    assert layer.double()(x.double()).dtype == torch.float64
+    assert layer.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_to_dense_is_differentiable(layer):
+    w = layer.to_dense()
+    weights = {n: p.detach().numpy() for n, p in layer.named_parameters() if n != "bias"}
+    assert close(w, torch.from_numpy(layer.network.to_dense(weights)))
+    (w**2).sum().backward()
+    assert all(p.grad is not None for n, p in layer.named_parameters() if n != "bias")
+
+
+def test_no_graph_without_gradients(layer, x):
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+
+
+def test_training_does_not_write_into_the_weights_it_was_given(x):
+    weights = NETWORKS["mpo"].init(0) | {"bias": np.zeros(12, np.float32)}
+    before = {name: array.copy() for name, array in weights.items()}
+    layer = TNLinear(NETWORKS["mpo"], weights=weights)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    (layer(x) ** 2).sum().backward()
+    optimizer.step()
+    assert all(np.array_equal(weights[name], before[name]) for name in before)
+
+
+def test_batches_that_vary_make_few_plans(x):
+    layer = TNLinear(NETWORKS["mpo"])
+    for rows in range(1, 70):
+        layer(x[:1].expand(rows, -1))
+    assert sorted(layer._programs) == [1, 4, 16, 64, 256]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda: torch.zeros(3, 23), r"expected inputs of shape \(..., 24\), received \(3, 23\)"),
+        (lambda: torch.zeros(3, 24, dtype=torch.int64), "takes floating-point inputs, received torch.int64"),
+        (lambda: torch.zeros(3, 24, dtype=torch.float64), "the weights are torch.float32, the input is torch.float64"),
+        (lambda: torch.zeros(3, 24, device="meta"), "the weights are on cpu, the input is on meta"),
+        (lambda: torch.tensor(1.0), r"expected inputs of shape \(..., 24\), received \(\)"),
+    ],
+)
+def test_bad_input(bad, message):
+    with pytest.raises(tn.ShapeError, match=message):
+        TNLinear(NETWORKS["mpo"])(bad())
+
+
+def test_bad_tokens_and_images():
+    table = TNEmbedding(tn.build("mpo", 1000, 12, sites=3).with_rank(2))
+    with pytest.raises(tn.ShapeError, match=r"tokens from 0 to 999, received 3\.\.1000"):
+        table(torch.tensor([3, 1000]))
+    with pytest.raises(tn.ShapeError, match="takes integers, received torch.float32"):
+        table(torch.tensor([3.0]))
+    with pytest.raises(tn.ShapeError, match=r"expected \(batch, channels, height, width\), received \(8, 5, 5\)"):
+        TNConv2d(tn.mpo((8, 9), (4, 4)).with_rank(2))(torch.zeros(8, 5, 5))
+
+
+def test_unknown_device_and_dtype():
+    model = tn.Linear(4, 2)
+    with pytest.raises(tn.BackendError, match="torch knows no device 'gpuu'"):
+        model.build("torch", device="gpuu")
+    with pytest.raises(tn.BackendError, match="unknown dtype 'float3'. Did you mean 'float32'"):
+        model.build("torch", dtype="float3")
+    if not torch.cuda.is_available():
+        with pytest.raises(tn.BackendError, match="torch sees no CUDA device here.*use device='cpu'"):
+            model.build("torch", device="cuda")
+
+
+def test_weights_of_another_model():
+    with pytest.raises(tn.ShapeError, match="'core9' is no weight of this model"):
+        tn.Linear(4, 2).build("torch", weights={"core9": np.zeros((2, 4))})
+    with pytest.raises(tn.ShapeError, match=r"'core0': expected shape \(2, 4\), received \(4, 2\)"):
+        tn.Linear(4, 2).build("torch", weights={"core0": np.zeros((4, 2)), "bias": np.zeros(2)})
+
+
+def test_global_configuration_is_untouched(x):
+    state, dtype, threads = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
+    model = tn.Sequential(tn.Linear(NETWORKS["mpo"]), tn.Dropout(0.5), tn.Linear(12, 2))
+    data = (np.ones((20, 24), np.float32), np.zeros(20, np.int64))
+    tn.train(model, data, epochs=1, batch_size=5, precision="float64")
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_default_dtype() == dtype
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_cuda_agrees_with_the_oracle(name, x):
+    layer = TNLinear(NETWORKS[name], device="cuda")
+    assert close(layer(x.cuda()).cpu(), expected(layer.cpu(), x), 1e-4)
+
+
+@pytest.mark.slow
+def test_inductor(x):
+    layer = TNLinear(NETWORKS["mpo"], batch=5)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True)
+    assert close(compiled(x), expected(layer, x))

@@ -1,0 +1,333 @@
+"""The command line: thin over the library; `tn4nn COMMAND --help` says what each option means.
+
+Exit codes: 0 done, 1 an error that is told in one message, 2 wrong usage, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from . import __version__
+from ._backend import backend, backends
+from ._catalogue import build, catalogue
+from ._compare import DEFAULT_TOPOLOGIES, Candidate, candidates_for, compare, model_for, read_topologies
+from ._data import load as load_data
+from ._errors import TN4NNError
+from ._network import Network
+from ._plan import Plan, plan
+from ._report import print_table, write_json
+from ._topology import Topology, parse
+from ._train import train
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_out = Console()
+_err = Console(stderr=True)
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
+
+
+def main() -> None:
+    """The entry point: errors that tn4nn raises on purpose become one message and an exit code."""
+    try:
+        app()
+    except TN4NNError as error:
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(1)
+    except OSError as error:
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _err.print("stopped")
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        _out.print(f"tn4nn {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Declare tensor-network topologies, fix a budget, plan, train, and compare them."""
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _topologies(text: str) -> list[str | Topology | Candidate]:
+    """Names and files, split by commas."""
+    found: list[str | Topology | Candidate] = []
+    for item in _listed(text):
+        if item.endswith((".json", ".toml")):
+            found += read_topologies(item)
+        else:
+            found.append(item)
+    return found
+
+
+def _whole_numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part.replace("_", "")) for part in _listed(text)]
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers split by commas, received {text!r}") from None
+
+
+def _rate(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected 'auto' or a number, received {text!r}") from None
+
+
+@app.command("compare")
+def _compare(
+    topologies: Annotated[
+        str, typer.Option(help="Catalogue names, and .json or .toml files of your own, split by commas.")
+    ] = ",".join(DEFAULT_TOPOLOGIES),
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
+    budget: Annotated[
+        str | None, typer.Option(help="Weights of the compared layers, several split by commas. [1500 for digits]")
+    ] = None,
+    backends_: Annotated[
+        str | None, typer.Option("--backend", help="Backends, split by commas. [all that are installed]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds for each cell.")] = 3,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a run. [30 for digits, else 6]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step. [64 for digits, else 100]")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Neurons of the hidden layer. [64, else 256]")] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side. [by topology]")] = None,
+    head: Annotated[str, typer.Option(help="What the last layer stands on: network or dense.")] = "network",
+    lr: Annotated[str, typer.Option(help="A learning rate, or auto: a validated one for each topology.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, float64 or bf16.")] = "float32",
+    out: Annotated[
+        Path, typer.Option(help="Folder for results.json, results.csv, report.html and finished rows.")
+    ] = Path("results"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that are finished in --out.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that train at once.")] = 1,
+    json: Json = None,
+) -> None:
+    """Compare topologies on one task under one parameter budget, and write one honest table."""
+    say = _progress()
+    try:
+        report = compare(
+            _topologies(topologies),
+            budget=_whole_numbers(budget),
+            data=data,
+            backends=_listed(backends_) or None,
+            seeds=seeds,
+            hidden=hidden,
+            sites=sites,
+            head=head,
+            epochs=epochs,
+            batch_size=batch,
+            lr=_rate(lr),
+            precision=precision,
+            device=device,
+            out=out,
+            resume=resume,
+            jobs=jobs,
+            progress=say,
+        )
+    except KeyboardInterrupt:
+        _err.print(
+            f"stopped; every finished row is in {out / 'rows.jsonl'}: go on with the same command and --resume",
+            highlight=False,
+        )
+        raise typer.Exit(130) from None
+    print_table(report.results, _out)
+    if json is not None:
+        write_json(json, report.results)
+    page = report.save(out)
+    _out.print(f"report: {page}", highlight=False, soft_wrap=True)
+    if all(row["status"] == "failed" for row in report.rows):
+        raise TN4NNError("every cell failed; the reasons stand under the table")
+
+
+def _progress() -> Callable[[str], None]:
+    return lambda line: _err.print(line, style="dim", highlight=False, markup=False)
+
+
+def _network(name: str, inputs: int, outputs: int, sites: int | None, budget: int | None, rank: int | None) -> Network:
+    """A network from a catalogue name, a .json file, or the text notation with sizes in it."""
+    if name.endswith(".json"):
+        return Network.from_json(Path(name).read_text())
+    if "=" in name:
+        t = _from_text(name)
+    else:
+        t = build(name, inputs, outputs, sites=sites)
+    if budget is not None:
+        return t.with_budget(params=budget)
+    return t.with_rank(rank if rank is not None else 4, clip=True)
+
+
+def _from_text(text: str) -> Topology:
+    """"x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a" as a Topology."""
+    head, _, cores = text.partition(":")
+    sides = head.split("->")
+    try:
+        sizes = [{k: int(n) for k, n in (item.split("=") for item in side.split())} for side in sides]
+        inputs, outputs = sizes
+    except ValueError:
+        raise TN4NNError(f"expected 'x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a', received {text!r}") from None
+    return Topology(parse(cores), inputs, outputs)
+
+
+def _cost_row(p: Plan) -> dict[str, Any]:
+    return {
+        "topology": p.network.topology.name,
+        "params": p.network.num_params,
+        "batch": p.batch,
+        "phase": p.phase,
+        "order": p.order,
+        **dataclasses.asdict(p.cost),
+    }
+
+
+Name = Annotated[
+    str, typer.Argument(help="A catalogue name, a .json file of a network, or 'x0=4 -> y0=4 : x0 a, a y0'.")
+]
+In = Annotated[int, typer.Option("--in", min=1, help="Input features, for a catalogue name.")]
+Out = Annotated[int, typer.Option("--out", min=1, help="Output features, for a catalogue name.")]
+Budget = Annotated[int | None, typer.Option(min=1, help="Parameters.")]
+Rank = Annotated[int | None, typer.Option(min=1, help="Rank of every bond, where no budget is given. [4]")]
+
+
+@app.command("plan")
+def _plan(
+    network: Name,
+    inputs: In = 1024,
+    outputs: Out = 1024,
+    sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side.")] = None,
+    budget: Budget = None,
+    rank: Rank = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 64,
+    phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
+    minimize: Annotated[str, typer.Option(help="time, flops or memory.")] = "time",
+    memory: Annotated[int | None, typer.Option(min=1, help="Cap on the peak, in bytes.")] = None,
+    json: Json = None,
+) -> None:
+    """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
+    net = _network(network, inputs, outputs, sites, budget, rank)
+    say = _progress()
+    p = plan(net, batch, phase, minimize=minimize, memory=memory, progress=say)
+    _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
+    _out.print("considered:")
+    for order, cost in p.candidates:
+        _out.print(f"  {order:<28} {cost.macs:>14,} MACs  {cost.predicted_s * 1e3:>9.3g} ms predicted", highlight=False)
+    if json is not None:
+        write_json(json, _cost_row(p))
+
+
+@app.command("cost")
+def _cost(
+    network: Name,
+    inputs: In = 1024,
+    outputs: Out = 1024,
+    sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side.")] = None,
+    budget: Budget = None,
+    rank: Rank = None,
+    batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = "1,32,256,2048",
+    json: Json = None,
+) -> None:
+    """Show what a network costs for several batches, forward and training, beside the dense layer."""
+    from rich.table import Table
+
+    net = _network(network, inputs, outputs, sites, budget, rank)
+    _out.print(str(net), highlight=False, markup=False)
+    table = Table("batch", "phase", "MACs", "dense MACs", "moved", "peak", "saved", "predicted ms", "order")
+    rows = []
+    for size in _whole_numbers(batches) or []:
+        for phase in ("forward", "train"):
+            p = plan(net, size, phase)
+            dense = size * net.dense_params * (3 if phase == "train" else 1)
+            cost = p.cost
+            cells = (size, phase, f"{cost.macs:,}", f"{dense:,}", cost.bytes_moved, cost.peak, cost.saved)
+            table.add_row(*map(str, cells), f"{cost.predicted_s * 1e3:.3g}", p.order)
+            rows.append(_cost_row(p) | {"dense_macs": dense})
+    _out.print(table)
+    _out.print("MACs = multiply-adds; moved, peak, saved in bytes at float32", style="dim")
+    if json is not None:
+        write_json(json, {"schema": 1, "network": net.to_dict(), "rows": rows})
+
+
+@app.command("train")
+def _train(
+    topology: Annotated[str, typer.Argument(help="A catalogue name, or a .json or .toml file with one entry.")],
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
+    budget: Annotated[int, typer.Option(min=1, help="Weights of the layers on the topology.")] = 1500,
+    hidden: Annotated[int, typer.Option(min=1, help="Neurons of the hidden layer.")] = 64,
+    backend_: Annotated[str, typer.Option("--backend", help="torch or jax.")] = "torch",
+    device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs.")] = 30,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 3e-3,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
+    precision: Annotated[str, typer.Option(help="float32, float64 or bf16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file; an existing one is resumed.")] = None,
+    json: Json = None,
+) -> None:
+    """Train features -> hidden -> classes on one topology, with a progress bar."""
+    loaded = load_data(data)
+    candidate = candidates_for(_topologies(topology), loaded, hidden, None, "network")[0]
+    dense = not candidate.hidden.bonds and len(candidate.hidden.cores) == 1
+    model = model_for(candidate, None if dense else budget, loaded.classes)
+    _out.print(str(model), highlight=False, markup=False)
+    run = train(
+        model, loaded, backend=backend_, device=device, epochs=epochs, batch_size=batch, lr=lr, optimizer=optimizer,
+        precision=precision, seed=seed, checkpoint=checkpoint, progress=_err.is_terminal,
+    )  # fmt: skip
+    _out.print(str(run), highlight=False, markup=False)
+    if json is not None:
+        history = [dataclasses.asdict(line) for line in run.history]
+        write_json(
+            json,
+            {"schema": 1, "model": model.to_dict(), "history": history, "test_accuracy": run.test_accuracy,
+             "losses": run.losses.tolist()},
+        )  # fmt: skip
+
+
+@app.command("backends")
+def _backends(json: Json = None) -> None:
+    """List the backends, whether their framework is installed, and what installs it."""
+    rows = []
+    for name in backends():
+        try:
+            versions = backend(name).versions()
+            rows.append({"backend": name, "installed": True, "versions": versions, "advice": ""})
+            _out.print(f"{name:<10} {', '.join(f'{k} {v}' for k, v in versions.items())}", highlight=False)
+        except TN4NNError as error:
+            rows.append({"backend": name, "installed": False, "versions": {}, "advice": str(error)})
+            _out.print(f"{name:<10} not installed: {error}", highlight=False, markup=False, soft_wrap=True)
+    if json is not None:
+        write_json(json, {"schema": 1, "rows": rows})
+
+
+@app.command("catalogue")
+def _catalogue() -> None:
+    """List the topologies of the catalogue."""
+    for name in catalogue():
+        _out.print(name, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

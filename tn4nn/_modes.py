@@ -31,7 +31,7 @@ def modes_for(
         >>> modes_for(784, 10, 4)
         ((4, 4, 7, 7), (5, 2, 1, 1))
         >>> modes_for(1009, 256, 4)[0]  # a prime: padded
-        (4, 6, 6, 7)
+        (4, 4, 8, 8)
     """
     ins, outs = checked_size(in_features, "in_features"), checked_size(out_features, "out_features")
     count = checked_size(sites, "sites")

@@ -186,7 +186,7 @@ def backend(name: str) -> Backend:
         raise BackendError(f"unknown backend {name!r}." + nearest(name, table))
     try:
         loaded: Backend = table[name].load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # absent, or an entry point that leads nowhere
         advice = _INSTALL.get(name, f"install what {table[name].value!r} needs")
         raise BackendError(f"backend {name!r} cannot be loaded ({error}): {advice}") from error
     except AttributeError as error:

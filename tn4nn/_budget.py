@@ -169,7 +169,7 @@ def solve(problem: Problem, budget: int, what: str = "parameters") -> dict[Key, 
         return dict(problem.caps)
     ranks = grow_together(problem.caps, problem.weights, lambda r: problem.value(r) <= budget)
     ranks = _trade(problem, _fill(problem, ranks, budget), budget)
-    return _perturb(problem, ranks, budget)
+    return _fill(problem, _perturb(problem, ranks, budget), budget)
 
 
 def grow_together(
@@ -271,7 +271,7 @@ def untagged(ranks: Mapping[Key, int], tag: Hashable) -> dict[str, int]:
 
 def checked_budget(budget: object, what: str) -> int:
     """A budget as an int, or an error."""
-    if isinstance(budget, bool) or not isinstance(budget, int | float | np.integer) or budget != budget:
+    if isinstance(budget, bool) or not isinstance(budget, int | float | np.integer) or not math.isfinite(budget):
         raise TopologyError(f"a budget of {what} must be a whole number, received {budget!r}")
     if budget < 1:
         raise BudgetError(f"a budget of {what} must be at least 1, received {budget!r}", 1)
@@ -332,6 +332,7 @@ def _solve_macs(
 ) -> dict[Key, int]:
     from ._plan import min_macs
 
+    batch = checked_size(batch, "batch")
     known: dict[tuple[int, ...], int] = {}
 
     def value(ranks: Mapping[Key, int]) -> int:

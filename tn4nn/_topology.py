@@ -204,10 +204,11 @@ class Topology:
         from ._budget import rank_caps
         from ._network import Network
 
-        if clip:
-            caps = rank_caps(self)
-            ranks = {bond: min(rank, caps.get(bond, rank)) for bond, rank in ranks.items()}
-        return Network(self, dict(ranks))
+        network = Network(self, ranks)
+        if not clip:
+            return network
+        caps = rank_caps(self)
+        return Network(self, {bond: min(rank, caps[bond]) for bond, rank in network.ranks.items()})
 
     def with_budget(
         self,
@@ -277,9 +278,8 @@ class Topology:
         the features may be left out."""
         check_schema(data, "topology", ("cores", "inputs", "outputs"))
         written = data["cores"]
-        cores = parse(written) if isinstance(written, str) else tuple(Core(n, tuple(legs)) for n, legs in written)
         return cls(
-            cores,
+            parse(written) if isinstance(written, str) else _listed(written),
             data["inputs"],
             data["outputs"],
             data.get("in_features", -1),
@@ -312,7 +312,7 @@ class Topology:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Topology):
             return NotImplemented
-        return self.to_dict() == other.to_dict()
+        return self.to_json() == other.to_json()  # dictionaries would be equal in another order of modes
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
@@ -368,6 +368,20 @@ def parse(text: str) -> tuple[Core, ...]:
         if ":" in legs:
             raise TopologyError(f"tensor {position} ({part.strip()!r}) has more than one colon")
         cores.append(Core(name, tuple(legs.split())))
+    return tuple(cores)
+
+
+def _listed(written: object) -> tuple[Core, ...]:
+    """Cores out of [[name, [leg, ...]], ...]."""
+    if not isinstance(written, list | tuple):
+        raise TopologyError(
+            f"cores in topology data are text or a list of [name, [legs]], received {written!r}"
+        )
+    cores = []
+    for item in written:
+        if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[1], list | tuple)):
+            raise TopologyError(f"a core is [name, [legs]] in topology data, received {item!r}")
+        cores.append(Core(str(item[0]), tuple(map(str, item[1]))))
     return tuple(cores)
 
 

@@ -374,9 +374,7 @@ def parse(text: str) -> tuple[Core, ...]:
 def _listed(written: object) -> tuple[Core, ...]:
     """Cores out of [[name, [leg, ...]], ...]."""
     if not isinstance(written, list | tuple):
-        raise TopologyError(
-            f"cores in topology data are text or a list of [name, [legs]], received {written!r}"
-        )
+        raise TopologyError(f"cores in topology data are text or a list of [name, [legs]], received {written!r}")
     cores = []
     for item in written:
         if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[1], list | tuple)):

@@ -89,15 +89,16 @@ def test_doctests(name):
     assert failed == 0
 
 
-def test_the_readme_is_true():
+@pytest.mark.parametrize("page", ["README.md", "docs/topologies.md"])
+def test_the_pages_are_true(page):
     import doctest
 
     pytest.importorskip("torch")
     pytest.importorskip("jax")
     failed, tried = doctest.testfile(
-        str(ROOT / "README.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+        str(ROOT / page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     )
-    assert tried > 5
+    assert tried > (5 if page == "README.md" else 1)
     assert failed == 0
 
 

@@ -189,8 +189,6 @@ def backend(name: str) -> Backend:
     except (ImportError, AttributeError) as error:  # absent, or an entry point that leads nowhere
         advice = _INSTALL.get(name, f"install what {table[name].value!r} needs")
         raise BackendError(f"backend {name!r} cannot be loaded ({error}): {advice}") from error
-    except AttributeError as error:
-        raise BackendError(f"backend {name!r}: {table[name].value!r} is not there ({error})") from error
     return loaded
 
 

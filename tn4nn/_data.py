@@ -11,6 +11,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def load(
 ) -> Dataset:
     """A data set by name, or from an .npz file.
 
-    "digits" (1797 pictures of 8x8) ships with scikit-learn. "mnist" and "fashion-mnist" are the four original
+    "digits" (1797 pictures of 8x8) is part of tn4nn. "mnist" and "fashion-mnist" are the four original
     IDX files, scaled to [0, 1]. They are looked for in `folder`, in the folder that the environment variable
     TN4NN_DATA names, and in the user's cache ($TN4NN_CACHE, else $XDG_CACHE_HOME/tn4nn, else ~/.cache/tn4nn;
     subfolder data), in each of them first in a subfolder of the set's name; the checksums are compared with
@@ -268,14 +269,8 @@ def _split(name: str, x: Floats, y: Labels, classes: int, image_shape: tuple[int
 
 
 def _digits() -> Dataset:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            'expected scikit-learn, which holds the data set "digits"; received an ImportError '
-            f"({error}). What would do: pip install scikit-learn"
-        ) from error
-    x, y = load_digits(return_X_y=True)
+    with (files("tn4nn") / "digits" / "digits.npz").open("rb") as file, np.load(file) as held:
+        x, y = held["x"], held["y"]
     return _split("digits", np.asarray(x / 16, dtype=np.float32), np.asarray(y, dtype=np.int64), 10, (8, 8))
 
 

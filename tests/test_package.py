@@ -40,7 +40,8 @@ def test_declaring_and_budgeting_bring_no_framework():
 
 
 def test_import_is_quick():
-    code = "import time; t = time.perf_counter(); import tn4nn; print(time.perf_counter() - t)"
+    # Processor time of the one thread that imports: what else runs on the machine does not count.
+    code = "import time; t = time.process_time(); import tn4nn; print(time.process_time() - t)"
     best = min(
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         for _ in range(5)
@@ -59,10 +60,7 @@ def test_every_folder_of_backends_is_in_the_wheel():
         assert (ROOT / name / "py.typed").exists()
 
 
-PUBLIC = sorted(
-    name for name, value in vars(tn).items()
-    if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
-)  # fmt: skip
+PUBLIC = sorted(set(tn.__all__))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ._errors import BackendError
 from ._topology import nearest
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -160,6 +161,8 @@ class Backend(Protocol):
 
 def entry_point_table() -> dict[str, EntryPoint]:
     """Backend name -> entry point, without loading any."""
+    from importlib.metadata import entry_points  # slow to import, and not needed to declare a topology
+
     return {found.name: found for found in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
 
 

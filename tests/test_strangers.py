@@ -83,4 +83,8 @@ def test_a_3x3_grid(name):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_disconnected_pieces_and_cores_of_one_leg(name):
-    run(name, tn.topology("x0 y0, x1 a, a, y1 b, b c, c", {"x0": 3, "x1": 4}, {"y0": 2, "y1": 3}), {"a": 2, "b": 3, "c": 2})
+    run(
+        name,
+        tn.topology("x0 y0, x1 a, a, y1 b, b c, c", {"x0": 3, "x1": 4}, {"y0": 2, "y1": 3}),
+        {"a": 2, "b": 3, "c": 2},
+    )

@@ -18,7 +18,15 @@ from rich.markup import escape
 from . import __version__
 from ._backend import backend, backends
 from ._catalogue import build, catalogue
-from ._compare import DEFAULT_TOPOLOGIES, Candidate, candidates_for, compare, model_for, read_topologies
+from ._compare import (
+    DEFAULT_TOPOLOGIES,
+    Candidate,
+    candidates_for,
+    compare,
+    model_for,
+    read_topologies,
+    use_threads,
+)
 from ._data import load as load_data
 from ._errors import TN4NNError
 from ._network import Network
@@ -122,11 +130,13 @@ def _compare(
         Path, typer.Option(help="Folder for results.json, results.csv, report.html and finished rows.")
     ] = Path("results"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that are finished in --out.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that train at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that train at once, one thread each.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each framework: small layers gain from one.")] = 1,
     json: Json = None,
 ) -> None:
     """Compare topologies on one task under one parameter budget, and write one honest table."""
     say = _progress()
+    use_threads(threads)  # before a framework is imported
     try:
         report = compare(
             _topologies(topologies),

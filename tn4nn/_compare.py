@@ -622,7 +622,7 @@ class _executor:  # noqa: N801  (used as a function)
             return lambda f, *args: lambda: f(*args)
         # Never fork once a framework is imported; one thread for each worker.
         self.pool = concurrent.futures.ProcessPoolExecutor(
-            self.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
+            self.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=use_threads, initargs=(1,)
         )
         pool = self.pool
         return lambda f, *args: pool.submit(f, *args).result
@@ -632,8 +632,13 @@ class _executor:  # noqa: N801  (used as a function)
             self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
+def use_threads(count: int) -> None:
+    """Sets how many threads the frameworks of this process will use, where none is imported yet.
+
+    For programs, which own their process: the library itself never calls it, but in its worker processes.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
+        os.environ[name] = str(count)
+    if count == 1 and "multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()

@@ -38,9 +38,7 @@ def check_graph(name, seed, cores):
     layer = tn.Linear(net, bias=False)
     weights = layer.init(seed)
     backend = tn.backend(name)
-    module = backend.build(
-        layer, weights, batch=None, phase="train", device=None, dtype="float64", minimize="time"
-    )
+    module = backend.build(layer, weights, batch=None, phase="train", device=None, dtype="float64", minimize="time")
     rows = seed % 4 + 1
     x = np.random.default_rng(0).standard_normal((rows, math.prod(net.topology.inputs.values())))
     y, gy, gradients, gx = one_einsum(net, weights, x)

@@ -216,9 +216,8 @@ def test_the_error_names_the_smallest_and_the_smallest_works(unit: str, name: st
     with pytest.raises(BudgetError, match="cannot be met: the smallest feasible one is ") as caught:
         t.with_budget(**{unit: 2})
     smallest = caught.value.smallest
-    assert (
-        f"a budget of 2 {'parameters' if unit == 'params' else 'MACs' if unit == 'macs' else unit} "
-        in str(caught.value)
+    assert f"a budget of 2 {'parameters' if unit == 'params' else 'MACs' if unit == 'macs' else unit} " in str(
+        caught.value
     )
     assert (
         f"{smallest:,} (" in str(caught.value)
@@ -301,9 +300,7 @@ def test_layer_weights_move_the_share() -> None:
 
 def test_ranks_are_chosen_anew_only_when_asked() -> None:
     small = tn.with_budget(model(), params=12_000)
-    with pytest.raises(
-        TopologyError, match="no layer of this model stands on a Topology whose ranks could be chosen"
-    ):
+    with pytest.raises(TopologyError, match="no layer of this model stands on a Topology whose ranks could be chosen"):
         tn.with_budget(small, params=9_000)
     assert 0.97 * 9_000 <= tn.with_budget(small, params=9_000, rechoose=True).num_params <= 9_000
 

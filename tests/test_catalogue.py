@@ -63,9 +63,7 @@ def test_fc2_clipped(rank: int, params: int) -> None:
     assert tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(rank, clip=True).num_params == params
 
 
-@pytest.mark.parametrize(
-    ("rank", "params"), [(1, 80), (2, 256), (4, 896), (8, 3328), (16, 12800), (32, 33280)]
-)
+@pytest.mark.parametrize(("rank", "params"), [(1, 80), (2, 256), (4, 896), (8, 3328), (16, 12800), (32, 33280)])
 def test_mpo_of_five_sites_clipped(rank: int, params: int) -> None:
     assert tn.mpo((4,) * 5, (4,) * 5).with_rank(rank, clip=True).num_params == params
 
@@ -94,9 +92,7 @@ FORMULAS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("t", "formula"), FORMULAS, ids=lambda v: v.name if isinstance(v, tn.Topology) else ""
-)
+@pytest.mark.parametrize(("t", "formula"), FORMULAS, ids=lambda v: v.name if isinstance(v, tn.Topology) else "")
 def test_w_is_its_formula(t: tn.Topology, formula: str) -> None:
     ranks = {bond: 2 + i % 2 for i, bond in enumerate(t.bonds)}  # not all equal: a swap of bonds would show
     net = t.with_ranks(ranks)

@@ -92,7 +92,9 @@ def test_broken_entry_point_names_the_line_that_helps(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[tn4nn.backends]\nbroken = no_such_package_anywhere:backend\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "broken" in tn.backends()
-    with pytest.raises(tn.BackendError, match="'broken' cannot be loaded.*install what 'no_such_package_anywhere:backend' needs"):
+    with pytest.raises(
+        tn.BackendError, match="'broken' cannot be loaded.*install what 'no_such_package_anywhere:backend' needs"
+    ):
         tn.backend("broken")
     assert "broken" not in tn.installed_backends()
 

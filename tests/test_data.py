@@ -127,7 +127,6 @@ def test_a_subset_is_the_same_for_the_same_seed() -> None:
 
 
 def test_digits_is_split_the_same_way_always() -> None:
-    pytest.importorskip("sklearn", reason="digits ship with scikit-learn")
     data = load("digits")
     assert (data.x_train.shape, data.x_test.shape) == ((1438, 64), (359, 64))
     assert (float(data.x_train.min()), float(data.x_train.max())) == (0.0, 1.0)
@@ -138,10 +137,18 @@ def test_digits_is_split_the_same_way_always() -> None:
     assert data.y_test[:12].tolist() == [6, 2, 9, 5, 3, 0, 4, 1, 7, 2, 9, 3]
 
 
-def test_digits_without_scikit_learn_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match="pip install scikit-learn"):
-        load("digits")
+def test_digits_are_those_of_scikit_learn() -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="the copy is compared with scikit-learn's")
+    x, y = datasets.load_digits(return_X_y=True)
+    data = load("digits")
+    ours = sorted(map(bytes, np.concatenate([data.x_train, data.x_test])))
+    assert ours == sorted(map(bytes, np.asarray(x / 16, dtype=np.float32)))
+    assert sorted(np.concatenate([data.y_train, data.y_test])) == sorted(y)
+
+
+def test_digits_need_nothing_but_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert load("digits").features == 64
 
 
 def test_an_unknown_name_is_told_the_nearest() -> None:
@@ -309,9 +316,7 @@ def test_a_damaged_file_is_named(tiny: Path) -> None:
         load("mnist")
 
 
-def test_the_files_of_another_set_are_passed_over(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_files_of_another_set_are_passed_over(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "flat")
     with pytest.raises(DataError, match="the files of another data set"):
         load("fashion-mnist", folder=tmp_path / "flat", download=False)
@@ -355,9 +360,7 @@ def test_a_wrong_download_is_not_kept(tiny: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "failure", [TimeoutError("timed out"), ConnectionResetError(), OSError(errno.ENETUNREACH, "unreachable")]
 )
-def test_every_network_failure_is_a_data_error(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError
-) -> None:
+def test_every_network_failure_is_a_data_error(tiny: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError) -> None:
     def fail(*_: object, **__: object) -> None:
         raise failure
 
@@ -407,9 +410,7 @@ def test_the_parser_reads_big_endian_sizes() -> None:
     np.testing.assert_array_equal(module._parse_idx(idx(array), 3, "pictures"), array)
 
 
-@pytest.mark.parametrize(
-    ("name", "mean", "sd"), [("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.2860, 0.3530)]
-)
+@pytest.mark.parametrize(("name", "mean", "sd"), [("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.2860, 0.3530)])
 def test_the_real_sets(name: str, mean: float, sd: float) -> None:
     if not os.environ.get("TN4NN_DATA"):
         pytest.skip("TN4NN_DATA names no folder with the IDX files")
@@ -426,5 +427,4 @@ def test_the_real_sets(name: str, mean: float, sd: float) -> None:
 
 
 def test_the_examples_run() -> None:
-    pytest.importorskip("sklearn", reason="digits ship with scikit-learn")
     assert doctest.testmod(module).failed == 0

@@ -14,9 +14,7 @@ from tn4nn.testing import random_network
 
 pytest.importorskip("matplotlib", reason='pictures need pip install "tn4nn[viz]"')
 
-KEPT = tn.topology(
-    "k x0 a, a k y0, x1 y1", {"k": 2, "x0": 3, "x1": 2, "w": 2}, {"y1": 2, "k": 2, "y0": 5, "w": 2}
-)
+KEPT = tn.topology("k x0 a, a k y0, x1 y1", {"k": 2, "x0": 3, "x1": 2, "w": 2}, {"y1": 2, "k": 2, "y0": 5, "w": 2})
 
 
 def texts(figure) -> list[str]:
@@ -85,9 +83,7 @@ def test_files(tmp_path: Path, ending: str, start: bytes) -> None:
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        TN4NNError, match=r"expected a \.png or \.svg file for a picture, received .*net\.bmp"
-    ):
+    with pytest.raises(TN4NNError, match=r"expected a \.png or \.svg file for a picture, received .*net\.bmp"):
         draw(tn.dense(4, 4), path=str(tmp_path / "net.bmp"))
 
 

@@ -23,9 +23,7 @@ def test_it_writes_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert [entry.name for entry in target.parent.iterdir()] == ["out.bin"]
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_temporary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "results.json"
     target.write_bytes(b"the old results")
     real = os.write
@@ -53,9 +51,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_late_failure_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_a_late_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     target = tmp_path / "a"
     target.write_bytes(b"old")
 

@@ -56,9 +56,7 @@ def test_the_spread_of_w_over_the_catalogue(name: str) -> None:
             if net.num_params > 2e6 or macs_of_w(net) > 2e8:  # W itself would take too long here
                 continue
             spread = std_of_w(net, seed=sites)
-            assert abs(spread / target(net) - 1) < 0.1, (
-                f"{sites} sites, rank {rank}: {spread} against {target(net)}"
-            )
+            assert abs(spread / target(net) - 1) < 0.1, f"{sites} sites, rank {rank}: {spread} against {target(net)}"
             tested.append((sites, rank))
     assert len({rank for _, rank in tested}) >= 3
     assert len({sites for sites, _ in tested}) >= 2
@@ -129,9 +127,7 @@ def test_layers_whose_w_is_beyond_memory_are_drawn_too() -> None:
     grid = tn.peps((2,) * 36, (2,) * 36).with_rank(6).init(0)  # no entry of this one can be had
     assert all(
         0.1 < np.mean(a.astype(np.float64) ** 2) * f < 10
-        for a, f in zip(
-            grid.values(), fan_ins(tn.peps((2,) * 36, (2,) * 36).with_rank(6)).values(), strict=True
-        )
+        for a, f in zip(grid.values(), fan_ins(tn.peps((2,) * 36, (2,) * 36).with_rank(6)).values(), strict=True)
     )
 
 

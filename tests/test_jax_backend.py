@@ -287,9 +287,7 @@ def test_conv2d_of_a_network_and_its_errors() -> None:
     bias = np.arange(4, dtype=np.float32)
     y = tj.conv2d(net, net.init(0), x, padding=1, bias=bias)
     close(y, conv_loop(CONVS["flat"](), {**net.init(0), "bias": bias}, x), 1e-5)
-    with pytest.raises(
-        ShapeError, match=r"expected inputs of shape \(2, height, width\), received \(3, 6, 5\)"
-    ):
+    with pytest.raises(ShapeError, match=r"expected inputs of shape \(2, height, width\), received \(3, 6, 5\)"):
         tj.conv2d(net, net.init(0), np.zeros((2, 3, 6, 5), np.float32))
     with pytest.raises(ShapeError, match="takes floating-point inputs, received uint8"):
         tj.conv2d(net, net.init(0), np.zeros((2, 2, 6, 5), np.uint8))
@@ -317,9 +315,7 @@ def check_differences(
     if gx is not None:
         for _ in range(4):
             place = tuple(rng.integers(0, n) for n in x.shape)
-            assert float(gx[place]) == pytest.approx(
-                slope(x, place, lambda m: loss(weights, m)), rel=1e-5, abs=1e-6
-            )
+            assert float(gx[place]) == pytest.approx(slope(x, place, lambda m: loss(weights, m)), rel=1e-5, abs=1e-6)
 
 
 # -- the other layers ------------------------------------------------------------------------------
@@ -662,9 +658,7 @@ def test_three_steps_by_hand(changes: dict[str, Any], precision: str) -> None:
         gradients, _ = plain.gradients(x[row], 2 * off / off.size)
         expected = {
             name: w
-            - lr
-            * s.lr_factors.get(name, 1.0)
-            * by_hand(gradients[name], w, memory[name], s, s.decay.get(name, 0.0))
+            - lr * s.lr_factors.get(name, 1.0) * by_hand(gradients[name], w, memory[name], s, s.decay.get(name, 0.0))
             for name, w in expected.items()
         }
     for name, value in run.weights().items():
@@ -683,9 +677,7 @@ def test_adam_is_exact_in_its_first_step() -> None:
 
 
 def everything() -> Any:
-    return tn.Sequential(
-        tn.Linear(NETWORKS["btt"]), tn.BatchNorm(10), tn.Dropout(0.3), tn.ReLU(), tn.Linear(10, 3)
-    )
+    return tn.Sequential(tn.Linear(NETWORKS["btt"]), tn.BatchNorm(10), tn.Dropout(0.3), tn.ReLU(), tn.Linear(10, 3))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
@@ -735,8 +727,12 @@ def test_a_learning_rate_never_recompiles_and_losses_may_be_none() -> None:
     run = trainer(everything())
     x, y = run.put(np.ones((9, 12))), run.put(np.zeros(9, np.int64))
     run.steps(x, y, np.zeros((3, 4), np.int64), [0.1, 0.2, 0.3], 0)
+    compiled = run._compiled.step._cache_size()
     run.steps(x, y, np.zeros((2, 4), np.int64), [0.5, 0.6], 3)
-    assert run._step._cache_size() == 1
+    other = trainer(everything(), seed=7)
+    other.steps(other.put(np.ones((9, 12))), other.put(np.zeros(9, np.int64)), np.zeros((2, 4), np.int64), [0.5] * 2, 3)
+    assert other._compiled is run._compiled
+    assert run._compiled.step._cache_size() == compiled
     assert run.read(run.steps(x, y, np.zeros((0, 4), np.int64), [], 5)).shape == (0,)
     run.sync()
 

@@ -76,7 +76,5 @@ def test_a_prime_side_is_padded_by_zeros_and_cropped() -> None:
 def test_errors(arguments, expected: str) -> None:
     with pytest.raises(TopologyError, match=expected):
         tn.modes_for(*arguments)
-    with pytest.raises(
-        TopologyError, match="pairing must be one of opposed, aligned, palindrome, received 'x'"
-    ):
+    with pytest.raises(TopologyError, match="pairing must be one of opposed, aligned, palindrome, received 'x'"):
         tn.modes_for(4, 4, 2, pairing="x")  # type: ignore[arg-type]

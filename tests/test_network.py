@@ -64,9 +64,7 @@ def test_numpy_integers_are_whole_numbers() -> None:
     assert {type(rank) for rank in ranks.values()} == {int}
 
 
-@pytest.mark.parametrize(
-    "net", [NET, *(random_network(seed) for seed in range(5))], ids=lambda n: n.topology.name
-)
+@pytest.mark.parametrize("net", [NET, *(random_network(seed) for seed in range(5))], ids=lambda n: n.topology.name)
 def test_json_pickle_and_copies_are_equal(net: tn.Network) -> None:
     for again in (tn.Network.from_json(net.to_json()), pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
         assert again == net
@@ -89,13 +87,9 @@ def test_broken_data_is_refused() -> None:
 
 def test_weights_of_another_network_are_refused() -> None:
     weights = NET.init(0)
-    with pytest.raises(
-        ShapeError, match=re.escape("core 'core1': expected shape (2, 7, 4, 5), received (1, 7, 4, 5)")
-    ):
+    with pytest.raises(ShapeError, match=re.escape("core 'core1': expected shape (2, 7, 4, 5), received (1, 7, 4, 5)")):
         NET.to_dense({**weights, "core1": weights["core1"][:1]})
-    with pytest.raises(
-        ShapeError, match=re.escape("'core7' is no core of this network. Did you mean 'core3'")
-    ):
+    with pytest.raises(ShapeError, match=re.escape("'core7' is no core of this network. Did you mean 'core3'")):
         NET.to_dense({**weights, "core7": weights["core1"]})
     del weights["core2"]
     with pytest.raises(

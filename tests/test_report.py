@@ -162,9 +162,7 @@ def test_results_of_another_kind_are_refused(results: Any, words: str, tmp_path:
 
 def test_the_table_fits_120_columns_and_holds_everything() -> None:
     results = {**RESULTS, "rows": [one for one in RESULTS["rows"] if EVIL not in one["topology"]]}
-    results["rows"].append(
-        row(topology="low_rank", status="infeasible", reason="smallest [rank 1]", **NOTHING)
-    )
+    results["rows"].append(row(topology="low_rank", status="infeasible", reason="smallest [rank 1]", **NOTHING))
     text = text_of(results, 120)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
@@ -238,9 +236,7 @@ def test_json_says_where_a_value_is_that_has_no_form(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_writer_leaves_the_old_file_on_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_writer_leaves_the_old_file_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
     def full(*_: object) -> int:
@@ -330,9 +326,7 @@ def test_every_cell_has_a_key_to_sort_by(tmp_path: Path) -> None:
     assert keys[:4] == ["dense", "torch", "", "203264"]
 
 
-def test_without_matplotlib_the_page_comes_without_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_the_page_comes_without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     _, page = page_of(RESULTS, tmp_path)
     assert 'pip install "tn4nn[viz]"' in page.words

@@ -254,3 +254,38 @@ def test_inductor(x):
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True)
     assert close(compiled(x), expected(layer, x))
+
+
+def _replica(rank, port, queue):
+    import os
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    layer = TNLinear(NETWORKS["tree"], seed=rank)  # DDP brings all replicas to those of rank 0
+    replica = torch.nn.parallel.DistributedDataParallel(layer)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 24)).astype(np.float32))
+    (replica(x[rank::2]) ** 2).sum().backward()
+    if rank == 0:
+        queue.put({name: p.grad.numpy().copy() for name, p in layer.named_parameters()})
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel_gives_the_gradients_of_one_process():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    children = [context.Process(target=_replica, args=(rank, port, queue)) for rank in range(2)]
+    for child in children:
+        child.start()
+    found = queue.get()
+    for child in children:
+        child.join(60)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 24)).astype(np.float32))
+    whole = slopes(TNLinear(NETWORKS["tree"], seed=0), x)
+    for name, gradient in found.items():
+        assert close(2 * torch.from_numpy(gradient), whole[name])  # DDP takes the mean over replicas

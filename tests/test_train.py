@@ -50,9 +50,7 @@ def both():
     ids=lambda o: f"{o['optimizer']}-{o.get('schedule', '')}-{o.get('warmup', '')}",
 )
 def test_torch_and_jax_follow_each_other(options):
-    runs = [
-        tn.train(MODEL, DATA, backend=name, seed=3, epochs=10, batch_size=20, **options) for name in both()
-    ]
+    runs = [tn.train(MODEL, DATA, backend=name, seed=3, epochs=10, batch_size=20, **options) for name in both()]
     assert len(runs[0].losses) >= 100
     assert np.abs(runs[0].losses[:100] - runs[1].losses[:100]).max() <= 1e-4
     assert runs[0].losses[-10:].mean() < 0.8 * runs[0].losses[:10].mean()
@@ -86,7 +84,12 @@ def test_regression(trained_backend):
     x, _ = DATA
     target = x @ np.arange(32, dtype=np.float32).reshape(16, 2) / 16
     run = tn.train(
-        tn.Linear(tn.mpo((4, 4), (2, 1)).with_rank(2)), (x, target), backend=trained_backend, loss="mse", epochs=60, lr=0.01
+        tn.Linear(tn.mpo((4, 4), (2, 1)).with_rank(2)),
+        (x, target),
+        backend=trained_backend,
+        loss="mse",
+        epochs=60,
+        lr=0.01,
     )
     assert run.history[-1].validation_loss < 0.05 * run.history[0].validation_loss
     assert np.isnan(run.accuracy)
@@ -128,7 +131,9 @@ def test_the_device_is_not_waited_for_between_steps(trained_backend, monkeypatch
     reads, chunks = [], []
     read, steps = kind.read, kind.steps
     monkeypatch.setattr(kind, "read", lambda self, losses: reads.append(1) or read(self, losses))
-    monkeypatch.setattr(kind, "steps", lambda self, x, y, i, lrs, first: chunks.append(len(lrs)) or steps(self, x, y, i, lrs, first))
+    monkeypatch.setattr(
+        kind, "steps", lambda self, x, y, i, lrs, first: chunks.append(len(lrs)) or steps(self, x, y, i, lrs, first)
+    )
     run = tn.train(MODEL, make(2000), backend=trained_backend, epochs=2, batch_size=10)
     assert len(run.losses) == 360
     assert len(reads) == len(chunks) == 6
@@ -149,7 +154,14 @@ def test_early_stop_best_and_last(trained_backend):
     x, y = make(120)
     noise = np.random.default_rng(9).integers(0, 3, size=40)
     run = tn.train(
-        MODEL, (x, y), backend=trained_backend, validation=(x[:40], noise), epochs=50, batch_size=20, lr=0.02, patience=3
+        MODEL,
+        (x, y),
+        backend=trained_backend,
+        validation=(x[:40], noise),
+        epochs=50,
+        batch_size=20,
+        lr=0.02,
+        patience=3,
     )
     assert run.stopped_early
     assert len(run.history) == run.best_epoch + 3 < 50
@@ -356,7 +368,9 @@ def test_schedules():
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[-1] < 0.1
     assert tn.learning_rates(("exponential", 0.5), 1.0, steps=4, steps_per_epoch=2) == [1.0, 1.0, 0.5, 0.5]
-    assert tn.learning_rates(("step", 2, 0.1), 1.0, steps=6, steps_per_epoch=1) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert tn.learning_rates(("step", 2, 0.1), 1.0, steps=6, steps_per_epoch=1) == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
     assert tn.learning_rates(lambda step, steps: step / steps, 2.0, steps=2, steps_per_epoch=1) == [0.0, 1.0]
     assert tn.learning_rates("constant", 0.1, steps=2, steps_per_epoch=1) == [0.1, 0.1]
 

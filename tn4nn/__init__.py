@@ -8,7 +8,7 @@ One direction, each arrow a new immutable value::
 Importing tn4nn imports no framework.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from ._backend import backend, backends, installed_backends
 from ._budget import rank_caps
@@ -30,9 +30,6 @@ from ._catalogue import (
     tree,
     tucker,
 )
-from ._compare import Candidate, Report, compare, read_topologies
-from ._data import Dataset
-from ._data import load as load_data
 from ._errors import (
     BackendError,
     BudgetError,
@@ -72,9 +69,119 @@ from ._ordering import Ordering
 from ._plan import Cost, Plan, plan
 from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
-from ._train import Epoch, Run, train
 
-try:
-    __version__ = version("tn4nn")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+source"
+if TYPE_CHECKING:
+    from ._compare import Candidate, Report, compare, read_topologies
+    from ._data import Dataset
+    from ._data import load as load_data
+    from ._train import Epoch, Run, train
+
+    __version__: str
+
+# Training, comparing and data bring half of the standard library: they are imported when they are asked for.
+_LAZY = {
+    "Candidate": ("_compare", "Candidate"),
+    "Report": ("_compare", "Report"),
+    "compare": ("_compare", "compare"),
+    "read_topologies": ("_compare", "read_topologies"),
+    "Dataset": ("_data", "Dataset"),
+    "load_data": ("_data", "load"),
+    "Epoch": ("_train", "Epoch"),
+    "Run": ("_train", "Run"),
+    "train": ("_train", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            value: Any = version("tn4nn")
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            value = "0+source"
+    elif name in _LAZY:
+        from importlib import import_module
+
+        module, attribute = _LAZY[name]
+        value = getattr(import_module(f".{module}", __name__), attribute)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, "__version__"])
+
+
+__all__ = [
+    "AvgPool",
+    "backend",
+    "BackendError",
+    "backends",
+    "BatchNorm",
+    "block_term",
+    "btt",
+    "BudgetError",
+    "build",
+    "Candidate",
+    "catalogue",
+    "CheckpointError",
+    "compare",
+    "complete",
+    "Conv2d",
+    "Core",
+    "Cost",
+    "cp",
+    "DataError",
+    "Dataset",
+    "dense",
+    "Dropout",
+    "Embedding",
+    "Epoch",
+    "Flatten",
+    "GELU",
+    "installed_backends",
+    "kronecker",
+    "Layer",
+    "LayerNorm",
+    "learning_rates",
+    "Linear",
+    "load_data",
+    "low_rank",
+    "MaxPool",
+    "mera",
+    "model_from_json",
+    "modes_for",
+    "monarch",
+    "mpo",
+    "Network",
+    "Ordering",
+    "Parallel",
+    "peps",
+    "Plan",
+    "plan",
+    "rank_caps",
+    "read_topologies",
+    "ReLU",
+    "Report",
+    "Residual",
+    "ring",
+    "Run",
+    "Sequential",
+    "ShapeError",
+    "Sigmoid",
+    "SiLU",
+    "Tanh",
+    "TN4NNError",
+    "Topology",
+    "topology",
+    "TopologyError",
+    "train",
+    "tree",
+    "tucker",
+    "Unflatten",
+    "with_budget",
+    "WriteError",
+]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ._errors import BackendError
 from ._topology import nearest
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -35,6 +36,7 @@ class Module(Protocol):
 
     def __call__(self, x: Any) -> Any:
         """y for a batch x, in evaluation (no dropout, running statistics)."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,33 +79,42 @@ class Trainer(Protocol):
 
     def put(self, array: NDArray[Any]) -> Any:
         """A host array as a device array (float data in the trainer's dtype, labels as integers)."""
+        ...
 
     def steps(self, x: Any, y: Any, index: NDArray[np.int64], lrs: Sequence[float], first: int) -> Any:
         """Runs len(lrs) optimizer steps; row i of `index` picks the samples of step `first` + i.
 
         Returns a device array of the losses, shape (steps,), without waiting for it.
         """
+        ...
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float]:
         """(mean loss, mean accuracy in percent; NaN for "mse") in evaluation mode. Waits."""
+        ...
 
     def read(self, losses: Any) -> NDArray[np.float64]:
         """Losses on the host. Waits."""
+        ...
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """All weights of `model.specs()` on the host. Waits."""
+        ...
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Weights and optimizer state on the host: with it, `load` goes on to the bit. Waits."""
+        ...
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Takes up what `state` gave."""
+        ...
 
     def module(self) -> Module:
         """The trained native module."""
+        ...
 
     def sync(self) -> None:
         """Waits until everything asked so far is done (for timing)."""
+        ...
 
 
 class Backend(Protocol):
@@ -123,27 +134,35 @@ class Backend(Protocol):
         minimize: str,
     ) -> Module:
         """The native module of a model; see `Layer.build`. The weights are copied."""
+        ...
 
     def forward(self, module: Any, x: NDArray[Any]) -> NDArray[Any]:
         """y on the host for x on the host, in evaluation mode."""
+        ...
 
     def gradients(
         self, module: Any, x: NDArray[Any], gy: NDArray[Any]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
         """Gradients of sum(y * gy) by weight name, and by x (None for integer x), in evaluation mode."""
+        ...
 
     def weights(self, module: Any) -> dict[str, NDArray[Any]]:
         """All weights by name, as numpy arrays that share no memory with the module."""
+        ...
 
     def trainer(self, model: Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> Trainer:
         """A trainer; a backend that only runs raises BackendError."""
+        ...
 
     def versions(self) -> dict[str, str]:
         """Package -> version, for reports."""
+        ...
 
 
 def entry_point_table() -> dict[str, EntryPoint]:
     """Backend name -> entry point, without loading any."""
+    from importlib.metadata import entry_points  # slow to import, and not needed to declare a topology
+
     return {found.name: found for found in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
 
 
@@ -173,8 +192,6 @@ def backend(name: str) -> Backend:
     except (ImportError, AttributeError) as error:  # absent, or an entry point that leads nowhere
         advice = _INSTALL.get(name, f"install what {table[name].value!r} needs")
         raise BackendError(f"backend {name!r} cannot be loaded ({error}): {advice}") from error
-    except AttributeError as error:
-        raise BackendError(f"backend {name!r}: {table[name].value!r} is not there ({error})") from error
     return loaded
 
 

@@ -261,6 +261,11 @@ def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, 
     return ranks
 
 
+def untagged(ranks: Mapping[Key, int], tag: Hashable) -> dict[str, int]:
+    """The ranks of one topology, by bond, out of those of a problem of several."""
+    return {key[1]: rank for key, rank in ranks.items() if isinstance(key, tuple) and key[0] == tag}
+
+
 # -- one network ------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +309,7 @@ def network_with_budget(
     fixed = dict(fixed or {})
 
     def network(ranks: Mapping[Key, int]) -> Network:
-        return Network(topology, {**fixed, **{bond: n for (_, bond), n in ranks.items()}})  # type: ignore[misc]
+        return Network(topology, {**fixed, **untagged(ranks, None)})
 
     if asked[0] == "macs":
         return network(_solve_macs(problem, network, budget, batch))

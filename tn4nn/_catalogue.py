@@ -261,9 +261,7 @@ def kronecker(inputs: Modes, outputs: Modes) -> Topology:
 def complete(inputs: Modes, outputs: Modes) -> Topology:
     """Complete graph K_n: every two sites share a bond (fully connected network, Zheng et al., AAAI 2021)."""
     n = _paired(inputs, outputs, "complete", 2)
-    cores = [
-        (f"x{i}", f"y{i}", *(f"a{min(i, j)}_{max(i, j)}" for j in range(n) if j != i)) for i in range(n)
-    ]
+    cores = [(f"x{i}", f"y{i}", *(f"a{min(i, j)}_{max(i, j)}" for j in range(n) if j != i)) for i in range(n)]
     return _made("complete", cores, inputs, outputs)
 
 

@@ -180,7 +180,7 @@ def _network(name: str, inputs: int, outputs: int, sites: int | None, budget: in
 
 
 def _from_text(text: str) -> Topology:
-    """"x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a" as a Topology."""
+    """ "x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a" as a Topology."""
     head, _, cores = text.partition(":")
     sides = head.split("->")
     try:

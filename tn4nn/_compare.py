@@ -174,7 +174,7 @@ def compare(
         >>> import tn4nn as tn
         >>> report = tn.compare(["mpo", "dense"], budget=600, backends=["torch"], seeds=1, epochs=1, lr=1e-3)
         >>> [(row["topology"], row["params"]) for row in report.rows]
-        [('mpo', 598), ('dense', 4736)]
+        [('mpo', 600), ('dense', 4736)]
     """
     loaded = data if isinstance(data, Dataset) else load_data(data)
     small = loaded.name == "digits"
@@ -267,7 +267,8 @@ def candidates_for(
             name = canonical_name(item)
             count = None if name in ("dense", "low_rank") else sites
             parts = [
-                build(name, n_in, n_out, sites=count) for n_in, n_out in ((data.features, hidden), (hidden, data.classes))
+                build(name, n_in, n_out, sites=count)
+                for n_in, n_out in ((data.features, hidden), (hidden, data.classes))
             ]
             found.append(Candidate(name, parts[0], parts[1]))
     if not found:
@@ -418,9 +419,7 @@ def _place(row: Mapping[str, Any], order: list[tuple[str, int]], names: Sequence
 
 def _row(cell: Cell, settings: Settings) -> dict[str, Any]:
     """What is known of a cell before it has run."""
-    costs = [
-        plan(net, bucket(settings.batch_size), "train").cost for net in cell.model.networks().values()
-    ]
+    costs = [plan(net, bucket(settings.batch_size), "train").cost for net in cell.model.networks().values()]
     row = _empty(cell.topology, cell.budget, cell.backend, settings, "failed", "")
     everything = cell.model.num_params
     spared = cell.dense_params - cell.params
@@ -538,15 +537,15 @@ class _Sweep:
                 self.store.add(self._rate_key(cell), {"lr": lr})
                 if self.settings.lr == "auto":
                     self.say(f"{cell.topology} at {cell.budget:,}: learning rate {lr:g}")
-            runs = [
-                (cell, submit(_trained, cell, self.data, self.settings, self._rate(cell))) for cell in waiting
-            ]
+            runs = [(cell, submit(_trained, cell, self.data, self.settings, self._rate(cell))) for cell in waiting]
             for number, (cell, result) in enumerate(runs, 1):
                 row = result()
                 self.store.add(cell.key, row)
                 end = f"{row['accuracy']:.2f} %" if row["status"] == "ok" else f"failed: {row['reason']}"
-                self.say(f"[{number}/{len(runs)}] {cell.topology} at {cell.budget:,}, {cell.backend}, "
-                         f"seed {cell.seed}: {end}")
+                self.say(
+                    f"[{number}/{len(runs)}] {cell.topology} at {cell.budget:,}, {cell.backend}, "
+                    f"seed {cell.seed}: {end}"
+                )
         for name in dict.fromkeys(cell.backend for cell in self.cells):
             self._time(name)
 
@@ -560,8 +559,9 @@ class _Sweep:
     def _time(self, name: str) -> None:
         """Median seconds of a training step of each model, and its ratio to the dense one, all in turn."""
         models = {cell.model.fingerprint: cell.model for cell in self.cells if cell.backend == name}
-        dense = Sequential(Linear(self.data.features, self.settings.hidden), ReLU(),
-                           Linear(self.settings.hidden, self.data.classes))
+        dense = Sequential(
+            Linear(self.data.features, self.settings.hidden), ReLU(), Linear(self.settings.hidden, self.data.classes)
+        )
         self.say(f"timing {len(models)} models on {name}")
         seconds = _step_seconds(name, {"": dense, **models}, self.data, self.settings)
         for key, taken in seconds.items():
@@ -637,4 +637,3 @@ def _one_thread() -> None:
         os.environ[name] = "1"
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
-

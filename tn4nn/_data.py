@@ -11,6 +11,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,7 @@ class Dataset:
     image_shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.classes, bool)
-            or not isinstance(self.classes, (int, np.integer))
-            or self.classes < 2
-        ):
+        if isinstance(self.classes, bool) or not isinstance(self.classes, (int, np.integer)) or self.classes < 2:
             raise DataError(f"expected at least 2 classes; received classes={self.classes!r}.")
         put = object.__setattr__
         put(self, "classes", int(self.classes))
@@ -117,9 +114,7 @@ class Dataset:
         def pad(x: Floats) -> Floats:
             return np.pad(x.reshape(-1, *self.image_shape), margins).reshape(len(x), side * side)
 
-        return dataclasses.replace(
-            self, x_train=pad(self.x_train), x_test=pad(self.x_test), image_shape=(side, side)
-        )
+        return dataclasses.replace(self, x_train=pad(self.x_train), x_test=pad(self.x_test), image_shape=(side, side))
 
     def subset(self, n_train: int, n_test: int, seed: int = 0) -> Dataset:
         """Fewer rows, drawn without replacement, the same ones for the same seed.
@@ -140,8 +135,7 @@ class Dataset:
         ):
             if not 1 <= wanted <= there:
                 raise DataError(
-                    f"expected n_{split} from 1 to {there}, the {split} rows of {self.name!r}; "
-                    f"received {wanted}."
+                    f"expected n_{split} from 1 to {there}, the {split} rows of {self.name!r}; received {wanted}."
                 )
             chosen.append(rng.permutation(there)[:wanted])
         train, test = chosen
@@ -162,7 +156,7 @@ def load(
 ) -> Dataset:
     """A data set by name, or from an .npz file.
 
-    "digits" (1797 pictures of 8x8) ships with scikit-learn. "mnist" and "fashion-mnist" are the four original
+    "digits" (1797 pictures of 8x8) is part of tn4nn. "mnist" and "fashion-mnist" are the four original
     IDX files, scaled to [0, 1]. They are looked for in `folder`, in the folder that the environment variable
     TN4NN_DATA names, and in the user's cache ($TN4NN_CACHE, else $XDG_CACHE_HOME/tn4nn, else ~/.cache/tn4nn;
     subfolder data), in each of them first in a subfolder of the set's name; the checksums are compared with
@@ -254,9 +248,7 @@ def _checked_y(values: Any, label: str, classes: int | None) -> Labels:
 
 def _check_lengths(x: npt.NDArray[Any], y: npt.NDArray[Any], x_label: str, y_label: str) -> None:
     if len(x) != len(y):
-        raise DataError(
-            f"expected one label a row; received {len(x)} rows in {x_label}, {len(y)} in {y_label}."
-        )
+        raise DataError(f"expected one label a row; received {len(x)} rows in {x_label}, {len(y)} in {y_label}.")
 
 
 # -------------------------------------------------------------------------------------- digits, splits
@@ -277,14 +269,8 @@ def _split(name: str, x: Floats, y: Labels, classes: int, image_shape: tuple[int
 
 
 def _digits() -> Dataset:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            'expected scikit-learn, which holds the data set "digits"; received an ImportError '
-            f"({error}). What would do: pip install scikit-learn"
-        ) from error
-    x, y = load_digits(return_X_y=True)
+    with (files("tn4nn") / "digits" / "digits.npz").open("rb") as file, np.load(file) as held:
+        x, y = held["x"], held["y"]
     return _split("digits", np.asarray(x / 16, dtype=np.float32), np.asarray(y, dtype=np.int64), 10, (8, 8))
 
 
@@ -438,9 +424,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"expected a readable file at {str(path)!r}; received {error.strerror or error}."
-        ) from error
+        raise DataError(f"expected a readable file at {str(path)!r}; received {error.strerror or error}.") from error
 
 
 def _md5(blob: bytes) -> str:
@@ -508,9 +492,7 @@ def _parse_idx(blob: bytes, axes: int, label: str) -> npt.NDArray[np.uint8]:
     try:
         data = gzip.decompress(blob)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"expected a whole .gz file as {label}; received {len(blob)} bytes: {error}."
-        ) from error
+        raise DataError(f"expected a whole .gz file as {label}; received {len(blob)} bytes: {error}.") from error
     magic = bytes((0, 0, 8, axes))
     if data[:4] != magic:
         raise DataError(
@@ -519,9 +501,7 @@ def _parse_idx(blob: bytes, axes: int, label: str) -> npt.NDArray[np.uint8]:
         )
     start = 4 + 4 * axes
     if len(data) < start:
-        raise DataError(
-            f"expected {axes} sizes in the head of {label}; received a file of {len(data)} bytes."
-        )
+        raise DataError(f"expected {axes} sizes in the head of {label}; received a file of {len(data)} bytes.")
     shape = tuple(int(size) for size in np.frombuffer(data, dtype=">u4", count=axes, offset=4))
     if len(data) - start != math.prod(shape):
         raise DataError(

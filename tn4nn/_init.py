@@ -81,7 +81,7 @@ def init(
         # Exactly its mean square: a core of few numbers is off by much, and the offs multiply over sites.
         mean_square = float(np.mean(array**2))
         cores[core.name] = array / math.sqrt(mean_square * fans[core.name]) if mean_square else array
-    wanted = gain**2 * network.in_features ** -1.0
+    wanted = gain**2 * network.in_features**-1.0
     achieved = mean_square_of(network, cores, seed)
     factor = (wanted / achieved) ** (0.5 / len(cores)) if achieved > 0 else 1.0
     return {key: np.ascontiguousarray(array * factor, dtype=np.float32) for key, array in cores.items()}
@@ -193,9 +193,7 @@ def _orthogonal(network: Network, name: str, legs: Legs, rng: np.random.Generato
     q = q * np.sign(np.diag(r))  # uniform over isometries (Mezzadri 2007)
     matrix = q if m >= n else q.T
     order = rows + columns
-    return np.ascontiguousarray(
-        matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
-    )
+    return np.ascontiguousarray(matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order)))
 
 
 def _identity(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -10,12 +10,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ._errors import ShapeError, TopologyError
-from ._init import SCHEMES, rng_for
+from ._init import SCHEMES
 from ._init import init as init_network
 from ._network import Network
 from ._ordering import Ordering
@@ -515,7 +515,7 @@ class Embedding(OnNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class ReLU(Layer):
-    """max(x, 0)."""
+    """max(x, 0), entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -525,17 +525,17 @@ class GELU(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Tanh(Layer):
-    """tanh(x)."""
+    """The hyperbolic tangent, entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(Layer):
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)), entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SiLU(Layer):
-    """x * sigmoid(x)."""
+    """x / (1 + exp(-x)), entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -565,8 +565,9 @@ class Unflatten(Layer):
     def out_shape(self, shape: Shape) -> Shape:
         """(..., product) -> shape."""
         if math.prod(shape) != math.prod(self.shape):
-            raise ShapeError(f"Unflatten: {shape} has {math.prod(shape)} numbers, {self.shape} needs "
-                             f"{math.prod(self.shape)}")
+            raise ShapeError(
+                f"Unflatten: {shape} has {math.prod(shape)} numbers, {self.shape} needs {math.prod(self.shape)}"
+            )
         return self.shape
 
 
@@ -592,9 +593,7 @@ class _Pool(Layer):
         if len(shape) != 3:
             raise ShapeError(f"{type(self).__name__}: expected (channels, height, width), received {shape}")
         kernel, stride = self.window
-        sizes = (
-            _slide(n, k, s, 0, type(self).__name__) for n, k, s in zip(shape[1:], kernel, stride, strict=True)
-        )
+        sizes = (_slide(n, k, s, 0, type(self).__name__) for n, k, s in zip(shape[1:], kernel, stride, strict=True))
         return (shape[0], *sizes)
 
 
@@ -695,7 +694,7 @@ class Sequential(Layer):
         >>> tn.Sequential(tn.Linear(8, 4), tn.ReLU(), tn.Linear(5, 2))
         Traceback (most recent call last):
             ...
-        tn4nn._errors.ShapeError: layer '2': Linear 5 -> 2 on 'dense' (10 weights): expected inputs of shape (..., 5), received (4,)
+        tn4nn._errors.ShapeError: layer '2': Linear 5 -> 2 on 'dense' (10 weights): expected ... (4,)
     """
 
     layers: tuple[Layer, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ._budget import Key, Problem, checked_budget, solve, topology_problem
+from ._budget import Problem, checked_budget, solve, topology_problem, untagged
 from ._errors import TopologyError
 from ._layers import Layer, OnNetwork, replace_networks
 from ._network import Network
@@ -75,11 +75,7 @@ def with_budget(
         {key: weight for part in parts for key, weight in part.weights.items()},
     )
     ranks = solve(joint, budget)
-    return replace_networks(model, {name: Network(t, _own(ranks, name)) for name, t in open_layers.items()})
-
-
-def _own(ranks: Mapping[Key, int], name: str) -> dict[str, int]:
-    return {key[1]: rank for key, rank in ranks.items() if isinstance(key, tuple) and key[0] == name}
+    return replace_networks(model, {name: Network(t, untagged(ranks, name)) for name, t in open_layers.items()})
 
 
 def _fixed(model: Layer, open_layers: Mapping[str, Topology]) -> int:

@@ -6,13 +6,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._errors import ShapeError, TopologyError
-from ._topology import Topology, check_schema, checked_size, fingerprint_of, nearest, read_json
+from ._topology import Sizes, Topology, check_schema, checked_size, fingerprint_of, nearest, read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +51,7 @@ class Network:
         if missing:
             raise TopologyError(f"every bond needs a size: {', '.join(map(repr, missing))} received none")
         ranks = {bond: checked_size(self.ranks[bond], f"bond {bond!r}") for bond in bonds}
-        object.__setattr__(self, "ranks", MappingProxyType(ranks))
+        object.__setattr__(self, "ranks", Sizes(ranks))
 
     # -- what it is made of ---------------------------------------------------------------------------------
 
@@ -191,6 +190,3 @@ class Network:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Network, (self.topology, dict(self.ranks))

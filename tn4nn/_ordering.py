@@ -210,9 +210,7 @@ def ordering(kind: str, shape: int | Sequence[int], **options: Any) -> Ordering:
 def _unknown_kind(kind: object) -> str:
     near = difflib.get_close_matches(str(kind), [*_OPTION, *_SYNONYMS], n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return (
-        f"expected the kind of an ordering, one of {', '.join(map(repr, _OPTION))}; received {kind!r}.{hint}"
-    )
+    return f"expected the kind of an ordering, one of {', '.join(map(repr, _OPTION))}; received {kind!r}.{hint}"
 
 
 def _check_options(kind: str, given: set[str]) -> None:
@@ -222,9 +220,7 @@ def _check_options(kind: str, given: set[str]) -> None:
         got = ", ".join(f"{name}=" for name in sorted(given)) or "none"
         example = {"block": "block=(4, 4)", "random": "seed=0", "custom": "permutation=[1, 0, ...]"}.get(kind)
         would_do = f"give {example}" if example else f"drop {got}"
-        raise TopologyError(
-            f"expected {takes} for the ordering {kind!r}; received {got}. What would do: {would_do}."
-        )
+        raise TopologyError(f"expected {takes} for the ordering {kind!r}; received {got}. What would do: {would_do}.")
 
 
 def _integers(values: object) -> tuple[int, ...]:
@@ -238,8 +234,7 @@ def _integers(values: object) -> tuple[int, ...]:
         return tuple(operator.index(item) for item in items)
     except TypeError:
         raise ShapeError(
-            f"expected a sequence of whole numbers; received {values!r:.200}. "
-            f"What would do: for example (28, 28)."
+            f"expected a sequence of whole numbers; received {values!r:.200}. What would do: for example (28, 28)."
         ) from None
 
 
@@ -258,8 +253,7 @@ def _pair(block: object) -> tuple[int, int]:
     sizes = _integers(block)
     if len(sizes) != 2 or min(sizes) < 1:
         raise ShapeError(
-            f"expected a block (height, width), each at least 1; received {sizes}. "
-            f"What would do: for example (4, 4)."
+            f"expected a block (height, width), each at least 1; received {sizes}. What would do: for example (4, 4)."
         )
     return sizes[0], sizes[1]
 

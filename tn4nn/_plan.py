@@ -346,7 +346,9 @@ class _Search:
             total += math.prod(self.sizes[leg] for leg in union)
             for leg in legs[a] & legs[b]:
                 holders[leg] -= 1
-            legs.append(frozenset(leg for leg in union if not (leg in legs[a] and leg in legs[b] and holders[leg] == 1)))
+            legs.append(
+                frozenset(leg for leg in union if not (leg in legs[a] and leg in legs[b] and holders[leg] == 1))
+            )
         return total
 
     # -- lowering and pricing -------------------------------------------------------------------------------
@@ -363,9 +365,7 @@ class _Search:
             shape = (-1, math.prod(t.outputs.values()))
         sizes = {**self.sizes, BATCH: block or self.batch}
         flat = self.form == "apply" and not sliced
-        program = lower(
-            tensors, self.output, sizes, path, names=self.names, output_shape=shape, flat_input=flat
-        )
+        program = lower(tensors, self.output, sizes, path, names=self.names, output_shape=shape, flat_input=flat)
         places = tuple(
             (
                 self.sizes[leg],
@@ -397,9 +397,7 @@ class _Search:
         return Cost(macs, moved, peak, 0, seconds)
 
     def made(self, order: str, path: Path, program: Program, cost: Cost) -> Plan:
-        return Plan(
-            self.network, self.batch, self.phase, self.minimize, order, path, program, cost, self.itemsize, ()
-        )
+        return Plan(self.network, self.batch, self.phase, self.minimize, order, path, program, cost, self.itemsize, ())
 
     def score(self, cost: Cost) -> tuple[float, float]:
         """What is minimised; ties go to time."""
@@ -448,7 +446,9 @@ class _Search:
             programs.append(self.lowered(p.path, (), block))
         if self.form != "gather":
             for share in (2, 4, 8, 16):  # one intermediate may take this part of the cap
-                sliced = slice_legs(self.tensors, self.output, self.sizes, p.path, max(1, memory // self.itemsize // share))
+                sliced = slice_legs(
+                    self.tensors, self.output, self.sizes, p.path, max(1, memory // self.itemsize // share)
+                )
                 if sliced:
                     programs.append(self.lowered(p.path, sliced))
         return programs

@@ -62,12 +62,12 @@ class Program:
 class Ops(NamedTuple):
     """What a backend brings to run a program, each with the meaning that numpy gives it."""
 
-    reshape: Callable[[Any, Sequence[int]], Any]
-    permute: Callable[[Any, Sequence[int]], Any]
+    reshape: Callable[[Any, tuple[int, ...]], Any]
+    permute: Callable[[Any, tuple[int, ...]], Any]
     matmul: Callable[[Any, Any], Any]
     multiply: Callable[[Any, Any], Any]
-    index: Callable[[Any, int, int], Any]  # (array, axis, position) -> the array without that axis
-    concatenate: Callable[[Sequence[Any]], Any]  # along axis 0
+    select: Callable[[Any, int, int], Any]  # (array, axis, position) -> the array without that axis
+    concatenate: Callable[[list[Any]], Any]  # along axis 0
 
 
 def run(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
@@ -112,7 +112,7 @@ def _run_sliced(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
         # Later axes first, so that taking one out does not move the others.
         cuts = [(r, axis, p) for (_, places), p in zip(program.sliced, positions, strict=True) for r, axis in places]
         for register, axis, position in sorted(cuts, key=lambda cut: -cut[1]):
-            sliced[register] = ops.index(sliced[register], axis, position)
+            sliced[register] = ops.select(sliced[register], axis, position)
         part = run(ops, whole, sliced)
         total = part if total is None else total + part
     return total
@@ -344,12 +344,13 @@ class _Lowering:
         choice = self.choice(node, want)
         shared = tuple(leg for leg in want if leg in a and leg in b)
         groups = {
-            side: tuple(leg for leg in want if leg in legs and leg not in shared)
-            for side, legs in (("a", a), ("b", b))
+            side: tuple(leg for leg in want if leg in legs and leg not in shared) for side, legs in (("a", a), ("b", b))
         }
         ra, rb = self.bring(left, choice.forms[0]), self.bring(right, choice.forms[1])
         if choice.swap:
-            made = self._multiply(rb, ra, choice.forms[::-1], shared, groups["b"], groups["a"], choice.summed)
+            made = self._multiply(
+                rb, ra, (choice.forms[1], choice.forms[0]), shared, groups["b"], groups["a"], choice.summed
+            )
         else:
             made = self._multiply(ra, rb, choice.forms, shared, groups["a"], groups["b"], choice.summed)
         return self._permute(made, choice.made, want)

@@ -151,8 +151,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise CheckpointError(
-        f"expected numbers, strings, sequences and mappings for JSON; "
-        f"received {type(value).__name__} at {where}."
+        f"expected numbers, strings, sequences and mappings for JSON; received {type(value).__name__} at {where}."
     )
 
 

@@ -53,9 +53,7 @@ def write_figure(path: str | os.PathLike[str], results: Mapping[str, Any]) -> No
     try:
         data = _svg(summaries).encode() if kind == ".svg" else _png(summaries)
     except ImportError as error:
-        raise TN4NNError(
-            f"expected matplotlib for figures; received {error}. What would do: {_NEEDS}"
-        ) from error
+        raise TN4NNError(f"expected matplotlib for figures; received {error}. What would do: {_NEEDS}") from error
     atomic_write(path, data)
 
 
@@ -371,9 +369,7 @@ def _row_table(rows: Sequence[Mapping[str, Any]]) -> str:
     keys = list(dict.fromkeys([*ROW_KEYS, *(key for row in rows for key in row)]))
     heads = "".join(f'<th scope="col">{_escape(key)}</th>' for key in keys)
     body = "".join(
-        "<tr>"
-        + "".join(f"<td>{_escape('' if row.get(key) is None else row[key])}</td>" for key in keys)
-        + "</tr>"
+        "<tr>" + "".join(f"<td>{_escape('' if row.get(key) is None else row[key])}</td>" for key in keys) + "</tr>"
         for row in rows
     )
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -51,10 +51,10 @@ def _factor(schedule: Schedule, steps_per_epoch: int) -> Callable[[int, int], fl
         shape = _SHAPES[schedule]
         return lambda step, steps: shape(step / steps)
     match schedule:
-        case ("exponential", float(rate) | int(rate)):
-            return lambda step, _: rate ** (step // steps_per_epoch)
-        case ("step", int(every), float(rate)):
-            return lambda step, _: rate ** (step // (every * steps_per_epoch))
+        case ("exponential", float() | int() as rate):
+            return lambda step, _: float(rate) ** (step // steps_per_epoch)
+        case ("step", int() as every, float() | int() as rate):
+            return lambda step, _: float(rate) ** (step // (every * steps_per_epoch))
     raise TN4NNError(
         f"unknown schedule {schedule!r}: expected 'constant', 'cosine', 'linear', ('exponential', 0.99), "
         "('step', 50, 0.3) or a function (step, steps) -> factor."

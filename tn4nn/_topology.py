@@ -7,10 +7,10 @@ import difflib
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from ._errors import TopologyError
 
@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ._network import Network
+
+
+class Sizes(dict[str, int]):
+    """A dict of sizes that cannot be changed, only copied: `dict(sizes)`."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("sizes of a topology or network cannot be changed: make a new one from dict(sizes)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = _refuse
+    setdefault = update = _refuse  # pyright: ignore[reportAssignmentType]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a dict is pickled by setting its items
+        return Sizes, (dict(self),)
+
 
 _NAME = re.compile(r"[^\s,:]+")
 SCHEMA = 1
@@ -78,8 +92,8 @@ class Topology:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "cores", tuple(Core(str(c.name), tuple(c.legs)) for c in self.cores))
-        put(self, "inputs", MappingProxyType(_checked_sizes(self.inputs, "input")))
-        put(self, "outputs", MappingProxyType(_checked_sizes(self.outputs, "output")))
+        put(self, "inputs", Sizes(_checked_sizes(self.inputs, "input")))
+        put(self, "outputs", Sizes(_checked_sizes(self.outputs, "output")))
         self._check_graph()
         for side, sizes in (("in_features", self.inputs), ("out_features", self.outputs)):
             product, wanted = math.prod(sizes.values()), getattr(self, side)
@@ -303,12 +317,6 @@ class Topology:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping does not pickle by itself
-        return (
-            Topology,
-            (self.cores, dict(self.inputs), dict(self.outputs), self.in_features, self.out_features, self.name),
-        )
-
 
 def topology(
     text: str,
@@ -366,9 +374,7 @@ def parse(text: str) -> tuple[Core, ...]:
 def _listed(written: object) -> tuple[Core, ...]:
     """Cores out of [[name, [leg, ...]], ...]."""
     if not isinstance(written, list | tuple):
-        raise TopologyError(
-            f"cores in topology data are text or a list of [name, [legs]], received {written!r}"
-        )
+        raise TopologyError(f"cores in topology data are text or a list of [name, [legs]], received {written!r}")
     cores = []
     for item in written:
         if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[1], list | tuple)):
@@ -385,9 +391,9 @@ def _checked_sizes(sizes: Mapping[str, int], side: str) -> dict[str, int]:
 
 def checked_size(size: object, what: str) -> int:
     """`size` as an int of at least 1, or an error that names `what`."""
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+    if isinstance(size, bool) or not isinstance(size, SupportsIndex):
         raise TopologyError(f"{what}: the size must be a whole number of at least 1, received {size!r}")
-    number = size.__index__()
+    number = operator.index(size)
     if number < 1:
         raise TopologyError(f"{what}: the size must be at least 1, received {number}")
     return int(number)

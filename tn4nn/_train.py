@@ -423,14 +423,20 @@ def checked_pair(model: Layer, pair: Pair, loss: str, what: str) -> Pair:
                 f"{what}: x holds NaN or infinity in {int(bad.sum())} rows, the first is {int(bad.argmax())}"
             )
     elif not _takes_integers(model):
-        raise DataError(f"{what}: the model takes floating-point x, received {x.dtype}: convert it (x / 255 for images)")
+        raise DataError(
+            f"{what}: the model takes floating-point x, received {x.dtype}: convert it (x / 255 for images)"
+        )
     if loss == "mse":
         if not np.issubdtype(y.dtype, np.floating) or y.shape[1:] != out or not np.isfinite(y).all():
-            raise DataError(f"{what}: 'mse' needs finite floating-point y of shape (rows, {', '.join(map(str, out))}), "
-                            f"received {y.dtype} of shape {y.shape}")
+            raise DataError(
+                f"{what}: 'mse' needs finite floating-point y of shape (rows, {', '.join(map(str, out))}), "
+                f"received {y.dtype} of shape {y.shape}"
+            )
         return x, y
     if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
-        raise DataError(f"{what}: 'cross_entropy' needs integer labels of shape (rows,), received {y.dtype} of shape {y.shape}")
+        raise DataError(
+            f"{what}: 'cross_entropy' needs integer labels of shape (rows,), received {y.dtype} of shape {y.shape}"
+        )
     if y.min() < 0 or y.max() >= out[-1]:
         row = int(((y < 0) | (y >= out[-1])).argmax())
         raise DataError(f"{what}: label {int(y[row])} in row {row} is not from 0 to {out[-1] - 1}, the model's outputs")
@@ -515,6 +521,8 @@ def _bar(wanted: bool, steps: int) -> Iterator[Callable[[int, float, float, floa
         task = bar.add_task("", total=steps)
 
         def show(step: int, loss: float, accuracy: float, rate: float) -> None:
-            bar.update(task, completed=step, description=f"loss {loss:.4f}  val {accuracy:.2f} %  {rate:,.0f} samples/s")
+            bar.update(
+                task, completed=step, description=f"loss {loss:.4f}  val {accuracy:.2f} %  {rate:,.0f} samples/s"
+            )
 
         yield show

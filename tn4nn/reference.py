@@ -49,14 +49,8 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         both = (*legs[a], *(leg for leg in legs[b] if leg not in legs[a]))
         made = tuple(leg for leg in both if leg in needed)
         number = {leg: i for i, leg in enumerate(both)}
-        known.append(
-            np.einsum(
-                known[a], [number[leg] for leg in legs[a]],
-                known[b], [number[leg] for leg in legs[b]],
-                [number[leg] for leg in made],
-                optimize=True,  # through BLAS where it can
-            )  # fmt: skip
-        )
+        axes_a, axes_b, axes = ([number[leg] for leg in t] for t in (legs[a], legs[b], made))
+        known.append(np.einsum(known[a], axes_a, known[b], axes_b, axes, optimize=True))  # through BLAS
         legs.append(made)
         waiting.add(len(legs) - 1)
     number = {leg: i for i, leg in enumerate(legs[-1])}

@@ -26,6 +26,7 @@ from . import _layers as layers
 from ._backend import Backend
 from ._budget import rank_caps
 from ._init import rng_for
+from ._network import Network
 from ._topology import Core, Topology, topology
 from .reference import backend as oracle
 from .reference import forward
@@ -87,14 +88,14 @@ def random_topology(seed: int, *, cores: int = 5) -> Topology:
     return Topology(tuple(kept), inputs, outputs, name=f"random{seed}")
 
 
-def random_network(seed: int, *, cores: int = 5) -> layers.Network:
+def random_network(seed: int, *, cores: int = 5) -> Network:
     """A random topology with random ranks from 1 to 3, some of size 1."""
     t = random_topology(seed, cores=cores)
     rng = rng_for(seed, "ranks")
     return t.with_ranks({bond: int(rng.integers(1, 4)) for bond in t.bonds})
 
 
-def _small(t: Topology, rank: int = 3) -> layers.Network:
+def _small(t: Topology, rank: int = 3) -> Network:
     return t.with_ranks({bond: min(rank, cap) for bond, cap in rank_caps(t).items()})
 
 
@@ -109,7 +110,11 @@ def _linear_cases() -> list[Case]:
     made += [
         Case("linear-padded", layers.Linear(padded), (23,)),
         Case("linear-kept", layers.Linear(block), (12,)),
-        Case("linear-kept-on-no-core", layers.Linear(topology("x y", {"x": 3, "k": 2}, {"k": 2, "y": 4}).with_rank(1)), (6,)),
+        Case(
+            "linear-kept-on-no-core",
+            layers.Linear(topology("x y", {"x": 3, "k": 2}, {"k": 2, "y": 4}).with_rank(1)),
+            (6,),
+        ),
         Case("linear-no-bias", layers.Linear(_small(cat.ring((4, 6), (3, 3))), bias=False), (24,)),
         Case("linear-ordering", layers.Linear(_small(cat.mpo((4, 4), (3, 3))), ordering="hilbert"), (16,)),
         Case("linear-leading-axes", layers.Linear(_small(cat.tree((2, 3, 4), (2, 2, 2)))), (5, 24)),
@@ -158,8 +163,8 @@ def _other_cases() -> list[Case]:
         Case(
             "model",
             layers.Sequential(
-                conv, layers.BatchNorm(4), layers.GELU(), layers.MaxPool((2, 1)), layers.Flatten(), layers.Linear(40, 5),
-                input_shape=(3, 7, 6),
+                conv, layers.BatchNorm(4), layers.GELU(), layers.MaxPool((2, 1)), layers.Flatten(),
+                layers.Linear(40, 5), input_shape=(3, 7, 6),
             ),
             (3, 7, 6),
             (1, 3),
@@ -306,7 +311,9 @@ def check_training(backend: Backend) -> None:
         losses = whole.read(whole.steps(xs, ys, index[:25], rates[:25], 0))
         held = whole.state()
         rest = whole.read(whole.steps(xs, ys, index[25:], rates[25:], 25))
-        assert rest[-5:].mean() < 0.7 * losses[:5].mean(), f"{optimizer}: the loss does not fall: {losses[0]}, {rest[-1]}"
+        assert rest[-5:].mean() < 0.7 * losses[:5].mean(), (
+            f"{optimizer}: the loss does not fall: {losses[0]}, {rest[-1]}"
+        )
         again = backend.trainer(model, model.init(1), spec)
         again.load(held)
         repeated = again.read(again.steps(again.put(x), again.put(y), index[25:], rates[25:], 25))

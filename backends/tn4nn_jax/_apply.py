@@ -52,7 +52,7 @@ OPS = Ops(
     permute=jnp.transpose,
     matmul=_matmul,
     multiply=jnp.multiply,
-    index=_index,
+    select=_index,
     concatenate=jnp.concatenate,
 )
 
@@ -121,8 +121,7 @@ def _operands(program: Program, cores: Mapping[str, jax.Array], *x: jax.Array) -
 def _float_input(layer: layers.Layer, x: jax.Array) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ShapeError(
-            f"{layer.describe()} takes floating-point inputs, received {x.dtype}: "
-            "convert them, or use Embedding"
+            f"{layer.describe()} takes floating-point inputs, received {x.dtype}: convert them, or use Embedding"
         )
 
 
@@ -231,9 +230,7 @@ def _kernel(call: _Call, layer: layers.Conv2d, prefix: str, program: Program | N
     t = layer.topology
     cores = call.cores(prefix, layer.solid(prefix))
     w = cores[t.cores[0].name] if program is None else run(OPS, program, _operands(program, cores))
-    w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))[
-        : t.out_features, : t.in_features
-    ]
+    w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))[: t.out_features, : t.in_features]
     return jnp.reshape(w, (t.out_features, layer.in_channels, *layer.kernel))
 
 

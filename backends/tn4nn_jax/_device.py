@@ -72,8 +72,4 @@ def to_host(array: Any) -> NDArray[Any]:
     """A copy on the host; 16-bit floats come as float32, which holds them exactly."""
     host = np.array(array)
     # numpy itself has no bfloat16, and what it does not know cannot be saved.
-    return (
-        host.astype(np.float32)
-        if host.dtype.itemsize == 2 and jnp.issubdtype(host.dtype, jnp.floating)
-        else host
-    )
+    return host.astype(np.float32) if host.dtype.itemsize == 2 and jnp.issubdtype(host.dtype, jnp.floating) else host

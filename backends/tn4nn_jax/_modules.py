@@ -91,6 +91,9 @@ class JaxModule:
     of gradients, `jax.tree.map(lambda w, g: w - lr * g, module, gradients)` the next one. Running statistics
     of BatchNorm get a gradient of zero.
 
+    To shard the batch, take a mesh of automatic axes (`jax.sharding.Mesh`, or `jax.make_mesh` with axis_types
+    Auto): under explicit axes jax itself refuses the gradient of `x @ w` by w.
+
     Attributes:
         weights: full weight name -> jax array.
         options: the model and how it is planned.
@@ -372,6 +375,4 @@ class TNEmbedding(JaxModule):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.__dict__.update(
-            made(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__
-        )
+        self.__dict__.update(made(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__)

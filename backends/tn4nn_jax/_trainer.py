@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -101,18 +104,95 @@ def direction(spec: TrainSpec) -> optax.GradientTransformation:
     """What is subtracted from the weights, learning rate and factors left out."""
     decay = _add_decay(spec.decay)
     if spec.optimizer == "sgd":
-        return optax.chain(
-            decay, optax.trace(spec.momentum, spec.nesterov) if spec.momentum else optax.identity()
-        )
+        return optax.chain(decay, optax.trace(spec.momentum, spec.nesterov) if spec.momentum else optax.identity())
     adam = scale_by_adam(*spec.betas, spec.eps)
     return optax.chain(adam, decay) if spec.optimizer == "adamw" else optax.chain(decay, adam)
 
 
 def _one_of(word: str, known: Sequence[str], what: str) -> None:
     if word not in known:
-        raise BackendError(
-            f"the jax backend knows the {what} {', '.join(map(repr, known))}; received {word!r}"
+        raise BackendError(f"the jax backend knows the {what} {', '.join(map(repr, known))}; received {word!r}")
+
+
+# -- what is jitted --------------------------------------------------------------------------------
+
+
+class _Compiled:
+    """The jitted step and evaluation of a model, shared by all trainers that differ only in seed and weights."""
+
+    def __init__(self, model: layers.Layer, spec: TrainSpec) -> None:
+        self.model, self.spec = model, spec
+        self.float = np.dtype(np.float64 if spec.precision == "float64" else np.float32)
+        self.transform = direction(spec)
+        self.has_dropout = any(isinstance(layer, layers.Dropout) for _, layer in model.walk())
+        self.step: Callable[..., Any] = jax.jit(self._stepped, donate_argnums=(0, 1, 2))
+        self.chunk: Callable[..., Any] = jax.jit(self._evaluated, static_argnums=5)
+
+    def _applied(
+        self, params: Arrays, states: Arrays, x: jax.Array, key: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, Arrays]:
+        """(outputs in at least float32, running statistics)."""
+        y, new = apply(
+            self.model,
+            {**params, **states},
+            x,
+            train=train,
+            key=key,
+            minimize=self.spec.minimize,
+            phase="train" if train else "forward",
+            plan_batch=self.spec.batch_size if train else None,
+            compute_dtype=jnp.bfloat16 if self.spec.precision == "bf16" else None,
         )
+        return y.astype(self.float), {**states, **new}
+
+    def _stepped(
+        self,
+        params: Arrays,
+        states: Arrays,
+        optimizer: Any,
+        x: jax.Array,
+        y: jax.Array,
+        rows: jax.Array,
+        lr: jax.Array,
+        seed: jax.Array,
+        number: jax.Array,
+    ) -> tuple[Arrays, Arrays, Any, jax.Array]:
+        picked_x, picked_y = (jnp.take(a, rows, axis=0, mode="clip") for a in (x, y))
+        key = jax.random.fold_in(jax.random.key(seed), number) if self.has_dropout else None
+
+        def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
+            made, new = self._applied(params, states, picked_x, key, train=True)
+            return _LOSSES[self.spec.loss](made, picked_y)[0], new
+
+        (loss, states), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates: Any
+        updates, optimizer = self.transform.update(gradients, optimizer, params)
+        factors = self.spec.lr_factors
+        params = {n: w - lr * factors.get(n, 1.0) * updates[n] for n, w in params.items()}
+        return params, states, optimizer, loss.reshape(1)
+
+    def _evaluated(
+        self, params: Arrays, states: Arrays, x: jax.Array, y: jax.Array, start: jax.Array, rows: int
+    ) -> tuple[jax.Array, jax.Array]:
+        part_x, part_y = (lax.dynamic_slice_in_dim(a, start, rows) for a in (x, y))
+        made, _ = self._applied(params, states, part_x, None, train=False)
+        return _LOSSES[self.spec.loss](made, part_y)
+
+
+_KEPT = 32  # models whose compiled steps are kept
+_compiled: OrderedDict[str, _Compiled] = OrderedDict()
+
+
+def _compiled_for(model: layers.Layer, spec: TrainSpec) -> _Compiled:
+    """Compiling takes a second, a short run not much more: a sweep over seeds compiles once."""
+    settings = dataclasses.asdict(dataclasses.replace(spec, seed=0))
+    key = json.dumps([model.to_dict(), settings], sort_keys=True)
+    if key not in _compiled:
+        _compiled[key] = _Compiled(model, spec)
+        if len(_compiled) > _KEPT:
+            _compiled.popitem(last=False)
+    _compiled.move_to_end(key)
+    return _compiled[key]
 
 
 # -- the trainer -----------------------------------------------------------------------------------
@@ -139,18 +219,15 @@ class JaxTrainer:
         model.check(weights)
         self.model, self.spec = model, spec
         self._is_wide = spec.precision == "float64"
-        self._float = np.dtype(np.float64 if self._is_wide else np.float32)
+        self._compiled = _compiled_for(model, spec)
+        self._float = self._compiled.float
         self._device = device_of(spec.device)
         specs = model.specs()
         self._names = {False: [n for n, s in specs.items() if s.role != "state"]}
         self._names[True] = [n for n, s in specs.items() if s.role == "state"]
-        self._transform = direction(spec)
-        self._has_dropout = any(isinstance(layer, layers.Dropout) for _, layer in model.walk())
         with self._wide():
             self._take(weights)
-            self._optimizer = self._on_device(self._transform.init(self._params))
-            self._step: Callable[..., Any] = jax.jit(self._stepped, donate_argnums=(0, 1, 2))
-            self._chunk: Callable[..., Any] = jax.jit(self._evaluated, static_argnums=5)
+            self._optimizer = self._on_device(self._compiled.transform.init(self._params))
 
     def _wide(self) -> Any:
         return wide(self._is_wide)
@@ -163,59 +240,6 @@ class JaxTrainer:
 
     def _on_device(self, tree: Any) -> Any:
         return tree if self._device is None else jax.device_put(tree, self._device)
-
-    # -- what is jitted --------------------------------------------------------------------------------------
-
-    def _applied(
-        self, params: Arrays, states: Arrays, x: jax.Array, number: jax.Array | None
-    ) -> tuple[jax.Array, Arrays]:
-        """(outputs in at least float32, running statistics); a step number means training."""
-        train, key = number is not None, None
-        if number is not None and self._has_dropout:
-            key = jax.random.fold_in(jax.random.key(self.spec.seed), number)
-        y, new = apply(
-            self.model,
-            {**params, **states},
-            x,
-            train=train,
-            key=key,
-            minimize=self.spec.minimize,
-            phase="train" if train else "forward",
-            plan_batch=self.spec.batch_size if train else None,
-            compute_dtype=jnp.bfloat16 if self.spec.precision == "bf16" else None,
-        )
-        return y.astype(self._float), {**states, **new}
-
-    def _stepped(
-        self,
-        params: Arrays,
-        states: Arrays,
-        optimizer: Any,
-        x: jax.Array,
-        y: jax.Array,
-        rows: jax.Array,
-        lr: jax.Array,
-        number: jax.Array,
-    ) -> tuple[Arrays, Arrays, Any, jax.Array]:
-        picked_x, picked_y = (jnp.take(a, rows, axis=0, mode="clip") for a in (x, y))
-
-        def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
-            made, new = self._applied(params, states, picked_x, number)
-            return _LOSSES[self.spec.loss](made, picked_y)[0], new
-
-        (loss, states), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        updates: Any
-        updates, optimizer = self._transform.update(gradients, optimizer, params)
-        factors = self.spec.lr_factors
-        params = {n: w - lr * factors.get(n, 1.0) * updates[n] for n, w in params.items()}
-        return params, states, optimizer, loss.reshape(1)
-
-    def _evaluated(
-        self, params: Arrays, states: Arrays, x: jax.Array, y: jax.Array, start: jax.Array, rows: int
-    ) -> tuple[jax.Array, jax.Array]:
-        part_x, part_y = (lax.dynamic_slice_in_dim(a, start, rows) for a in (x, y))
-        made, _ = self._applied(params, states, part_x, None)
-        return _LOSSES[self.spec.loss](made, part_y)
 
     # -- the protocol ----------------------------------------------------------------------------------------
 
@@ -234,7 +258,7 @@ class JaxTrainer:
         with self._wide():
             for i, lr in enumerate(lrs):
                 rows = np.asarray(index[i], dtype=np.int32)
-                self._params, self._states, self._optimizer, loss = self._step(
+                self._params, self._states, self._optimizer, loss = self._compiled.step(
                     self._params,
                     self._states,
                     self._optimizer,
@@ -242,6 +266,7 @@ class JaxTrainer:
                     y,
                     rows,
                     self._float.type(lr),
+                    np.uint32(self.spec.seed % 2**32),
                     np.uint32(first + i),
                 )
                 losses.append(loss)
@@ -254,7 +279,7 @@ class JaxTrainer:
         with self._wide():
             for start in range(0, total, CHUNK):
                 rows = min(CHUNK, total - start)
-                pair = self._chunk(self._params, self._states, x, y, np.int32(start), rows)
+                pair = self._compiled.chunk(self._params, self._states, x, y, np.int32(start), rows)
                 found.append((rows, pair))
         if not found:
             return math.nan, math.nan

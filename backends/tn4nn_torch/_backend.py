@@ -46,9 +46,7 @@ class TorchBackend:
     ) -> nn.Module:
         """See `Backend.build`."""
         where = checked_device(device)
-        return to_module(
-            model, weights, batch=batch, phase=phase, device=where, dtype=dtype, minimize=minimize
-        )
+        return to_module(model, weights, batch=batch, phase=phase, device=where, dtype=dtype, minimize=minimize)
 
     def _tensor(self, module: nn.Module, array: NDArray[Any]) -> Tensor:
         value = torch.tensor(array)

@@ -107,14 +107,20 @@ class _Planned(nn.Module):
         """x, or an error that says what is wrong with it."""
         core: Any = self._parameters[self._names[0]]
         if not (x.is_floating_point() or x.is_complex()):
-            raise ShapeError(f"{self.layer.describe()} takes floating-point inputs, received {x.dtype}: "
-                             "convert them, or use TNEmbedding")
+            raise ShapeError(
+                f"{self.layer.describe()} takes floating-point inputs, received {x.dtype}: "
+                "convert them, or use TNEmbedding"
+            )
         if x.device != core.device:
-            raise ShapeError(f"{self.layer.describe()}: the weights are on {core.device}, the input is on {x.device}: "
-                             "move one of them with .to()")
+            raise ShapeError(
+                f"{self.layer.describe()}: the weights are on {core.device}, the input is on {x.device}: "
+                "move one of them with .to()"
+            )
         if x.dtype != core.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ShapeError(f"{self.layer.describe()}: the weights are {core.dtype}, the input is {x.dtype}: "
-                             "convert one of them with .to()")
+            raise ShapeError(
+                f"{self.layer.describe()}: the weights are {core.dtype}, the input is {x.dtype}: "
+                "convert one of them with .to()"
+            )
         return x
 
     def apply_rows(self, rows: Tensor) -> Tensor:
@@ -190,9 +196,7 @@ class TNLinear(_Planned):
         dtype: str | torch.dtype = "float32",
     ) -> None:
         layer = network if isinstance(network, layers.Linear) else layers.Linear(network, None, bias, ordering)
-        super().__init__(
-            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype
-        )
+        super().__init__(layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype)
         order = None if layer.ordering is None else torch.tensor(layer.ordering.permutation, device=device)
         self.register_buffer("_order", order, persistent=False)
 
@@ -254,9 +258,7 @@ class TNConv2d(_Planned):
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Conv2d(layer, None, kernel, stride, padding, bias)
-        super().__init__(
-            layer, weights, seed, batch=None, phase=phase, minimize=minimize, device=device, dtype=dtype
-        )
+        super().__init__(layer, weights, seed, batch=None, phase=phase, minimize=minimize, device=device, dtype=dtype)
         self.conv = layer
         self._plans: dict[tuple[int, ...], ConvPlan] = {}
 
@@ -271,8 +273,9 @@ class TNConv2d(_Planned):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, out_channels, height', width')."""
         if x.dim() != 4:
-            raise ShapeError(f"{self.conv.describe()}: expected (batch, channels, height, width), "
-                             f"received {tuple(x.shape)}")
+            raise ShapeError(
+                f"{self.conv.describe()}: expected (batch, channels, height, width), received {tuple(x.shape)}"
+            )
         height, width = self.conv.out_shape(tuple(x.shape[1:]))[1:]
         conv, bias = self.conv, self.bias_or_none
         self.checked(x)
@@ -324,9 +327,7 @@ class TNEmbedding(_Planned):
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Embedding(layer)
-        super().__init__(
-            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype
-        )
+        super().__init__(layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype)
 
     def make_program(self, batch: int) -> Program:
         """Plans the contraction of the picked rows."""
@@ -434,8 +435,7 @@ class ParallelModule(nn.ModuleList):
         made = [branch(x) for branch in self]
         if self.combine == "concat":
             return torch.cat(made, dim=1)
-        total: Tensor = sum(made[1:], made[0])
-        return total
+        return torch.stack(made).sum(0)
 
 
 _PLAIN: dict[type[layers.Layer], Callable[[Any], nn.Module]] = {
@@ -504,5 +504,3 @@ def to_module(
         raise BackendError(f"the torch backend does not know the layer {type(layer).__name__}")
 
     return made(model, "")
-
-

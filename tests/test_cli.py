@@ -1,0 +1,140 @@
+"""The command line as a shell meets it: exit codes, messages, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tn4nn import _cli, _files
+
+pytest.importorskip("torch")
+
+QUICK = ["compare", "--topologies", "mpo,dense", "--budget", "600", "--backend", "torch", "--seeds", "1",
+         "--epochs", "1", "--lr", "0.001"]  # fmt: skip
+
+
+def call(monkeypatch, *arguments):
+    """Runs the command in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["tn4nn", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        _cli.main()
+    return end.value.code
+
+
+def test_compare_writes_everything(monkeypatch, tmp_path, capsys):
+    code = call(monkeypatch, *QUICK, "--out", tmp_path / "out", "--json", tmp_path / "out.json")
+    assert code == 0
+    shown = capsys.readouterr().out
+    assert "mpo" in shown
+    assert "report.html" in shown
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["topology"] for row in rows] == ["mpo", "dense"]
+    assert (tmp_path / "out" / "results.csv").exists()
+
+
+def test_plan_and_cost(monkeypatch, tmp_path, capsys):
+    assert call(monkeypatch, "plan", "mpo", "--rank", 4, "--batch", 8, "--json", tmp_path / "p.json") == 0
+    shown = capsys.readouterr().out
+    assert "largest intermediate" in shown
+    assert "W first" in shown
+    assert json.loads((tmp_path / "p.json").read_text())["batch"] == 8
+    assert call(monkeypatch, "cost", "x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a", "--json", tmp_path / "c.json") == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    assert [(row["batch"], row["phase"]) for row in rows[:3]] == [(1, "forward"), (1, "train"), (32, "forward")]
+    assert rows[0]["dense_macs"] == 128
+
+
+def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):
+    arguments = ["train", "tree", "--epochs", 1, "--checkpoint", tmp_path / "c.st", "--json", tmp_path / "t.json"]
+    assert call(monkeypatch, *arguments) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert json.loads((tmp_path / "t.json").read_text())["test_accuracy"] > 10
+    assert (tmp_path / "c.st").exists()
+
+
+def test_backends_lists_ours(monkeypatch, tmp_path, capsys):
+    assert call(monkeypatch, "backends", "--json", tmp_path / "b.json") == 0
+    rows = {row["backend"]: row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
+    assert set(rows) >= {"numpy", "torch", "jax"}
+    assert rows["torch"]["installed"]
+    assert "torch 2." in capsys.readouterr().out
+
+
+def test_catalogue_and_version(monkeypatch, capsys):
+    assert call(monkeypatch, "catalogue") == 0
+    assert "block_term" in capsys.readouterr().out
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("tn4nn ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compare", "--topologies", "mpoo"], 1, "unknown topology 'mpoo'. Did you mean 'mpo'"),
+        (["compare", "--data", "nope"], 1, "nope"),
+        (["compare", "--budget", "many"], 2, "whole numbers"),
+        (["compare", "--budget", "0"], 1, "must be at least 1, received 0"),
+        (["compare", "--lr", "fast"], 2, "'auto' or a number"),
+        (["compare", "--backend", "toch"], 1, "unknown backend 'toch'"),
+        (["compare", "--topologies", "missing.toml"], 1, "missing.toml cannot be read"),
+        (["compare", "--seeds", "0"], 2, "--seeds"),
+        (["plan", "x0=4 -> y0 : x0 y0"], 1, "expected 'x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a'"),
+        (["plan", "missing.json"], 1, "missing.json"),
+        (["plan", "mpo", "--memory", "10"], 1, "no plan of 'mpo'"),
+        (["plan", "mpo", "--budget", "10"], 1, "the smallest feasible one is 128"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_errors_are_one_message_and_an_exit_code(monkeypatch, tmp_path, capsys, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *arguments) == code
+    shown = " ".join(capsys.readouterr().err.split()).replace("│ ", "").replace(" │", "")
+    assert message in shown
+    assert "Traceback" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_while_writing_results_keeps_the_old_ones(monkeypatch, tmp_path, capsys):
+    import errno
+
+    out = tmp_path / "out"
+    assert call(monkeypatch, *QUICK, "--out", out) == 0
+    before = (out / "results.json").read_bytes()
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files, "_write_all", full)
+    assert call(monkeypatch, *QUICK, "--out", out, "--resume") == 1
+    shown = capsys.readouterr().err
+    assert "No space left on device" in shown
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_ctrl_c_in_the_middle_of_a_sweep(tmp_path):
+    command = [sys.executable, "-m", "tn4nn._cli", "compare", "--topologies", "mpo,ring,tree,cp", "--backend", "torch",
+               "--lr", "0.001", "--seeds", "3", "--out", str(tmp_path / "out")]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+    lines = []
+    for line in child.stderr:
+        lines.append(line)
+        if line.startswith("[2/12]"):
+            break
+    child.send_signal(signal.SIGINT)
+    rest = child.communicate(timeout=60)[1]
+    assert child.returncode == 130, rest
+    assert "--resume" in rest
+    assert "Traceback" not in rest
+    kept = [json.loads(line) for line in Path(tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    done = sum(line["value"].get("status") == "ok" for line in kept)
+    assert 2 <= done < 12
+    begin = time.perf_counter()
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False, env=os.environ.copy())
+    assert again.returncode == 0, again.stderr
+    assert f"[{12 - done}/{12 - done}]" in again.stderr
+    assert time.perf_counter() - begin < 120

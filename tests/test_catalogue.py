@@ -170,7 +170,7 @@ def test_a_grid_of_one_row_is_an_mpo() -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: tn.mpo((2, 2), (2,)), "mpo needs one output mode for each input mode: received 2 input modes"),
+        (lambda: tn.mpo((2, 2), 2), "mpo needs one output mode for each input mode: received 2 input modes"),
         (lambda: tn.ring(4, 4), "ring needs at least 2 sites, received 1"),
         (lambda: tn.mera((2, 2), (2, 2)), "mera needs at least 3 sites, received 2"),
         (lambda: tn.peps((2,) * 6, (2,) * 6, (2, 2)), "peps: a grid of 2 x 2 has 4 sites, received 6 modes"),

@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from ._errors import TopologyError
 from ._network import Network
 from ._paths import greedy_path
-from ._program import Legs
+from ._program import BATCH, Legs
 from ._topology import nearest
 
-_AFFORDABLE = 2e8  # multiply-adds for the exact norm of W; above, it is estimated from probes
+_AFFORDABLE = 2e9  # multiply-adds for the norm of W: exact, else from probes, else from single entries
+_ELEMENTS = 2**24  # of the arrays that an estimate may make
 _PROBES = 256
+_ENTRIES = 1024
 
 SCHEMES = ("normal", "orthogonal", "identity")
 
@@ -88,10 +90,15 @@ def init(
 def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: int = 0) -> float:
     """The mean of the squared entries of W, structural zeros included, without forming W.
 
-    The network is contracted with itself; where that costs too much, W is applied to random signs.
+    The network is contracted with itself. Where that costs too much, W is applied to random signs; where that
+    does too, random entries of W are computed; and where one entry alone is too dear (and so is any use of the
+    network), the mean square is taken from those of the cores, as for independent entries.
     """
+    from .reference import apply, contract
+
     t, sizes = network.topology, network.sizes
     open_legs = set(t.modes)
+    whole = math.prod(t.inputs.values()) * math.prod(t.outputs.values())
 
     def twin(legs: Legs) -> Legs:
         return tuple(leg if leg in open_legs else leg + ":" for leg in legs)
@@ -110,17 +117,43 @@ def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: in
     both = {**sizes, **{leg + ":": size for leg, size in sizes.items()}}
     path = greedy_path(tensors, (), both)
     if _macs(tensors, both, path) <= _AFFORDABLE:
-        from .reference import contract
-
         total = float(contract(tensors, arrays, (), path))
         # A kept leg on no core: W repeats along it, one block for each value.
-        total *= math.prod(t.inputs[leg] for leg in t.kept if all(leg not in core.legs for core in t.cores))
-    else:
-        from .reference import apply
-
+        return total * math.prod(t.inputs[leg] for leg in t.kept if all(leg not in c.legs for c in t.cores)) / whole
+    probed: list[Legs] = [*(core.legs for core in t.cores), (BATCH, *t.inputs)]
+    many = {**sizes, BATCH: _PROBES}
+    path = greedy_path(probed, (BATCH, *t.outputs), many)
+    elements = _PROBES * max(math.prod(t.inputs.values()), math.prod(t.outputs.values()))
+    if elements <= _ELEMENTS and _macs(probed, many, path) <= 16 * _AFFORDABLE:
         signs = rng_for(seed, "probe").choice([-1.0, 1.0], size=(_PROBES, math.prod(t.inputs.values())))
-        total = float(np.mean(np.sum(apply(network, cores, signs) ** 2, axis=1)))
-    return total / (math.prod(t.inputs.values()) * math.prod(t.outputs.values()))
+        return float(np.mean(np.sum(apply(network, cores, signs) ** 2, axis=1))) / whole
+    return _mean_square_of_entries(network, cores, seed) / math.prod(t.inputs[leg] for leg in t.kept)
+
+
+def _mean_square_of_entries(network: Network, cores: Mapping[str, NDArray[Any]], seed: int) -> float:
+    """The mean of the squares of some entries of W, none of them zero by structure."""
+    from .reference import contract
+
+    t, sizes = network.topology, network.sizes
+    inner = {core.name: tuple(leg for leg in core.legs if leg not in t.modes) for core in t.cores}
+    count = min(_ENTRIES, _ELEMENTS // max(math.prod(sizes[leg] for leg in legs) for legs in inner.values()))
+    rng = rng_for(seed, "entries")
+    picked = {leg: rng.integers(0, size, count) for leg, size in t.modes.items()}
+    tensors: list[Legs] = [(BATCH,)]
+    arrays: list[NDArray[Any]] = [np.ones(count)]
+    for core in t.cores:
+        index = tuple(picked[leg] for leg in core.legs if leg in t.modes)
+        bonds = [i for i, leg in enumerate(core.legs) if leg not in t.modes]
+        array = np.asarray(cores[core.name], dtype=np.float64)
+        front = array.transpose([i for i in range(array.ndim) if i not in bonds] + bonds)
+        tensors.append((BATCH, *inner[core.name]) if index else inner[core.name])
+        arrays.append(front[index])
+    many = {**sizes, BATCH: count}
+    path = greedy_path(tensors, (BATCH,), many)
+    if count < 1 or _macs(tensors, many, path) > 64 * _AFFORDABLE:
+        squares = (float(np.mean(np.asarray(array, dtype=np.float64) ** 2)) for array in cores.values())
+        return math.prod(squares) * math.prod(float(rank) for rank in network.ranks.values())
+    return float(np.mean(contract(tensors, arrays, (BATCH,), path) ** 2))
 
 
 def _macs(tensors: list[Legs], sizes: Mapping[str, int], path: Any) -> float:

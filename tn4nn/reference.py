@@ -36,10 +36,12 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         output: legs of the result, in order; each stands on some tensor.
         path: pairs in single static assignment form; found greedily where left out.
     """
+    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
     if path is None:
-        sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
         path = greedy_path(tensors, output, sizes)
-    legs, known = [tuple(t) for t in tensors], list(arrays)
+    # numpy.einsum has 52 letters: legs of size 1 take none.
+    legs = [tuple(leg for leg in t if sizes[leg] != 1) for t in tensors]
+    known = [a.reshape([sizes[leg] for leg in t]) for a, t in zip(arrays, legs, strict=True)]
     waiting = set(range(len(legs)))
     for a, b in path:
         waiting -= {a, b}
@@ -48,12 +50,12 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         made = tuple(leg for leg in both if leg in needed)
         number = {leg: i for i, leg in enumerate(both)}
         axes_a, axes_b, axes = ([number[leg] for leg in t] for t in (legs[a], legs[b], made))
-        known.append(np.einsum(known[a], axes_a, known[b], axes_b, axes))
+        known.append(np.einsum(known[a], axes_a, known[b], axes_b, axes, optimize=True))  # through BLAS
         legs.append(made)
         waiting.add(len(legs) - 1)
     number = {leg: i for i, leg in enumerate(legs[-1])}
-    result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output])
-    return result
+    result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output if leg in number])
+    return result.reshape([sizes[leg] for leg in output])
 
 
 def _wide(array: Array) -> Array:

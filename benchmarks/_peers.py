@@ -1,7 +1,7 @@
 """The competitors, each in the best way that its documentation offers.
 
-`make(cell)` returns a Runner, or raises CannotExpressError or SkippedError with the reason. To add one, write a
-function and a line in the table at the end.
+`make(cell)` returns a Runner, or raises CannotExpressError or SkippedError with the reason. To add one, write
+a function and a line in the table at the end.
 """
 
 from __future__ import annotations

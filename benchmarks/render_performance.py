@@ -209,7 +209,7 @@ def _refusals(data: Results) -> Iterator[str]:
 
 
 def draw(data: Results, path: Path) -> None:
-    """Ours against dense and the best peer against ours, one mark a training cell, in the order of chi."""
+    """Ours against dense and the best peer against ours, one mark a cell."""
     from matplotlib.figure import Figure
 
     cells = [cell for cell in data["cells"] if "torch" in cell["summary"]]
@@ -228,6 +228,8 @@ def draw(data: Results, path: Path) -> None:
 
 
 def _panel(axes: Any, cells: list[dict[str, Any]], key: str, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     names = list(dict.fromkeys(cell["case"] for cell in cells))
     for phase, colour in (("train", COLOURS["blue"]), ("forward", COLOURS["orange"])):
         for batch, marker in MARKERS.items():
@@ -245,6 +247,9 @@ def _panel(axes: Any, cells: list[dict[str, Any]], key: str, label: str) -> None
                 )
     axes.axvline(1.0, color=COLOURS["grey"], linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel(label)
     axes.grid(axis="x", which="major", alpha=0.3)

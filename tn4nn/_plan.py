@@ -33,6 +33,7 @@ class Machine:
         op_s: seconds for calling one array operation.
         matrix_s: seconds for starting one matrix of a batched product.
         edge: a matrix dimension at which a product runs at half speed.
+        kernel_macs_per_s: multiply-adds of the native kernel, per second.
     """
 
     macs_per_s: float = 35e9
@@ -41,6 +42,7 @@ class Machine:
     op_s: float = 2.5e-6
     matrix_s: float = 0.1e-6
     edge: float = 4.0
+    kernel_macs_per_s: float = 22e9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -533,3 +535,31 @@ def _memory(
             if users[base[register]] <= 0 and base[register] != x:
                 alive.discard(base[register])
     return peak, sum(size[b] for b in kept)
+
+
+# -- blocks in a native kernel ----------------------------------------------------------------------------------
+
+_WORTH = 2e6  # multiply-adds of a forward pass below which compiling a kernel does not pay
+_FITS = 1 << 20  # bytes of a block's states: they have to lie in the second-level cache
+
+
+def blocked_path(network: Network, batch: int, phase: str, minimize: str) -> Path | None:
+    """The path to run block by block in a native kernel, or None where the program is expected to be faster."""
+    from ._stream import stream
+
+    if minimize == "flops" or phase not in PHASES:
+        return None
+    cheapest = plan(network, batch, phase, minimize="flops")
+    best = plan(network, batch, phase, minimize=minimize)
+    rows = stream(network, cheapest.path)
+    if rows.macs * batch < _WORTH or any(len(p.state_m) < 4 for p in rows.passes):
+        return None
+    if 64 * sum(rows.states) > 2 * _FITS or 64 * max(rows.states) > _FITS:
+        return None
+    return cheapest.path if kernel_seconds(cheapest, rows.macs) < best.cost.predicted_s else None
+
+
+def kernel_seconds(p: Plan, macs_per_row: int) -> float:
+    """Predicted seconds of a stream in the kernel: the backward pass runs it forward once more."""
+    passes = 4 if p.phase == "train" else 1
+    return passes * macs_per_row * p.batch / Machine().kernel_macs_per_s

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 import tn4nn._layers as layers
 from tn4nn._conv import ConvPlan, conv_plan
 from tn4nn._errors import BackendError, ShapeError
+from tn4nn._kernel import Kernel, kernel
 from tn4nn._layers import OnNetwork
 from tn4nn._network import Network
 from tn4nn._ordering import Ordering
-from tn4nn._plan import bucket, plan
-from tn4nn._program import Ops, Program, run
+from tn4nn._plan import blocked_path, bucket, plan
+from tn4nn._program import Program, run
+from tn4nn._stream import stream
 from tn4nn._topology import nearest
 
-_OPS = Ops(torch.reshape, torch.permute, torch.matmul, torch.mul, torch.select, torch.cat)
+from ._blocked import blocked, usable
+from ._ops import OPS
 
 _DTYPES = {
     "float32": torch.float32,
@@ -76,7 +79,9 @@ class _Planned(nn.Module):
         self._surplus = math.prod(t.outputs.values()) - t.out_features
         self._dense = layer.is_dense
         self._fixed = batch is not None
+        self._planned = max(1, batch or _UNPLANNED)
         self._programs: dict[int, Program] = {}
+        self._kernels: dict[int, Kernel | None] = {}
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
 
     def make_program(self, batch: int) -> Program:
@@ -92,6 +97,14 @@ class _Planned(nn.Module):
         if found is None:
             found = self._programs[size] = self.make_program(size)
         return found
+
+    def kernel_for(self, rows: int) -> Kernel | None:
+        """The native kernel for that many rows, where the cost model prefers it to the program."""
+        size = self._planned if self._fixed else bucket(rows)
+        if size not in self._kernels:
+            path = blocked_path(self.network, size, self.phase, self.minimize)
+            self._kernels[size] = None if path is None else kernel(stream(self.network, path))
+        return self._kernels[size]
 
     def cores(self) -> list[Tensor]:
         """The cores, in the program's order."""
@@ -129,7 +142,12 @@ class _Planned(nn.Module):
             return F.linear(rows, self.dense_weight())
         if self._padding:
             rows = F.pad(rows, (0, self._padding))
-        y: Tensor = run(_OPS, self.program_for(rows.shape[0]), [*self.cores(), rows])
+        cores = self.cores()
+        native = self.kernel_for(rows.shape[0]) if usable(rows, cores) else None
+        if native is None:
+            y: Tensor = run(OPS, self.program_for(rows.shape[0]), [*cores, rows])
+        else:
+            y = blocked(native, dict(zip(self._names, cores, strict=True)), rows)
         return y[:, : self.out_features] if self._surplus else y
 
     def dense_weight(self) -> Tensor:
@@ -145,7 +163,7 @@ class _Planned(nn.Module):
             core = self.cores()[0]
             return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
         program = plan(self.network, 1, self.phase, minimize=self.minimize, form="dense").program
-        w: Tensor = run(_OPS, program, self.cores())
+        w: Tensor = run(OPS, program, self.cores())
         return w[: t.out_features, : t.in_features]
 
     def extra_repr(self) -> str:
@@ -349,7 +367,7 @@ class TNEmbedding(_Planned):
             y = F.embedding(tokens, self.dense_weight().T)
         else:
             picked = [self._pick(core, legs.legs, tokens) for core, legs in zip(self.cores(), t.cores, strict=True)]
-            y = run(_OPS, self.program_for(tokens.shape[0]), picked)[:, : t.out_features]
+            y = run(OPS, self.program_for(tokens.shape[0]), picked)[:, : t.out_features]
         return y.reshape(*x.shape, t.out_features)
 
     def _pick(self, core: Tensor, legs: tuple[str, ...], tokens: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""The native kernel as a differentiable torch function.
+
+A stream runs block by block in `tn4nn._kernel`; only its input is kept for the backward pass. It is used in eager mode on
+the CPU in float32; under torch.compile, torch.func, autocast and other dtypes the layer runs its program instead.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn4nn._kernel import Kernel
+from tn4nn._program import run
+from tn4nn._stream import Pass, Stream
+
+from ._ops import OPS
+
+_SHARE = 64  # rows below which a thread of its own does not pay
+
+
+def usable(x: Tensor, cores: list[Tensor]) -> bool:
+    """Whether these tensors can go through the kernel: plain float32 CPU tensors in eager mode."""
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or type(x) is not Tensor:
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _in_transform():
+        return False
+    return x.shape[0] > 0 and all(type(core) in (Tensor, torch.nn.Parameter) for core in cores)
+
+
+def _in_transform() -> bool:
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return True if active is None else bool(active())
+
+
+def blocked(kernel: Kernel, cores: dict[str, Tensor], x: Tensor) -> Tensor:
+    """y of shape (rows, product of the output modes) for x of shape (rows, product of the input modes)."""
+    operands = [run(OPS, made, [cores[name] for name in made.inputs]) for made in kernel.stream.operands]
+    made: Any = _Blocked.apply(kernel, x, *operands)
+    result: Tensor = made
+    return result
+
+
+class _Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, x: Tensor, *operands: Tensor) -> Tensor:
+        x, held = x.contiguous(), [operand.contiguous() for operand in operands]
+        ctx.kernel = kernel
+        ctx.save_for_backward(x, *held)
+        y = x.new_empty(x.shape[0], kernel.stream.outputs)
+        addresses = [operand.data_ptr() for operand in held]
+
+        def part(low: int, high: int) -> None:
+            kernel.forward(high - low, _row(x, low), _row(y, low), addresses)
+
+        _spread(part, x.shape[0])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        kernel: Kernel = ctx.kernel
+        x, *operands = ctx.saved_tensors
+        gy = gradients[0]
+        if torch.is_grad_enabled():  # second derivatives: the same sums in torch's own operations
+            y = _in_torch(kernel.stream, x, operands)
+            wanted = [t for t in (x, *operands) if t.requires_grad]
+            found = iter(torch.autograd.grad(y, wanted, gy, create_graph=True))
+            return (None, *(next(found) if t.requires_grad else None for t in (x, *operands)))
+        gy = gy.contiguous()
+        gx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        turned = [operand.transpose(1, 2).contiguous() for operand in operands]
+        straight, swapped = [t.data_ptr() for t in operands], [t.data_ptr() for t in turned]
+
+        def part(low: int, high: int) -> Any:
+            to = 0 if gx is None else _row(gx, low)
+            return kernel.backward(high - low, _row(x, low), _row(gy, low), to, straight, swapped)
+
+        parts = _spread(part, x.shape[0])
+        slopes = [torch.from_numpy(sum(each[1:], each[0])) for each in zip(*parts, strict=True)]
+        return (None, gx, *slopes)
+
+
+def _row(array: Tensor, row: int) -> int:
+    """Address of a row."""
+    return array.data_ptr() + row * array.shape[1] * array.element_size()
+
+
+def _spread(part: Any, rows: int) -> list[Any]:
+    """part(low, high) over all rows, in as many threads as torch uses; results in order."""
+    count = max(1, min(torch.get_num_threads(), rows // _SHARE))
+    if count == 1:
+        return [part(0, rows)]
+    step = 16 * math.ceil(rows / count / 16)
+    waiting = [_pool(count).submit(part, low, min(rows, low + step)) for low in range(0, rows, step)]
+    return [each.result() for each in waiting]
+
+
+@functools.cache
+def _pool(count: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="tn4nn")
+
+
+def _in_torch(stream: Stream, x: Tensor, operands: list[Tensor]) -> Tensor:
+    """The stream in differentiable torch operations: clear, and slow."""
+    state = x
+    for step, operand in zip(stream.passes, operands, strict=True):
+        picked, made_at = _places(step)
+        made = torch.einsum("rhmk,hkn->rhmn", state[:, picked], operand).reshape(len(state), -1)
+        state = torch.zeros_like(made).index_copy(1, made_at.reshape(-1), made)
+    return state
+
+
+def _places(step: Pass) -> tuple[Tensor, Tensor]:
+    h, m, k, ch, cm, cn = (
+        torch.tensor(t) for t in (step.state_h, step.state_m, step.state_k, step.made_h, step.made_m, step.made_n)
+    )
+    picked = h[:, None, None] + m[None, :, None] + k[None, None, :]
+    return picked, ch[:, None, None] + cm[None, :, None] + cn[None, None, :]

@@ -1,0 +1,157 @@
+"""From rows to verdicts: ratios of a cell, geometric means, which goals hold. Plain data in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from _measure import Spread, geometric_mean, paired
+
+Cell = Mapping[str, Any]
+Goal = dict[str, Any]
+
+LARGE = 1024 * 1024  # dense parameters from which P2 counts a layer
+_WORST = 5  # cells that a failed goal names
+
+
+def row(cell: Cell, peer: str) -> Mapping[str, Any] | None:
+    """The row of a competitor that was timed, else None."""
+    return next((r for r in cell["rows"] if r["peer"] == peer and r["status"] == "ok"), None)
+
+
+def summarised(rows: list[dict[str, Any]], times: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Adds each row's ratio to dense, and returns ours against dense and against the best peer, by framework.
+
+    Ours in torch meets every peer, ours in jax those in jax.
+    """
+    timed = {r["peer"]: r for r in rows if r["status"] == "ok"}
+    found: dict[str, Any] = {}
+    for name, r in timed.items():
+        dense = f"dense-{r['framework']}"
+        r["vs_dense"] = paired(times[name], times[dense]).to_dict() if dense in timed else None
+    for framework in ("torch", "jax"):
+        ours = f"tn4nn-{framework}"
+        if ours not in timed:
+            continue
+        rivals = [
+            n
+            for n, r in timed.items()
+            if r["role"] == "peer" and (framework == "torch" or r["framework"] == "jax")
+        ]
+        best = min(rivals, key=lambda n: timed[n]["time"]["median"], default=None)
+        found[framework] = {
+            "vs_dense": timed[ours]["vs_dense"],
+            "best_peer": best,
+            "peer_vs_ours": None if best is None else paired(times[best], times[ours]).to_dict(),
+            "vs_reconstruct": _vs_reconstruct(ours, timed, times),
+        }
+    return found
+
+
+def _vs_reconstruct(
+    ours: str, timed: Mapping[str, Any], times: Mapping[str, list[float]]
+) -> dict[str, float] | None:
+    built = [n for n in ("reconstruct", "tltorch-reconstructed") if n in timed and ours == "tn4nn-torch"]
+    if not built:
+        return None
+    best = min(built, key=lambda n: timed[n]["time"]["median"])
+    ratio: Spread = paired(times[ours], times[best])
+    return ratio.to_dict()
+
+
+# -- over all cells ------------------------------------------------------------------------------------------
+
+
+def name_of(cell: Cell) -> str:
+    """case/batch/phase."""
+    return f"{cell['case']}/{cell['batch']}/{cell['phase']}"
+
+
+def _ratio(cell: Cell, key: str, framework: str = "torch") -> float | None:
+    found = cell["summary"].get(framework, {}).get(key)
+    return None if found is None else found["median"]
+
+
+def _few_bonds(cell: Cell) -> bool:
+    return cell["chi"] is not None and 1 < cell["chi"] <= 4 and cell["batch"] >= 32
+
+
+def means(cells: Iterable[Cell]) -> dict[str, Any]:
+    """Geometric means of peer / ours and ours / dense, over all cells and over chi <= 4 at batch >= 32."""
+    cells = list(cells)
+    made: dict[str, Any] = {}
+    groups: dict[str, Callable[[Cell], bool]] = {"all": lambda _: True, "chi<=4, batch>=32": _few_bonds}
+    for label, belongs in groups.items():
+        for framework in ("torch", "jax"):
+            for key in ("peer_vs_ours", "vs_dense"):
+                ratios = [r for c in cells if belongs(c) and (r := _ratio(c, key, framework)) is not None]
+                made[f"{framework}: {key}, {label}"] = {"mean": geometric_mean(ratios), "cells": len(ratios)}
+    return made
+
+
+def goals(cells: Iterable[Cell]) -> dict[str, Goal]:
+    """P1 to P5 for the torch backend; each with whether it holds, the figure, and the cells that break it."""
+    cells = [c for c in cells if "torch" in c["summary"]]
+    train = [c for c in cells if c["phase"] == "train"]
+    few = [c for c in train if _few_bonds(c)]
+    large = [c for c in train if c["dense_params"] >= LARGE and c["batch"] >= 32]
+    return {
+        "P1 train step never slower than the best peer, beyond the quartiles": _slower(train),
+        "P1 best peer / ours, geometric mean >= 1.6": _mean(cells, 1.6),
+        "P1 the same over chi <= 4 and batch >= 32, train >= 2.5": _mean(few, 2.5),
+        "P2 ours / dense <= 0.35 at chi <= 4, batch >= 32, 1024 and up": _each(
+            [c for c in large if _few_bonds(c)], "vs_dense", most=0.35
+        ),
+        "P2 ours / dense <= 0.8 at chi = 8": _each([c for c in large if c["chi"] == 8], "vs_dense", most=0.8),
+        "P2 ours / dense <= 0.15 for BTT 4096": _each(
+            [c for c in large if c["topology"] == "btt"], "vs_dense", most=0.15
+        ),
+        "P3 ours <= 1.05 of W built, then dense": _each(cells, "vs_reconstruct", most=1.05),
+        "P4 saved <= x + y + 1 MB where a plan runs in blocks": _saved(train),
+        "P5 share of the limit >= 0.5 at batch >= 256": _share([c for c in cells if c["batch"] >= 256]),
+    }
+
+
+def _verdict(values: Mapping[str, float], broken: Mapping[str, float], reverse: bool) -> Goal:
+    worst = sorted(broken, key=lambda name: broken[name], reverse=reverse)[:_WORST]
+    return {
+        "holds": None if not values else not broken,
+        "cells": len(values),
+        "broken": len(broken),
+        "worst": {name: broken[name] for name in worst},
+    }
+
+
+def _each(cells: Iterable[Cell], key: str, *, most: float) -> Goal:
+    values = {name_of(c): r for c in cells if (r := _ratio(c, key)) is not None}
+    return _verdict(values, {n: v for n, v in values.items() if v > most}, reverse=True)
+
+
+def _slower(cells: Iterable[Cell]) -> Goal:
+    """Breaks where even the upper quartile of best peer / ours is below 1: noise alone breaks no cell."""
+    found = {name_of(c): c["summary"]["torch"]["peer_vs_ours"] for c in cells}
+    timed = {name: ratio for name, ratio in found.items() if ratio is not None}
+    broken = {name: ratio["median"] for name, ratio in timed.items() if ratio["q3"] < 1}
+    return _verdict({name: ratio["median"] for name, ratio in timed.items()}, broken, reverse=False)
+
+
+def _mean(cells: Iterable[Cell], least: float) -> Goal:
+    ratios = [r for c in cells if (r := _ratio(c, "peer_vs_ours")) is not None]
+    mean = geometric_mean(ratios)
+    return {"holds": None if mean is None else mean >= least, "cells": len(ratios), "mean": mean}
+
+
+def _saved(cells: Iterable[Cell]) -> Goal:
+    excess = {}
+    for cell in cells:
+        ours = row(cell, "tn4nn-torch")
+        if ours is None or ours["saved_bytes"] is None or not ours["notes"].get("block"):
+            continue
+        allowed = 4 * cell["batch"] * (cell["in_features"] + cell["out_features"]) + 10**6
+        excess[name_of(cell)] = ours["saved_bytes"] / allowed
+    return _verdict(excess, {n: v for n, v in excess.items() if v > 1}, reverse=True)
+
+
+def _share(cells: Iterable[Cell]) -> Goal:
+    shares = {name_of(c): r["share_of_limit"] for c in cells if (r := row(c, "tn4nn-torch")) is not None}
+    return _verdict(shares, {n: v for n, v in shares.items() if v < 0.5}, reverse=False)

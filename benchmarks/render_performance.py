@@ -1,0 +1,302 @@
+"""docs/performance.md and its figure from a results file of step_time.py; and the check against an older one.
+
+python benchmarks/render_performance.py benchmarks/results/step_time.json
+python benchmarks/render_performance.py --check OLD.json NEW.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from _goals import name_of, row
+from _measure import geometric_mean
+from step_time import SCHEMA, goal_line
+
+MEAN_LIMIT = 1.15  # geometric mean of new / old that is still accepted
+CELL_LIMIT = 1.30  # the same for one cell
+COLOURS = {
+    "orange": "#E69F00",
+    "blue": "#0072B2",
+    "green": "#009E73",
+    "red": "#D55E00",
+    "grey": "#999999",
+}  # Okabe-Ito
+MARKERS = {1: "o", 32: "s", 256: "^", 2048: "D"}
+
+_COLUMNS = (
+    "layer", "batch", "torch ms", "/ dense", "best peer", "peer / torch", "limit", "saved MiB",
+    "jax ms", "/ dense", "peer / jax",
+)  # fmt: skip
+
+Results = Mapping[str, Any]
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be read, or two that cannot be compared."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A results file of step_time.py."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ResultsError(f"{path}: {error}") from error
+    if data.get("benchmark") != "step_time" or data.get("schema") != SCHEMA:
+        raise ResultsError(f"{path}: expected results of step_time.py, schema {SCHEMA}")
+    return dict(data)
+
+
+# -- the check -----------------------------------------------------------------------------------------------
+
+
+def ratios(data: Results) -> dict[tuple[str, str], float]:
+    """(cell, framework) -> ours / dense, paired within rounds; ours / best peer where there is no dense."""
+    found = {}
+    for cell in data["cells"]:
+        for framework, summary in cell["summary"].items():
+            if summary["vs_dense"] is not None:
+                found[name_of(cell), framework] = summary["vs_dense"]["median"]
+            elif summary["peer_vs_ours"] is not None:
+                found[name_of(cell), framework] = 1 / summary["peer_vs_ours"]["median"]
+    return found
+
+
+def regressions(old: Results, new: Results) -> tuple[list[str], list[str]]:
+    """(what is too slow, what else is to be known) of new against old.
+
+    Raises:
+        ResultsError: other threads or another device, or no cell in common.
+    """
+    for key in ("threads", "device"):
+        if old[key] != new[key]:
+            raise ResultsError(f"measured with other {key}: {old[key]} and {new[key]}")
+    before, after = ratios(old), ratios(new)
+    common = sorted(before.keys() & after.keys())
+    if not common:
+        raise ResultsError("the two have no cell in common")
+    changes = {key: after[key] / before[key] for key in common}
+    too_slow = [
+        f"{cell} ({framework}): {before[cell, framework]:.2f} of dense was, {after[cell, framework]:.2f} is: "
+        f"{change:.2f}x, the limit is {CELL_LIMIT}x"
+        for (cell, framework), change in changes.items()
+        if change > CELL_LIMIT
+    ]
+    for framework in sorted({framework for _, framework in common}):
+        mean = geometric_mean([change for (_, of), change in changes.items() if of == framework])
+        if mean is not None and mean > MEAN_LIMIT:
+            too_slow.append(f"geometric mean ({framework}): {mean:.2f}x, the limit is {MEAN_LIMIT}x")
+    gone = sorted({cell for cell, _ in before.keys() - after.keys()})
+    notes = [f"{len(common)} ratios compared"]
+    if gone:
+        notes.append(f"not in the new file: {', '.join(gone[:10])}{' ...' if len(gone) > 10 else ''}")
+    return too_slow, notes
+
+
+# -- the page ------------------------------------------------------------------------------------------------
+
+
+def page(data: Results, source: str, figure: str) -> str:
+    """docs/performance.md."""
+    return "\n".join(
+        [*_head(data, source), f"![ours against dense and the best peer]({figure})", "", *_body(data), ""]
+    )
+
+
+def _head(data: Results, source: str) -> Iterator[str]:
+    machine, limits = data["machine"], data["limits"]
+    packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
+    absent = ", ".join(name for name, v in data["versions"].items() if v is None)
+    yield "# Speed"
+    yield ""
+    yield (
+        f"Made by `python benchmarks/render_performance.py {source}` from a run of `benchmarks/step_time.py` "
+        f"of {data['date'][:10]}{' (--quick)' if data['quick'] else ''}. How it is measured, and what each "
+        "competitor is: [benchmarks/README.md](../benchmarks/README.md). Times are medians of interleaved "
+        "rounds; ratios are paired within rounds."
+    )
+    yield ""
+    where = f"device {data['device']}; {data['threads']} thread(s)"
+    yield f"* Machine: {machine['cpu']}, {machine['cores']} cores; {where}"
+    yield (
+        f"* Measured limits: {limits['macs_per_s'] / 1e9:.0f}e9 multiply-adds and "
+        f"{limits['bytes_per_s'] / 1e9:.0f}e9 bytes a second; load when it ended: {machine['load']}"
+    )
+    yield f"* Versions: {packages}" + (f"; not installed: {absent}" if absent else "")
+    yield ""
+
+
+def _body(data: Results) -> Iterator[str]:
+    yield "## Goals"
+    yield ""
+    for label, goal in data["goals"].items():
+        yield f"* {goal_line(label, goal)}"
+    yield ""
+    for label, found in data["means"].items():
+        if found["mean"] is not None:
+            yield f"* geometric mean, {label}: {found['mean']:.3f} ({found['cells']} cells)"
+    yield ""
+    for phase, title in (("train", "Training step"), ("forward", "Forward")):
+        cells = [cell for cell in data["cells"] if cell["phase"] == phase]
+        if cells:
+            yield from _table(cells, title)
+    yield from _refusals(data)
+
+
+def _table(cells: list[dict[str, Any]], title: str) -> Iterator[str]:
+    yield f"## {title}"
+    yield ""
+    yield 'Above 1 in "/ dense" and below 1 in "peer /" we lose; those figures are bold.'
+    yield ""
+    yield f"| {' | '.join(_COLUMNS)} |"
+    yield "|--" * len(_COLUMNS) + "|"
+    for cell in cells:
+        torch, jax = row(cell, "tn4nn-torch"), row(cell, "tn4nn-jax")
+        by_torch, by_jax = (cell["summary"].get(name, {}) for name in ("torch", "jax"))
+        share = "-" if torch is None or torch["share_of_limit"] is None else f"{torch['share_of_limit']:.0%}"
+        saved = (
+            "-" if torch is None or torch["saved_bytes"] is None else f"{torch['saved_bytes'] / 2**20:.2f}"
+        )
+        entries = [cell["case"], str(cell["batch"]), _ms(torch), _lost_above(by_torch.get("vs_dense"))]
+        entries += [by_torch.get("best_peer") or "-", _lost_below(by_torch.get("peer_vs_ours")), share, saved]
+        entries += [_ms(jax), _lost_above(by_jax.get("vs_dense")), _lost_below(by_jax.get("peer_vs_ours"))]
+        yield f"| {' | '.join(entries)} |"
+    yield ""
+
+
+def _ms(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['time']['median'] * 1e3:.3g}"
+
+
+def _lost_above(found: Mapping[str, float] | None) -> str:
+    return "-" if found is None else _figure(found["median"], found["median"] > 1)
+
+
+def _lost_below(found: Mapping[str, float] | None) -> str:
+    return "-" if found is None else _figure(found["median"], found["median"] < 1)
+
+
+def _figure(value: float, lost: bool) -> str:
+    return f"**{value:.2f}**" if lost else f"{value:.2f}"
+
+
+def _refusals(data: Results) -> Iterator[str]:
+    """Why competitors are missing: each reason once, with the number of cells."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for cell in data["cells"]:
+        for r in cell["rows"]:
+            if r["status"] != "ok":
+                key = (r["peer"], r["status"], r["reason"])
+                counts[key] = counts.get(key, 0) + 1
+    if not counts:
+        return
+    yield "## What was not timed, and why"
+    yield ""
+    for (peer, status, reason), count in sorted(counts.items()):
+        yield f"* {peer}: {status} ({count} cells): {reason}"
+
+
+# -- the figure ----------------------------------------------------------------------------------------------
+
+
+def draw(data: Results, path: Path) -> None:
+    """Ours against dense and the best peer against ours, one mark a cell."""
+    from matplotlib.figure import Figure
+
+    cells = [cell for cell in data["cells"] if "torch" in cell["summary"]]
+    figure = Figure(
+        figsize=(10, 0.9 + 0.32 * max(4, len({cell["case"] for cell in cells}))), layout="constrained"
+    )
+    left, right = figure.subplots(1, 2, sharey=True)
+    _panel(left, cells, "vs_dense", "ours / dense (left of 1: we are faster)")
+    _panel(right, cells, "peer_vs_ours", "best peer / ours (right of 1: we are faster)")
+    left.invert_yaxis()
+    handles, labels = left.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _panel(axes: Any, cells: list[dict[str, Any]], key: str, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    names = list(dict.fromkeys(cell["case"] for cell in cells))
+    for phase, colour in (("train", COLOURS["blue"]), ("forward", COLOURS["orange"])):
+        for batch, marker in MARKERS.items():
+            marks = [
+                (cell["summary"]["torch"][key]["median"], names.index(cell["case"]))
+                for cell in cells
+                if cell["phase"] == phase
+                and cell["batch"] == batch
+                and cell["summary"]["torch"][key] is not None
+            ]
+            if marks:
+                x, y = zip(*marks, strict=True)
+                axes.scatter(
+                    x, y, marker=marker, s=26, color=colour, alpha=0.85, label=f"{phase}, batch {batch}"
+                )
+    axes.axvline(1.0, color=COLOURS["grey"], linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", which="major", alpha=0.3)
+    low, high = axes.get_xlim()
+    if math.isclose(low, high):
+        axes.set_xlim(low / 2, high * 2)
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def main(
+    files: Annotated[
+        list[Path], typer.Argument(help="One results file; with --check the old one and the new one.")
+    ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare two files; exit 1 on a regression.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The page; its figure stands beside it.")] = Path(
+        "docs/performance.md"
+    ),
+) -> None:
+    """Renders docs/performance.md, or checks new results against old ones."""
+    wanted = 2 if check else 1
+    if len(files) != wanted:
+        raise typer.BadParameter(f"expected {wanted} file(s), received {len(files)}")
+    try:
+        data = [read(path) for path in files]
+        if check:
+            raise typer.Exit(_checked(*data))
+    except ResultsError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    figure = out.with_suffix(".png")
+    draw(data[0], figure)
+    out.write_text(page(data[0], files[0].as_posix(), figure.name))
+    typer.echo(f"{out}, {figure}")
+
+
+def _checked(old: Results, new: Results) -> int:
+    too_slow, notes = regressions(old, new)
+    for line in [*notes, *(f"REGRESSION {line}" for line in too_slow)]:
+        typer.echo(line)
+    if not too_slow:
+        typer.echo("no regression")
+    return 1 if too_slow else 0
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,251 @@
+"""The step-time benchmark: a tiny run, the check of values, the page, and the check against older results."""
+
+import copy
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import tn4nn as tn
+
+pytest.importorskip("torch", reason="the benchmark's dense row needs torch")
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+NAMES = (
+    "_cell",
+    "_goals",
+    "_measure",
+    "_paths",
+    "_peers",
+    "_runners",
+    "_workset",
+    "step_time",
+    "render_performance",
+)
+
+if not FOLDER.is_dir():  # the wheel, tested from outside the tree
+    pytest.skip("benchmarks/ is not part of the wheel", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The benchmark's modules by name; taken out again, for their names are no package's."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in NAMES}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def settings(bench):
+    return bench["_measure"].Settings(slot_s=1e-4, rounds=2, most_rounds=2, cell_s=0.01)
+
+
+@pytest.fixture(scope="module")
+def data(bench):
+    case = bench["_workset"].Case("tiny", 2, lambda: tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2))
+    return bench["_cell"].CaseData(case)
+
+
+def _cell(bench, data, settings, batch=5, phase="train"):
+    return bench["_cell"].Cell(data, batch, phase, "cpu", settings, bench["_measure"].Limits(1e9, 1e9))
+
+
+@pytest.fixture(scope="module")
+def results(bench, data, settings):
+    """A whole results file: two phases, ours, dense and torch.einsum."""
+    peers = [bench["_peers"].PEERS[name] for name in ("tn4nn-torch", "dense-torch", "torch-einsum")]
+    questions = [(data.case, 5, phase) for phase in ("forward", "train")]
+    limits = bench["_measure"].probe("cpu")
+    cells = list(bench["step_time"].measure(questions, peers, settings, limits))
+    made = bench["step_time"].report(cells, limits, 1, "cpu", True, 0.0)
+    return json.loads(json.dumps(made))
+
+
+def test_results(results):
+    assert results["schema"] == 1
+    assert {"machine", "versions", "threads", "device", "date", "limits", "means", "goals"} < set(results)
+    assert [cell["phase"] for cell in results["cells"]] == ["forward", "train"]
+    for cell in results["cells"]:
+        rows = {row["peer"]: row for row in cell["rows"]}
+        assert set(rows) == {"tn4nn-torch", "dense-torch", "torch-einsum"}
+        ours, dense = rows["tn4nn-torch"], rows["dense-torch"]
+        assert ours["status"] == dense["status"] == "ok"
+        assert ours["rounds"] == 2
+        assert ours["time"]["q1"] <= ours["time"]["median"] <= ours["time"]["q3"]
+        assert dense["vs_dense"]["median"] == 1.0
+        assert dense["macs"] == 5 * 144 * (3 if cell["phase"] == "train" else 1)
+        assert cell["summary"]["torch"]["vs_dense"] == ours["vs_dense"]
+
+
+def test_saved_bytes_leave_the_parameters_out(results):
+    forward, train = ({row["peer"]: row for row in cell["rows"]} for cell in results["cells"])
+    assert forward["dense-torch"]["saved_bytes"] == 0
+    assert train["dense-torch"]["saved_bytes"] == 4 * 5 * 12  # x alone
+
+
+@pytest.mark.parametrize(
+    "name", ["reconstruct", "cotengra", "opt-einsum", "jax-einsum", "tn4nn-jax", "dense-jax"]
+)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_competitors_are_right(bench, data, settings, name, batch):
+    peer = bench["_peers"].PEERS[name]
+    if peer.missing():
+        pytest.skip(f"{name} needs {', '.join(peer.missing())}")
+    peer.make(_cell(bench, data, settings, batch)).check()
+
+
+@pytest.mark.parametrize(
+    "name", ["quimb", "tltorch-factorized", "tltorch-reconstructed", "torchtt", "tensorkrowch"]
+)
+@pytest.mark.parametrize("topology", ["mpo", "ring", "cp", "tucker", "btt", "peps"])
+def test_other_libraries_are_right_or_say_why_not(bench, settings, name, topology):
+    peer = bench["_peers"].PEERS[name]
+    if peer.missing():
+        pytest.skip(f"{name} needs {', '.join(peer.missing())}")
+    made = tn.build(topology, 16, 16, sites=2 if topology in ("btt", "tucker") else 4).with_rank(2)
+    data = bench["_cell"].CaseData(bench["_workset"].Case(topology, 2, lambda: made))
+    made_row, runner = bench["step_time"]._prepared(peer, _cell(bench, data, settings))
+    assert made_row["status"] in ("ok", "cannot express"), made_row
+    assert (runner is None) == (made_row["status"] == "cannot express")
+    assert runner is not None or topology not in ("mpo",)
+
+
+def _row(bench, data, settings, make, phase="train"):
+    peer = bench["_peers"].Peer("mine", "torch", "peer", (), make)
+    return bench["step_time"]._prepared(peer, _cell(bench, data, settings, phase=phase))
+
+
+def test_wrong_values_are_caught(bench, data, settings):
+    def make(cell):
+        runner = bench["_peers"].PEERS["dense-torch"].make(cell)
+        right = runner.apply
+        runner.apply = lambda x: right(x).flip(0)  # rows in another order
+        return runner
+
+    made, runner = _row(bench, data, settings, make, "forward")
+    assert runner is None
+    assert made["status"] == "wrong"
+    assert "differs from the oracle" in made["reason"]
+
+
+def test_wrong_gradients_are_caught(bench, data, settings):
+    def make(cell):
+        runner = bench["_peers"].PEERS["dense-torch"].make(cell)
+        weight, right = runner.parameters[0], runner.apply
+        runner.apply = lambda x: right(x).detach() + 0.5 * (right(x) - right(x).detach()) + 0 * weight.sum()
+        return runner
+
+    made, _ = _row(bench, data, settings, make)
+    assert made["status"] == "wrong"
+    assert "Euler" in made["reason"]
+
+
+def test_absent_and_broken_competitors_are_rows(bench, data, settings):
+    def make(cell):
+        raise ZeroDivisionError("no\nmore")
+
+    made, runner = _row(bench, data, settings, make)
+    assert (made["status"], made["reason"], runner) == ("failed", "ZeroDivisionError: no", None)
+    absent = bench["_peers"].Peer("gone", "torch", "peer", ("no_such_package_here",), make)
+    made, runner = bench["step_time"]._prepared(absent, _cell(bench, data, settings))
+    assert (made["status"], made["reason"]) == ("not installed", "needs no_such_package_here")
+
+
+def test_caps_are_stated(bench, data, settings):
+    small = dataclasses.replace(settings, memory=100)
+    made, _ = _row(bench, data, small, bench["_peers"].PEERS["torch-einsum"].make)
+    assert made["status"] == "skipped"
+    assert "the cap is" in made["reason"]
+
+
+def test_expected_rows_are_the_oracles(bench, data, settings):
+    cell = _cell(bench, data, settings, 5)
+    rows, expected = data.expected(5)
+    assert sorted(rows) == [0, 1, 3, 4]
+    np.testing.assert_allclose(
+        expected, cell.x[rows].astype(np.float64) @ data.dense.T.astype(np.float64), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_path_costs(bench):
+    net = tn.low_rank(8, 4).with_rank(2)
+    problem = bench["_paths"].of_layer(net, 10)
+    cost = problem.cost(problem.chain_path())
+    assert (cost.macs, cost.intermediates, cost.largest) == (10 * 8 * 2 + 10 * 2 * 4, 10 * 2 + 10 * 4, 60)
+    assert problem.cost(problem.best_path()).macs <= cost.macs
+    assert problem.equation == "ab,bc,da->dc"
+
+
+def test_work_set(bench):
+    workset = bench["_workset"]
+    params = {name: case.network().num_params for name, case in workset.CASES.items()}
+    # Counts that were published with the layers.
+    assert params["fc2-chi4"] == 1024
+    assert (params["lenet-400x120"], params["lenet-84x10"]) == (1792, 124)
+    assert (params["vgg-512x4096"], params["vgg-4096x4096"], params["vgg-4096x10"]) == (1376, 2432, 928)
+    assert (params["tnn-1024x625-chi2"], params["tnn-1024x625-chi8"]) == (400, 5440)
+    assert (params["1024-chi32"], params["btt-4096"]) == (33280, 524288)
+    assert all(0.97 * 5000 <= params[name] <= 5000 for name in ("tree5", "tree8", "mera", "cp", "tucker"))
+    assert len(workset.questions(False, None)) == len(params) * 8
+    assert {name for name, _, _ in workset.QUICK} <= set(params)
+    assert [c.name for c, _, _ in workset.questions(False, "btt-4096/32/train")] == ["btt-4096"]
+
+
+def test_page(bench, results, tmp_path):
+    pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
+    source, out = tmp_path / "a.json", tmp_path / "performance.md"
+    bench["step_time"].write(source, results)
+    app = _app(bench)
+    done = CliRunner().invoke(app, [str(source), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    text = out.read_text()
+    assert "| tiny | 5 |" in text
+    assert "## Training step" in text
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _app(bench):
+    import typer
+
+    app = typer.Typer()
+    app.command()(bench["render_performance"].main)
+    return app
+
+
+@pytest.mark.parametrize(("factor", "exit_code"), [(1.0, 0), (1.1, 0), (1.2, 1), (0.5, 0)])
+def test_check(bench, results, tmp_path, factor, exit_code):
+    slower = copy.deepcopy(results)
+    for cell in slower["cells"]:
+        cell["summary"]["torch"]["vs_dense"]["median"] *= factor
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    bench["step_time"].write(old, results)
+    bench["step_time"].write(new, slower)
+    done = CliRunner().invoke(_app(bench), ["--check", str(old), str(new)])
+    assert done.exit_code == exit_code, done.output
+    assert ("geometric mean (torch)" in done.output) == bool(exit_code)
+
+
+def test_check_of_one_cell(bench, results):
+    slower = copy.deepcopy(results)
+    slower["cells"][0]["summary"]["torch"]["vs_dense"]["median"] *= 1.4
+    slower["cells"][1]["summary"]["torch"]["vs_dense"]["median"] *= 0.7
+    too_slow, _ = bench["render_performance"].regressions(results, slower)
+    assert len(too_slow) == 1
+    assert too_slow[0].startswith("tiny/5/forward (torch)")
+
+
+def test_check_refuses_what_cannot_be_compared(bench, results):
+    other = {**results, "threads": 2}
+    with pytest.raises(bench["render_performance"].ResultsError, match="other threads: 1 and 2"):
+        bench["render_performance"].regressions(results, other)
+    with pytest.raises(bench["render_performance"].ResultsError, match="no cell in common"):
+        bench["render_performance"].regressions(results, {**results, "cells": []})

@@ -155,9 +155,7 @@ class Cell:
         self.guard_bytes(_ITEM * (held + self._ends()))
         seconds = cost.macs * self._passes / self.limits.macs_per_s
         if seconds > self.settings.call_s:
-            raise SkippedError(
-                f"one call would take about {seconds:.0f} s, the cap is {self.settings.call_s:g} s"
-            )
+            raise SkippedError(f"one call would take about {seconds:.0f} s, the cap is {self.settings.call_s:g} s")
 
     def guard_bytes(self, needed: int) -> None:
         """Raises SkippedError above the memory cap."""
@@ -219,9 +217,7 @@ class Cell:
         for i, (gradient, value) in enumerate(pairs):
             error = abs(_dot(gradient, value) - goal) / scale
             if not error <= _GRADIENT:
-                raise WrongError(
-                    f"gradient {i} of {len(pairs)} (0 is x's) fails Euler's identity by {error:.2g}"
-                )
+                raise WrongError(f"gradient {i} of {len(pairs)} (0 is x's) fails Euler's identity by {error:.2g}")
 
 
 def _dot(a: Array, b: Array) -> float:

@@ -34,9 +34,7 @@ def summarised(rows: list[dict[str, Any]], times: Mapping[str, list[float]]) -> 
         if ours not in timed:
             continue
         rivals = [
-            n
-            for n, r in timed.items()
-            if r["role"] == "peer" and (framework == "torch" or r["framework"] == "jax")
+            n for n, r in timed.items() if r["role"] == "peer" and (framework == "torch" or r["framework"] == "jax")
         ]
         best = min(rivals, key=lambda n: timed[n]["time"]["median"], default=None)
         found[framework] = {
@@ -48,9 +46,7 @@ def summarised(rows: list[dict[str, Any]], times: Mapping[str, list[float]]) -> 
     return found
 
 
-def _vs_reconstruct(
-    ours: str, timed: Mapping[str, Any], times: Mapping[str, list[float]]
-) -> dict[str, float] | None:
+def _vs_reconstruct(ours: str, timed: Mapping[str, Any], times: Mapping[str, list[float]]) -> dict[str, float] | None:
     built = [n for n in ("reconstruct", "tltorch-reconstructed") if n in timed and ours == "tn4nn-torch"]
     if not built:
         return None

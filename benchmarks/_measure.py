@@ -91,9 +91,7 @@ def _no_gc() -> Iterator[None]:
             gc.enable()
 
 
-def interleaved(
-    runners: Mapping[str, Timed], settings: Settings
-) -> tuple[dict[str, list[float]], dict[str, int]]:
+def interleaved(runners: Mapping[str, Timed], settings: Settings) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of one call by runner and round, and calls in a timing; each round starts with another one."""
     repeats, round_s = {}, 0.0
     for name, runner in runners.items():

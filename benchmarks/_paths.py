@@ -57,9 +57,7 @@ class Contraction:
     def tree(self) -> ctg.ContractionTree:
         """The tree with the fewest multiply-adds that cotengra finds at once."""
         search = "optimal" if len(self.tensors) <= _OPTIMAL else "auto-hq"
-        return ctg.array_contract_tree(
-            list(self.tensors), self.output, size_dict=dict(self.sizes), optimize=search
-        )
+        return ctg.array_contract_tree(list(self.tensors), self.output, size_dict=dict(self.sizes), optimize=search)
 
     def best_path(self) -> Path:
         """That tree's path."""

@@ -158,10 +158,7 @@ def _quimb(cell: Cell) -> Runner:
     _guard_path(cell)
     problem, cores = cell.layer, _torch_cores(cell)
     labels = problem.tensors
-    packed = [
-        qtn.Tensor(core.detach().cpu().numpy(), inds=legs)
-        for core, legs in zip(cores, labels[:-1], strict=True)
-    ]
+    packed = [qtn.Tensor(core.detach().cpu().numpy(), inds=legs) for core, legs in zip(cores, labels[:-1], strict=True)]
     parameters, skeleton = qtn.pack(qtn.TensorNetwork(packed))
     path = problem.tree().get_path()
 
@@ -259,9 +256,7 @@ def _torchtt(cell: Cell) -> Runner:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # it says at import that its C++ solvers, which layers do not use, are absent
+        warnings.simplefilter("ignore")  # it says at import that its C++ solvers, which layers do not use, are absent
         import torchtt
 
     values = [core.transpose(0, 2, 1, 3) for core in _chain_cores(cell, "torchTT")]
@@ -290,9 +285,7 @@ def _tensorkrowch(cell: Cell) -> Runner:
     _guard_path(cell)
     problem = cell.layer
     holders = [leg for legs in problem.tensors for leg in legs]
-    if any(
-        holders.count(leg) > 2 or (holders.count(leg) == 2 and leg in problem.output) for leg in set(holders)
-    ):
+    if any(holders.count(leg) > 2 or (holders.count(leg) == 2 and leg in problem.output) for leg in set(holders)):
         raise CannotExpressError("tensorkrowch's edges join two nodes: no hyperedges")
     # tensorkrowch gives meaning to underscores in names, and to "batch".
     label = {leg: leg if leg == BATCH else f"leg{i}" for i, leg in enumerate(dict.fromkeys(holders))}
@@ -305,9 +298,7 @@ def _tensorkrowch(cell: Cell) -> Runner:
             super().__init__(name="layer")
             self.sites = []
             for i, (array, legs) in enumerate(zip(cell.cores, cores, strict=True)):
-                made = tk.ParamNode(
-                    axes_names=legs, name=f"core{i}", network=self, tensor=torch.tensor(array)
-                )
+                made = tk.ParamNode(axes_names=legs, name=f"core{i}", network=self, tensor=torch.tensor(array))
                 self.sites.append(made)
             self.ends: dict[str, Any] = {}
             for node, legs in zip(self.sites, cores, strict=True):
@@ -336,9 +327,7 @@ def _tensorkrowch(cell: Cell) -> Runner:
 
     layer = Layer().to(cell.device)
     layer.trace(torch.zeros(batch, *inputs, device=cell.device))
-    return TorchRunner(
-        cell, lambda x: layer(x.reshape(batch, *inputs)).reshape(batch, -1), list(layer.parameters())
-    )
+    return TorchRunner(cell, lambda x: layer(x.reshape(batch, *inputs)).reshape(batch, -1), list(layer.parameters()))
 
 
 # -- the table -----------------------------------------------------------------------------------------------

@@ -87,8 +87,7 @@ class TorchRunner:
         if self.cell.train:
             values = [self.x, *self.parameters]
             pairs = [
-                (g.cpu().numpy(), p.detach().cpu().numpy())
-                for g, p in zip(self._gradients(), values, strict=True)
+                (g.cpu().numpy(), p.detach().cpu().numpy()) for g, p in zip(self._gradients(), values, strict=True)
             ]
             self.cell.check_gradients(y, pairs)
 
@@ -121,9 +120,7 @@ class TorchRunner:
             torch.cuda.reset_peak_memory_stats()
             self.run(1)
             return int(torch.cuda.max_memory_allocated() - before)
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as p:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as p:
             self.run(1)
         results = getattr(p.profiler, "kineto_results", None)
         if results is None:

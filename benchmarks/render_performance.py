@@ -107,9 +107,7 @@ def regressions(old: Results, new: Results) -> tuple[list[str], list[str]]:
 
 def page(data: Results, source: str, figure: str) -> str:
     """docs/performance.md."""
-    return "\n".join(
-        [*_head(data, source), f"![ours against dense and the best peer]({figure})", "", *_body(data), ""]
-    )
+    return "\n".join([*_head(data, source), f"![ours against dense and the best peer]({figure})", "", *_body(data), ""])
 
 
 def _head(data: Results, source: str) -> Iterator[str]:
@@ -163,9 +161,7 @@ def _table(cells: list[dict[str, Any]], title: str) -> Iterator[str]:
         torch, jax = row(cell, "tn4nn-torch"), row(cell, "tn4nn-jax")
         by_torch, by_jax = (cell["summary"].get(name, {}) for name in ("torch", "jax"))
         share = "-" if torch is None or torch["share_of_limit"] is None else f"{torch['share_of_limit']:.0%}"
-        saved = (
-            "-" if torch is None or torch["saved_bytes"] is None else f"{torch['saved_bytes'] / 2**20:.2f}"
-        )
+        saved = "-" if torch is None or torch["saved_bytes"] is None else f"{torch['saved_bytes'] / 2**20:.2f}"
         entries = [cell["case"], str(cell["batch"]), _ms(torch), _lost_above(by_torch.get("vs_dense"))]
         entries += [by_torch.get("best_peer") or "-", _lost_below(by_torch.get("peer_vs_ours")), share, saved]
         entries += [_ms(jax), _lost_above(by_jax.get("vs_dense")), _lost_below(by_jax.get("peer_vs_ours"))]
@@ -213,9 +209,7 @@ def draw(data: Results, path: Path) -> None:
     from matplotlib.figure import Figure
 
     cells = [cell for cell in data["cells"] if "torch" in cell["summary"]]
-    figure = Figure(
-        figsize=(10, 0.9 + 0.32 * max(4, len({cell["case"] for cell in cells}))), layout="constrained"
-    )
+    figure = Figure(figsize=(10, 0.9 + 0.32 * max(4, len({cell["case"] for cell in cells}))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _panel(left, cells, "vs_dense", "ours / dense (left of 1: we are faster)")
     _panel(right, cells, "peer_vs_ours", "best peer / ours (right of 1: we are faster)")
@@ -236,15 +230,11 @@ def _panel(axes: Any, cells: list[dict[str, Any]], key: str, label: str) -> None
             marks = [
                 (cell["summary"]["torch"][key]["median"], names.index(cell["case"]))
                 for cell in cells
-                if cell["phase"] == phase
-                and cell["batch"] == batch
-                and cell["summary"]["torch"][key] is not None
+                if cell["phase"] == phase and cell["batch"] == batch and cell["summary"]["torch"][key] is not None
             ]
             if marks:
                 x, y = zip(*marks, strict=True)
-                axes.scatter(
-                    x, y, marker=marker, s=26, color=colour, alpha=0.85, label=f"{phase}, batch {batch}"
-                )
+                axes.scatter(x, y, marker=marker, s=26, color=colour, alpha=0.85, label=f"{phase}, batch {batch}")
     axes.axvline(1.0, color=COLOURS["grey"], linewidth=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -262,15 +252,9 @@ def _panel(axes: Any, cells: list[dict[str, Any]], key: str, label: str) -> None
 
 
 def main(
-    files: Annotated[
-        list[Path], typer.Argument(help="One results file; with --check the old one and the new one.")
-    ],
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare two files; exit 1 on a regression.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="The page; its figure stands beside it.")] = Path(
-        "docs/performance.md"
-    ),
+    files: Annotated[list[Path], typer.Argument(help="One results file; with --check the old one and the new one.")],
+    check: Annotated[bool, typer.Option("--check", help="Compare two files; exit 1 on a regression.")] = False,
+    out: Annotated[Path, typer.Option(help="The page; its figure stands beside it.")] = Path("docs/performance.md"),
 ) -> None:
     """Renders docs/performance.md, or checks new results against old ones."""
     wanted = 2 if check else 1

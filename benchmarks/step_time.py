@@ -43,9 +43,7 @@ def limit_threads(threads: int) -> None:
     flags = [f"--xla_cpu_multi_thread_eigen={'false' if threads == 1 else 'true'}"]
     flags.append(f"intra_op_parallelism_threads={threads}")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # torch's profiler and allocator write to stderr otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler and allocator write to stderr otherwise
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if hasattr(os, "sched_setaffinity") and threads > 1:  # XLA has as many threads as it sees cores
         cores = sorted(os.sched_getaffinity(0))
@@ -263,9 +261,7 @@ def show(console: Console, data: dict[str, Any]) -> None:
     console.print(summary_table(data["cells"]))
     for label, found in data["means"].items():
         if found["mean"] is not None:
-            console.print(
-                f"geometric mean, {label}: {found['mean']:.3f} ({found['cells']} cells)", highlight=False
-            )
+            console.print(f"geometric mean, {label}: {found['mean']:.3f} ({found['cells']} cells)", highlight=False)
     for label, goal in data["goals"].items():
         console.print(goal_line(label, goal), highlight=False)
 
@@ -274,9 +270,7 @@ def goal_line(label: str, goal: dict[str, Any]) -> str:
     """A goal, its verdict, and what breaks it most."""
     verdict = {None: "no cells", True: "holds", False: "DOES NOT HOLD"}[goal["holds"]]
     if "mean" in goal:
-        return f"{label}: {verdict}" + (
-            "" if goal["mean"] is None else f" ({goal['mean']:.2f}, {goal['cells']} cells)"
-        )
+        return f"{label}: {verdict}" + ("" if goal["mean"] is None else f" ({goal['mean']:.2f}, {goal['cells']} cells)")
     worst = ", ".join(f"{name} {value:.2f}" for name, value in goal["worst"].items())
     return f"{label}: {verdict} ({goal['broken']} of {goal['cells']} break it{': ' + worst if worst else ''})"
 
@@ -312,8 +306,7 @@ def main(
     limits, console = _measure.probe(device), Console()
     console = console if console.is_terminal else Console(width=120)
     console.print(
-        f"{limits.macs_per_s / 1e9:.0f} GMAC/s, {limits.bytes_per_s / 1e9:.0f} GB/s, "
-        f"{threads} thread(s), {device}",
+        f"{limits.macs_per_s / 1e9:.0f} GMAC/s, {limits.bytes_per_s / 1e9:.0f} GB/s, {threads} thread(s), {device}",
         highlight=False,
     )
     for cell in measure(questions, chosen, settings, limits, device):

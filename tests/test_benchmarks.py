@@ -92,9 +92,7 @@ def test_saved_bytes_leave_the_parameters_out(results):
     assert train["dense-torch"]["saved_bytes"] == 4 * 5 * 12  # x alone
 
 
-@pytest.mark.parametrize(
-    "name", ["reconstruct", "cotengra", "opt-einsum", "jax-einsum", "tn4nn-jax", "dense-jax"]
-)
+@pytest.mark.parametrize("name", ["reconstruct", "cotengra", "opt-einsum", "jax-einsum", "tn4nn-jax", "dense-jax"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_competitors_are_right(bench, data, settings, name, batch):
     peer = bench["_peers"].PEERS[name]
@@ -103,9 +101,7 @@ def test_competitors_are_right(bench, data, settings, name, batch):
     peer.make(_cell(bench, data, settings, batch)).check()
 
 
-@pytest.mark.parametrize(
-    "name", ["quimb", "tltorch-factorized", "tltorch-reconstructed", "torchtt", "tensorkrowch"]
-)
+@pytest.mark.parametrize("name", ["quimb", "tltorch-factorized", "tltorch-reconstructed", "torchtt", "tensorkrowch"])
 @pytest.mark.parametrize("topology", ["mpo", "ring", "cp", "tucker", "btt", "peps"])
 def test_other_libraries_are_right_or_say_why_not(bench, settings, name, topology):
     peer = bench["_peers"].PEERS[name]

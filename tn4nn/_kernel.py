@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._cache import cache_folder
-from ._files import atomic_write
+from ._files import atomic_write, cache_folder
 from ._stream import Pass, Stream
 
 Floats = NDArray[np.float32]
@@ -318,9 +317,10 @@ def kernel(stream: Stream) -> Kernel | None:
 def _build(stream: Stream, text: str, key: str, width: int) -> ctypes.CDLL | None:
     path = cache_folder() / "kernels" / f"{key}.so"
     try:
-        if not path.exists():
+        library = _loaded(path)
+        if library is None:
             atomic_write(path, _compiled(text))
-        library = ctypes.CDLL(str(path))
+            library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         _tell(f"no native kernel ({error}): layers run in the framework's own operations")
         return None
@@ -328,6 +328,14 @@ def _build(stream: Stream, text: str, key: str, width: int) -> ctypes.CDLL | Non
         _tell(f"the native kernel {path} failed its self-check: it is not used")
         return None
     return library
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    """A library out of the cache, or None where there is none that loads."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
 
 
 def _compiled(text: str) -> bytes:

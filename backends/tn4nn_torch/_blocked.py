@@ -1,7 +1,7 @@
 """The native kernel as a differentiable torch function.
 
-A stream runs block by block in `tn4nn._kernel`; only its input is kept for the backward pass. It is used in eager mode on
-the CPU in float32; under torch.compile, torch.func, autocast and other dtypes the layer runs its program instead.
+A stream runs block by block in `tn4nn._kernel`; only its input is kept for the backward pass. It is used in eager
+mode on the CPU in float32; under torch.compile, torch.func, autocast and other dtypes the layer runs its program.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def _in_transform() -> bool:
 def blocked(kernel: Kernel, cores: dict[str, Tensor], x: Tensor) -> Tensor:
     """y of shape (rows, product of the output modes) for x of shape (rows, product of the input modes)."""
     operands = [run(OPS, made, [cores[name] for name in made.inputs]) for made in kernel.stream.operands]
-    made: Any = _Blocked.apply(kernel, x, *operands)
-    result: Tensor = made
-    return result
+    made: Tensor = _Blocked.apply(kernel, x, *operands)  # type: ignore[no-untyped-call]
+    return made
 
 
 class _Blocked(torch.autograd.Function):

@@ -163,9 +163,9 @@ def test_cores_and_layers_differ() -> None:
 
 
 def test_the_global_generator_is_left_alone() -> None:
-    before = np.random.get_state()[1].copy()  # type: ignore[union-attr]  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # type: ignore[union-attr]
     tn.mpo((4, 4), (4, 4)).with_rank(4).init(0)
-    assert np.array_equal(before, np.random.get_state()[1])  # type: ignore[arg-type]  # noqa: NPY002
+    assert np.array_equal(before, np.random.get_state()[1])  # type: ignore[arg-type]
 
 
 # -- schemes -----------------------------------------------------------------------------------------------

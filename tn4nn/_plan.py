@@ -16,7 +16,7 @@ from ._topology import fingerprint_of
 
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
-PLANNER = 2  # raised when the planner may find another plan for the same question: old cache files then rest
+PLANNER = 3  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ._cache import plans as _cache
@@ -16,7 +16,7 @@ from ._topology import fingerprint_of
 
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
-PLANNER = 1  # raised when the planner may find another plan for the same question: old cache files then rest
+PLANNER = 3  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
@@ -426,12 +426,13 @@ class _Search:
         fits = [p for p in plans if p.cost.peak <= memory]
         smallest = min(p.cost.peak for p in plans)
         for p in [] if fits else plans:
-            for program in self._smaller(p, memory):
-                cost = self.price(program)
-                smallest = min(smallest, cost.peak)
-                if cost.peak <= memory:
-                    fits.append(self.made(p.order, p.path, program, cost))
-                    break
+            for programs in (self._in_blocks(p), self._in_slices(p)):
+                for program in programs:
+                    cost = self.price(program)
+                    smallest = min(smallest, cost.peak)
+                    if cost.peak <= memory:
+                        fits.append(self.made(p.order, p.path, program, cost))
+                        break
         if not fits:
             raise TN4NNError(
                 f"no plan of {self.network.topology.name!r} at batch {self.batch} has a peak of at most "
@@ -440,20 +441,24 @@ class _Search:
         chosen = min(fits, key=lambda p: self.score(p.cost))
         return dataclasses.replace(chosen, candidates=table)
 
-    def _smaller(self, p: Plan, memory: int) -> list[Program]:
-        programs = []
+    def _in_blocks(self, p: Plan) -> Iterator[Program]:
+        """The same order on ever fewer rows at a time."""
         block = self.batch
         while self.form == "apply" and block > 1:
             block = -(-block // 2)
-            programs.append(self.lowered(p.path, (), block))
-        if self.form != "gather":
-            for share in (2, 4, 8, 16):  # one intermediate may take this part of the cap
-                sliced = slice_legs(
-                    self.tensors, self.output, self.sizes, p.path, max(1, memory // self.itemsize // share)
-                )
-                if sliced:
-                    programs.append(self.lowered(p.path, sliced))
-        return programs
+            yield self.lowered(p.path, (), block)
+
+    def _in_slices(self, p: Plan) -> Iterator[Program]:
+        """The same order in ever smaller slices. What is tried does not depend on the cap, so a cap that is
+        met once is met for every larger one too."""
+        largest = max(math.prod(work.shape) for work in p.work())
+        seen: set[tuple[str, ...] | None] = {(), None}
+        while self.form != "gather" and largest > 1:
+            largest //= 2
+            sliced = slice_legs(self.tensors, self.output, self.sizes, p.path, largest)
+            if sliced is not None and sliced not in seen:
+                yield self.lowered(p.path, sliced)
+            seen.add(sliced)
 
     # -- the cache ------------------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class Work(NamedTuple):
 def trace(program: Program, shapes: Sequence[tuple[int, ...]]) -> list[Work]:
     """The work of each step of one pass through the steps, for inputs of these shapes."""
     known: list[tuple[int, ...]] = list(shapes)
-    strided = [False] * len(known)  # lies in another order than its axes say
+    strides = [_contiguous(shape) for shape in known]  # in elements
     done: list[Work] = []
     for step in program.steps:
         first = known[step.args[0]]
@@ -147,34 +147,73 @@ def trace(program: Program, shapes: Sequence[tuple[int, ...]]) -> list[Work]:
         if step.kind == "reshape":
             rest = math.prod(n for n in step.param if n != -1)
             shape = tuple(math.prod(first) // rest if n == -1 else n for n in step.param)
-            copies = strided[step.args[0]]
+            viewed = _viewed(first, strides[step.args[0]], shape)
+            copies = viewed is None
             moved = 2 * math.prod(shape) if copies else 0
-            strided.append(False)
+            strides.append(_contiguous(shape) if viewed is None else viewed)
         elif step.kind == "permute":
             shape = tuple(first[axis] for axis in step.param)
-            # A matmul reads a matrix or its transpose alike, so only a true reordering is paid for, and then
-            # by whoever has to lay it out again.
-            swap_only = step.param[-2:] == (len(first) - 1, len(first) - 2) or step.param[-1] == len(first) - 1
-            strided.append(not swap_only or len(first) > 3)
+            strides.append(tuple(strides[step.args[0]][axis] for axis in step.param))  # paid for by the next
         elif step.kind == "matmul":
             second = known[step.args[1]]
             (m, k), n = first[-2:], second[-1]
             batch = math.prod(first[:-2])
             shape = (*first[:-2], m, n)
             macs = batch * m * k * n
-            copied = sum(math.prod(known[a]) for a in step.args if strided[a])
+            copied = sum(math.prod(known[a]) for a in step.args if not _is_matrix(known[a], strides[a]))
             moved = math.prod(first) + math.prod(second) + math.prod(shape) + 2 * copied
             copies, gemm = copied > 0, (batch, m, k, n)
-            strided.append(False)
+            strides.append(_contiguous(shape))
         else:
             second = known[step.args[1]]
             shape = tuple(max(a, b) if a and b else 0 for a, b in zip(first, second, strict=True))
             macs = math.prod(shape)
             moved = math.prod(first) + math.prod(second) + macs
-            strided.append(False)
+            strides.append(_contiguous(shape))
         known.append(shape)
         done.append(Work(shape, macs, moved, gemm, copies))
     return done
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def _is_matrix(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether a product reads the last two axes as they lie: a matrix or its transpose."""
+    (rows, columns), (down, across) = shape[-2:], strides[-2:]
+    return across == 1 or down == 1 or rows == 1 or columns == 1
+
+
+def _viewed(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides of the array seen in the new shape; None where it has to be copied (numpy's rule and torch's)."""
+    if 0 in shape:
+        return _contiguous(new)
+    axes = [(size, step) for size, step in zip(shape, strides, strict=True) if size != 1]
+    made: list[int] = []
+    held, inner, position = 1, 1, len(axes)  # elements of the old axes at hand, and the step of the last one
+    for size in reversed(new):
+        if size == 1:
+            made.append(inner * held)
+            continue
+        while held % size and position:
+            position -= 1
+            length, step = axes[position]
+            if held == 1:
+                inner = step
+            elif step != inner * held:
+                return None
+            held *= length
+        if held % size:
+            return None
+        made.append(inner)
+        held //= size
+        inner *= size
+    return tuple(reversed(made))
 
 
 # -- lowering ---------------------------------------------------------------------------------------------------

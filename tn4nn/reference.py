@@ -33,7 +33,7 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
     Args:
         tensors: the legs of each array.
         arrays: of matching shapes.
-        output: legs of the result, in order; each stands on some tensor.
+        output: legs of the result, in order; each of a size above 1 stands on some tensor.
         path: pairs in single static assignment form; found greedily where left out.
     """
     sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
@@ -55,7 +55,7 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         waiting.add(len(legs) - 1)
     number = {leg: i for i, leg in enumerate(legs[-1])}
     result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output if leg in number])
-    return result.reshape([sizes[leg] for leg in output])
+    return result.reshape([sizes.get(leg, 1) for leg in output])
 
 
 def _wide(array: Array) -> Array:
@@ -81,7 +81,8 @@ def dense(network: Network, weights: Weights) -> Array:
         arrays = [*arrays, identity]
     outs = tuple(leg + ":out" if leg in t.kept else leg for leg in t.outputs)
     ins = tuple(leg + ":in" if leg in t.kept else leg for leg in t.inputs)
-    w = contract(tensors, arrays, (*outs, *ins))
+    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+    w = contract(tensors, arrays, tuple(leg for leg in (*outs, *ins) if sizes[leg] != 1))
     w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))
     kind = np.result_type(*(np.asarray(weights[core.name]).dtype for core in t.cores))
     return np.ascontiguousarray(w[: t.out_features, : t.in_features]).astype(kind)
@@ -91,17 +92,24 @@ def apply(network: Network, weights: Weights, x: Array) -> Array:
     """x W^T without forming W, for x of shape (rows, product of the input modes); no cropping of outputs."""
     t = network.topology
     tensors, arrays = _pieces(network, weights)
-    image = _wide(x).reshape(len(x), *t.inputs.values())
-    y = contract([*tensors, (BATCH, *t.inputs)], [*arrays, image], (BATCH, *t.outputs))
-    return y.reshape(len(x), -1)
+    ins, outs = (_above_one(side) for side in (t.inputs, t.outputs))
+    image = _wide(x).reshape(len(x), *ins.values())
+    y = contract([*tensors, (BATCH, *ins)], [*arrays, image], (BATCH, *outs))
+    return y.reshape(len(x), math.prod(t.outputs.values()))
+
+
+def _above_one(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Without the legs of size 1: numpy's arrays have at most 64 axes."""
+    return {leg: size for leg, size in sizes.items() if size != 1}
 
 
 def _core_gradients(network: Network, weights: Weights, x: Array, gy: Array) -> dict[str, Array]:
     """Gradient of sum((x W^T) * gy) by each core: the contraction of everything but that core."""
     t = network.topology
     tensors, arrays = _pieces(network, weights)
-    ends = [(BATCH, *t.inputs), (BATCH, *t.outputs)]
-    sides = [x.reshape(len(x), *t.inputs.values()), gy.reshape(len(gy), *t.outputs.values())]
+    ins, outs = (_above_one(side) for side in (t.inputs, t.outputs))
+    ends = [(BATCH, *ins), (BATCH, *outs)]
+    sides = [x.reshape(len(x), *ins.values()), gy.reshape(len(gy), *outs.values())]
     found = {}
     for i, core in enumerate(t.cores):
         rest = [*tensors[:i], *tensors[i + 1 :], *ends]

@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tn4nn as tn
+from tn4nn import reference
+from tn4nn._cache import PlanCache
+from tn4nn._errors import TN4NNError
+from tn4nn._plan import Machine, Plan, _Search, bucket
+from tn4nn._program import Ops, run
+from tn4nn.testing import random_network
+
+OPS = Ops(np.reshape, np.transpose, np.matmul, np.multiply, lambda a, axis, i: np.take(a, i, axis), np.concatenate)
+CATALOGUE = {
+    name: tn.build(name, 24, 18, sites={"dense": 1, "tucker": 2, "mera": 4}.get(name, 3), pad=False).with_rank(3)
+    for name in tn.catalogue()
+}
+FC2 = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
+RING = tn.ring((4,) * 4, (4,) * 4).with_rank(8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlanCache:
+    """An empty cache for each test."""
+    fresh = PlanCache(tmp_path / "plans")
+    monkeypatch.setattr("tn4nn._plan._cache", fresh)
+    return fresh
+
+
+def forgotten(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the next process: the memory is empty, the files are there."""
+    monkeypatch.setattr("tn4nn._plan._cache", PlanCache(cache.folder))
+
+
+def arrays(net: tn.Network, rows: int) -> tuple[dict, np.ndarray]:
+    weights = {name: a.astype(np.float64) for name, a in net.init(1).items()}
+    x = np.random.default_rng(0).standard_normal((rows, math.prod(net.topology.inputs.values())))
+    return weights, x
+
+
+def outcome(net: tn.Network, program, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    weights, x = arrays(net, rows)
+    return run(OPS, program, [*weights.values(), x]), reference.apply(net, weights, x)
+
+
+# -- the numbers -------------------------------------------------------------------------------------------
+
+
+def every_order_is_right(net: tn.Network, batch: int, rows: int) -> set[str]:
+    search = _Search(net, batch, "forward", "time", "apply", 4, Machine())
+    options = search.candidates(0, 1.0, None)
+    for _, path in options:
+        received, expected = outcome(net, search.lowered(path), rows)
+        np.testing.assert_allclose(received, expected, rtol=1e-9, atol=1e-9)
+    return {order for order, _ in options}
+
+
+@pytest.mark.parametrize("name", tn.catalogue())
+def test_every_order_gives_the_oracles_numbers(name: str) -> None:
+    orders = every_order_is_right(CATALOGUE[name], batch=8, rows=8)
+    assert len(orders) >= 1
+    every_order_is_right(CATALOGUE[name], batch=64, rows=3)  # planned for one batch, run with another
+
+
+def test_every_order_gives_the_oracles_numbers_on_random_graphs() -> None:
+    seen: set[str] = set()
+    for seed in range(100):
+        seen |= every_order_is_right(random_network(seed, cores=6), batch=4, rows=2)
+    assert seen == {
+        "fewest MACs found", "smallest intermediate found", "W first", "left to right", "right to left",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", tn.catalogue())
+def test_the_dense_form_builds_w(name: str) -> None:
+    net = CATALOGUE[name]
+    weights, _ = arrays(net, 1)
+    p = tn.plan(net, form="dense")
+    assert p.program.inputs == tuple(weights)
+    np.testing.assert_allclose(run(OPS, p.program, [*weights.values()]), net.to_dense(weights), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", tn.catalogue())
+def test_the_gather_form_picks_rows(name: str) -> None:
+    net = CATALOGUE[name]
+    weights, _ = arrays(net, 1)
+    p = tn.plan(net, batch=5, form="gather")
+    tokens = np.array([0, 23, 7, 7, 12])
+    index = dict(zip(net.topology.inputs, np.unravel_index(tokens, tuple(net.topology.inputs.values())), strict=True))
+    rows = []
+    for core in net.topology.cores:
+        array, legs = weights[core.name], core.legs
+        mine = [i for i, leg in enumerate(legs) if leg in index]
+        front = array.transpose(mine + [i for i in range(array.ndim) if i not in mine])
+        rows.append(front[tuple(index[legs[i]] for i in mine)])
+    np.testing.assert_allclose(run(OPS, p.program, rows), net.to_dense(weights).T[tokens], rtol=1e-9, atol=1e-9)
+
+
+# -- the cost ----------------------------------------------------------------------------------------------
+
+
+def test_macs_by_hand_and_the_batch_is_part_of_the_problem() -> None:
+    net = tn.low_rank(6, 4).with_rank(2)  # x A: 12 a row, then B: 8 a row; W: 48, then 24 a row
+    few = tn.plan(net, batch=3, minimize="flops")
+    assert few.cost.macs == 3 * (12 + 8)
+    wide = tn.low_rank(6, 4).with_rank(20)  # x A: 120 a row, then B: 80 a row; W: 480, then 24 a row
+    one, three = (tn.plan(wide, batch=n, minimize="flops") for n in (1, 3))
+    assert one.cost.macs == 120 + 80
+    assert three.cost.macs == 480 + 3 * 24
+    assert one.order != "W first"
+    assert dict(three.candidates).keys() >= {"left to right"}
+    assert three.path != one.path
+
+
+def test_bytes_by_hand() -> None:
+    p = tn.plan(tn.low_rank(6, 4).with_rank(2), batch=3, minimize="flops")
+    # x (18), x A (6), y (12) are read or written; A (12) and B (8) are read: floats of 4 bytes.
+    assert p.cost.bytes_moved == 4 * ((18 + 12 + 6) + (6 + 8 + 12))
+    assert p.cost.peak == 4 * (18 + 6 + 12)
+    assert p.cost.saved == 0
+    train = tn.plan(tn.low_rank(6, 4).with_rank(2), batch=3, phase="train", minimize="flops")
+    assert train.cost.saved == 4 * (18 + 6)
+    assert tn.plan(tn.low_rank(6, 4).with_rank(2), 3, minimize="flops", itemsize=8).cost.peak == 2 * p.cost.peak
+
+
+def test_a_training_step_is_three_forward_passes() -> None:
+    for net in (FC2, RING, CATALOGUE["cp"]):
+        forward, train = (tn.plan(net, 32, phase, minimize="flops").cost for phase in ("forward", "train"))
+        assert train.macs == 3 * forward.macs
+        assert train.bytes_moved == 3 * forward.bytes_moved
+        assert train.predicted_s == pytest.approx(3 * forward.predicted_s)
+        assert train.saved > 0 == forward.saved
+
+
+def test_fewest_macs_are_fewer_than_left_to_right() -> None:
+    net = tn.mpo((4, 4, 8, 8, 4), (1, 10, 1, 1, 1)).with_rank(4)  # the last layer of a VGG
+    p = tn.plan(net, batch=100, minimize="flops")
+    assert dict(p.candidates)["left to right"].macs > 10 * p.cost.macs
+
+
+def test_each_objective_is_least_in_its_own() -> None:
+    for net in (FC2, RING, CATALOGUE["peps"]):
+        p = {goal: tn.plan(net, 64, "train", minimize=goal) for goal in ("time", "flops", "memory")}
+        for goal, of in (
+            ("time", lambda c: c.predicted_s), ("flops", lambda c: c.macs), ("memory", lambda c: c.peak + c.saved),
+        ):  # fmt: skip
+            assert of(p[goal].cost) == min(of(cost) for _, cost in p[goal].candidates)
+            assert p[goal].candidates[0] == (p[goal].order, p[goal].cost)
+
+
+def test_building_w_wins_where_it_is_cheap() -> None:
+    p = tn.plan(tn.mpo((4,) * 4, (4,) * 4).with_rank(16), batch=4096)
+    assert p.cost.macs < dict(p.candidates).get("left to right", p.cost).macs
+    assert p.path[-1] == (max(p.path[-1]), 4)[::-1] or 4 in p.path[-1]  # x comes last
+
+
+def test_the_machine_decides() -> None:
+    slow_ops = Machine(op_s=1.0)
+    p = tn.plan(FC2, 64, machine=slow_ops)
+    assert p.cost.predicted_s > 1
+    assert len(p.program.steps) <= len(tn.plan(FC2, 64, machine=Machine(op_s=0.0)).program.steps)
+
+
+# -- memory ------------------------------------------------------------------------------------------------
+
+
+def used(net: tn.Network, p: Plan) -> int:
+    """Bytes of the buffers that are alive at once when numpy runs the steps, cores left out."""
+    weights, x = arrays(net, p.batch)
+    registers: list = [*weights.values(), x]
+    cores = {id(array) for array in weights.values()}
+    peak = 0
+
+    def owner(array: np.ndarray) -> np.ndarray:
+        while array.base is not None:
+            array = array.base
+        return array
+
+    def alive() -> int:
+        owners = {id(owner(r)): owner(r).nbytes for r in registers if r is not None}
+        return sum(n for key, n in owners.items() if key not in cores)
+
+    for step in p.program.steps:
+        made = getattr(OPS, step.kind)(
+            *(registers[a] for a in step.args), *([step.param] if step.kind in ("reshape", "permute") else [])
+        )
+        registers.append(made)
+        peak = max(peak, alive())
+        for register in step.frees:
+            registers[register] = None
+    return peak
+
+
+def test_the_peak_is_what_a_run_holds() -> None:
+    nets = [*CATALOGUE.values(), FC2, RING, *(random_network(seed, cores=6) for seed in range(40))]
+    for net in nets:
+        p = tn.plan(net, 16, itemsize=8)
+        assert used(net, p) <= p.cost.peak, net.topology.name
+
+
+@pytest.mark.parametrize("batch", [1, 6, 64])
+@pytest.mark.parametrize(
+    "net", [RING, tn.complete((3,) * 4, (3,) * 4).with_rank(4), FC2], ids=lambda n: n.topology.name
+)
+def test_a_cap_is_obeyed_in_blocks_and_slices(net: tn.Network, batch: int) -> None:
+    free = tn.plan(net, batch, minimize="memory")
+    with pytest.raises(TN4NNError, match=r"at batch \d+ has a peak of at most 1 B: the smallest found needs") as caught:
+        tn.plan(net, batch, memory=1)
+    smallest = int(re.search(r"\((\d+) bytes\)", str(caught.value))[1])  # type: ignore[index]
+    assert smallest < free.cost.peak
+    for cap in (smallest, (2 * smallest + free.cost.peak) // 3, free.cost.peak):
+        p = tn.plan(net, batch, memory=cap)
+        assert p.cost.peak <= cap
+        received, expected = outcome(net, p.program, batch)
+        np.testing.assert_allclose(received, expected, rtol=1e-9, atol=1e-9)
+        if cap < free.cost.peak:
+            assert p.program.block or p.program.sliced
+    with pytest.raises(TN4NNError, match=f"{smallest} bytes"):
+        tn.plan(net, batch, memory=smallest - 1)
+
+
+def test_both_ways_to_save_memory_are_taken() -> None:
+    sliced = tn.plan(RING, 1, memory=20_000)
+    assert sliced.program.sliced
+    wide = tn.mpo((16, 16), (16, 16)).with_rank(64)
+    blocks = tn.plan(wide, 1024, memory=2_300_000)  # x and y take 2,097,152 and W 262,144
+    assert 0 < blocks.program.block < 1024
+    for net, p, rows in ((RING, sliced, 5), (wide, blocks, 1000), (wide, blocks, 3)):
+        received, expected = outcome(net, p.program, rows)
+        np.testing.assert_allclose(received, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_cap_above_every_need_changes_nothing() -> None:
+    assert tn.plan(RING, 64, memory=10**12).program == tn.plan(RING, 64).program
+
+
+# -- as text -----------------------------------------------------------------------------------------------
+
+
+def test_print_shows_the_cost_and_every_step() -> None:
+    p = tn.plan(tn.low_rank(6, 4).with_rank(2), batch=3, phase="train", minimize="flops")
+    text = str(p)
+    assert text.startswith("Plan for 'low_rank' 6 -> 4, batch 3, train, least flops: ")
+    assert "180 MACs, 744 B moved, peak 144 B, saved 96 B, predicted " in text
+    assert "t0 = matmul(x, core0)                  3x2                              36      144 B" in text
+    assert "t1 = matmul(t0, core1)                 3x4                              24      104 B  <- largest" in text
+    assert text.endswith("largest intermediate 48 B")
+
+
+def test_print_says_where_it_runs_in_parts() -> None:
+    assert re.search(r"runs \d+ slices; the steps are of one pass", str(tn.plan(RING, 1, memory=20_000)))
+    wide = tn.mpo((16, 16), (16, 16)).with_rank(64)
+    assert re.search(r"runs \d+ rows at a time", str(tn.plan(wide, 1024, memory=2_300_000)))
+
+
+def test_buckets() -> None:
+    assert [bucket(n) for n in (0, 1, 2, 4, 5, 16, 17, 1000)] == [1, 1, 4, 4, 16, 16, 64, 1024]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"phase": "backward"}, "phase must be one of forward, train, received 'backward'"),
+        ({"minimize": "joy"}, "minimize must be one of time, flops, memory, received 'joy'"),
+        ({"batch": 0}, "a plan needs a batch of at least 1 row, received 0"),
+    ],
+)
+def test_errors(options: dict, expected: str) -> None:
+    with pytest.raises(TN4NNError, match=re.escape(expected)):
+        tn.plan(FC2, **options)
+
+
+def test_kept_legs_cannot_be_gathered() -> None:
+    net = tn.topology("k x y", {"k": 2, "x": 2}, {"k": 2, "y": 2}).with_rank(1)
+    with pytest.raises(TN4NNError, match="an embedding cannot have kept legs, received k"):
+        tn.plan(net, form="gather")
+
+
+# -- the search --------------------------------------------------------------------------------------------
+
+
+def grid_of_64() -> tn.Network:
+    """64 cores, of which the first eight have modes."""
+    sizes = (2,) * 8 + (1,) * 56
+    return tn.peps(sizes, sizes, grid=(8, 8)).with_rank(2)
+
+
+def test_64_cores_within_the_time_limit() -> None:
+    lines: list[str] = []
+    start = time.perf_counter()
+    p = tn.plan(grid_of_64(), 4, time_limit=1.0, progress=lines.append, cache=False)
+    assert time.perf_counter() - start < 15  # two searches end the round they are in, then it is priced
+    assert re.fullmatch(r"path search 1/\d+: best [\d.e+]+, [\d.]+ s", lines[0])
+    received, expected = outcome(grid_of_64(), p.program, 3)
+    np.testing.assert_allclose(received, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_one_question_has_one_plan_in_every_process() -> None:
+    net = tn.peps((2,) * 12, (2,) * 12).with_rank(2)  # searched at random, with a seed
+    mine = tn.plan(net, 16, cache=False, time_limit=100)
+    assert tn.plan(net, 16, cache=False, time_limit=100) == mine
+    code = (
+        "import tn4nn as tn; net = tn.peps((2,) * 12, (2,) * 12).with_rank(2); "
+        "print(tn.plan(net, 16, cache=False, time_limit=100).program)"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "99"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.strip() == str(mine.program)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------
+
+
+def test_found_once(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = {memory: tn.plan(RING, 64, "train", memory=memory) for memory in (None, 300_000)}
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr("tn4nn._plan.find_paths", fail)
+    for memory, p in first.items():
+        assert tn.plan(RING, 64, "train", memory=memory) == p
+    forgotten(cache, monkeypatch)
+    for memory, p in first.items():
+        assert tn.plan(RING, 64, "train", memory=memory) == p
+    for other in ({"batch": 65}, {"phase": "forward"}, {"minimize": "flops"}, {"itemsize": 8}, {"seed": 1}):
+        with pytest.raises(AssertionError, match="searched again"):
+            tn.plan(RING, **{"batch": 64, "phase": "train", **other})
+    with pytest.raises(AssertionError, match="searched again"):
+        tn.plan(RING, 64, "train", machine=Machine(op_s=1.0))
+    with pytest.raises(AssertionError, match="searched again"):
+        tn.plan(RING, 64, "train", cache=False)
+
+
+def test_without_cache_nothing_is_written(cache: PlanCache) -> None:
+    tn.plan(RING, 64, cache=False)
+    assert not cache.folder.exists()
+
+
+def the_file(cache: PlanCache) -> Path:
+    (path,) = cache.folder.iterdir()
+    return path
+
+
+BREAKS = {
+    "empty": lambda text: b"",
+    "half-written": lambda text: text[: len(text) // 2],
+    "no text": lambda text: b"\x80\xff\x00",
+    "no object": lambda text: b"[1, 2]",
+    "no value": lambda text: json.dumps({"key": json.loads(text)["key"]}).encode(),
+    "value of another kind": lambda text: json.dumps({**json.loads(text), "value": 3}).encode(),
+    "another entry": lambda text: text.replace(json.loads(text)["key"].encode(), b"0" * 16),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_broken_file_is_told_and_written_again(how: str, cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = tn.plan(RING, 64)
+    path = the_file(cache)
+    whole = path.read_bytes()
+    path.write_bytes(BREAKS[how](whole))
+    forgotten(cache, monkeypatch)
+    with pytest.warns(UserWarning, match=r"plan cache file .* cannot be read .*: planning again"):
+        assert tn.plan(RING, 64) == p
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"path": [[0, 0]]}, {"path": [[0, 99]]}, {"path": [[-1, 0]]}, {"path": []}, {"path": "x"}, {"block": "x"},
+     {"sliced": ["nothing"]}, {"sliced": 3}, {"candidates": [["a", 1]]}, {"order": None, "path": None}],
+    ids=str,
+)  # fmt: skip
+def test_an_entry_that_does_not_fit_is_planned_anew(
+    wrong: dict, cache: PlanCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = tn.plan(RING, 64)
+    path = the_file(cache)
+    entry = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**entry, "value": {**entry["value"], **wrong}}))
+    forgotten(cache, monkeypatch)
+    again = tn.plan(RING, 64)
+    received, expected = outcome(RING, again.program, 3)
+    np.testing.assert_allclose(received, expected, rtol=1e-9, atol=1e-9)
+    assert again == p
+    assert json.loads(path.read_bytes()) == entry
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tn.plan(RING, 64)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("tn4nn._plan._cache", PlanCache(tmp_path / "file" / "plans"))
+    with pytest.warns(UserWarning, match=r"plan cache in .* cannot be written .*: kept in memory"):
+        assert tn.plan(RING, 64) == expected
+    assert tn.plan(RING, 64) == expected  # out of memory, without a word
+
+
+def test_eight_processes_start_at_once_on_an_empty_folder(tmp_path: Path) -> None:
+    code = (
+        "import tn4nn as tn; net = tn.ring((4,) * 4, (4,) * 4).with_rank(8); "
+        "print([tn.plan(net, n).program for n in (1, 4, 16)])"
+    )
+    env = {**os.environ, "TN4NN_CACHE": str(tmp_path / "new")}
+    runs = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    said = {process.communicate(timeout=120)[0] for process in runs}
+    assert [process.returncode for process in runs] == [0] * 8
+    assert said == {f"{[tn.plan(RING, n).program for n in (1, 4, 16)]}\n"}
+    names = [path.name for path in (tmp_path / "new" / "plans").iterdir()]
+    assert len(names) == 3
+    assert all(re.fullmatch(r"[0-9a-f]{16}\.json", name) for name in names)
+
+
+def test_the_memory_of_the_cache_is_bounded(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tn4nn._cache._LIMIT", 3)
+    for i in range(10):
+        cache.put(f"k{i}", {"i": i})
+    assert len(cache._memory) <= 3
+    assert [cache.get(f"k{i}") for i in range(10)] == [{"i": i} for i in range(10)]

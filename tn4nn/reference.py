@@ -38,7 +38,7 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
     """
     sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
     if path is None:
-        path = greedy_path(tensors, output, sizes)
+        path = greedy_path(tensors, tuple(leg for leg in output if leg in sizes), sizes)
     # numpy.einsum has 52 letters: legs of size 1 take none.
     legs = [tuple(leg for leg in t if sizes[leg] != 1) for t in tensors]
     known = [a.reshape([sizes[leg] for leg in t]) for a, t in zip(arrays, legs, strict=True)]

@@ -116,9 +116,10 @@ def test_a_full_disk_while_writing_results_keeps_the_old_ones(monkeypatch, tmp_p
     assert (out / "results.json").read_bytes() == before
 
 
-def test_ctrl_c_in_the_middle_of_a_sweep(tmp_path):
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_in_the_middle_of_a_sweep(tmp_path, jobs):
     command = [sys.executable, "-m", "tn4nn._cli", "compare", "--topologies", "mpo,ring,tree,cp", "--backend", "torch",
-               "--lr", "0.001", "--seeds", "3", "--out", str(tmp_path / "out")]  # fmt: skip
+               "--lr", "0.001", "--seeds", "3", "--jobs", jobs, "--out", str(tmp_path / "out")]  # fmt: skip
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
     lines = []
     for line in child.stderr:

@@ -8,15 +8,17 @@ process in which nothing else runs.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
 import multiprocessing
 import os
 import platform
+import signal
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -530,20 +532,17 @@ class _Sweep:
         needed = {cell.model.fingerprint for cell in waiting}
         search = [cell for name, cell in reversed(firsts.items()) if name in needed]
         search = [cell for cell in search if self._rate_key(cell) not in self.store.done]
-        with _executor(jobs) as submit:
-            pending = [(cell, submit(_best_rate, cell, self.data, self.settings)) for cell in search]
-            for cell, result in pending:
-                lr = result()
+        with _workers(jobs) as each:
+            for cell, lr in each(_best_rate, [(cell, self.data, self.settings) for cell in search]):
                 self.store.add(self._rate_key(cell), {"lr": lr})
                 if self.settings.lr == "auto":
                     self.say(f"{cell.topology} at {cell.budget:,}: learning rate {lr:g}")
-            runs = [(cell, submit(_trained, cell, self.data, self.settings, self._rate(cell))) for cell in waiting]
-            for number, (cell, result) in enumerate(runs, 1):
-                row = result()
+            questions = [(cell, self.data, self.settings, self._rate(cell)) for cell in waiting]
+            for number, (cell, row) in enumerate(each(_trained, questions), 1):
                 self.store.add(cell.key, row)
                 end = f"{row['accuracy']:.2f} %" if row["status"] == "ok" else f"failed: {row['reason']}"
                 self.say(
-                    f"[{number}/{len(runs)}] {cell.topology} at {cell.budget:,}, {cell.backend}, "
+                    f"[{number}/{len(questions)}] {cell.topology} at {cell.budget:,}, {cell.backend}, "
                     f"seed {cell.seed}: {end}"
                 )
         for name in dict.fromkeys(cell.backend for cell in self.cells):
@@ -607,29 +606,34 @@ def _step_seconds(name: str, models: Mapping[str, Layer], data: Dataset, setting
     return found
 
 
-Submit = Callable[..., Callable[[], Any]]
+Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[Cell, Any]]]
 
 
-class _executor:  # noqa: N801  (used as a function)
-    """`submit(f, *args)` gives a function that waits for the result: at once here, or from other processes."""
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[Each]:
+    """`each(f, questions)` gives (first item of the question, f(*question)) as the answers come: one after the
+    other in this process, or from several."""
+    if jobs == 1:
+        yield lambda f, questions: ((question[0], f(*question)) for question in questions)
+        return
+    # Never fork once a framework is imported; one thread for each worker.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker)
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
-        self.pool: concurrent.futures.ProcessPoolExecutor | None = None
+    def each(f: Callable[..., Any], questions: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Cell, Any]]:
+        asked = {pool.submit(f, *question): question[0] for question in questions}
+        for done in concurrent.futures.as_completed(asked):
+            yield asked[done], done.result()
 
-    def __enter__(self) -> Submit:
-        if self.jobs == 1:
-            return lambda f, *args: lambda: f(*args)
-        # Never fork once a framework is imported; one thread for each worker.
-        self.pool = concurrent.futures.ProcessPoolExecutor(
-            self.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=use_threads, initargs=(1,)
-        )
-        pool = self.pool
-        return lambda f, *args: pool.submit(f, *args).result
+    try:
+        yield each
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that keeps the rows
+    use_threads(1)
 
 
 def use_threads(count: int) -> None:

@@ -83,6 +83,14 @@ static void leave(const float *state, long rows, int width, float *y) {{
     for (int r = 0; r < rows; r++) y[(size_t)r * width + i] = state[(size_t)i * R + r];
 }}
 
+static void gather(const float *lanes, long count, float *to) {{
+  for (long i = 0; i < count; i++) {{
+    float sum = 0.0f;
+    for (int r = 0; r < R; r++) sum += lanes[i * R + r];
+    to[i] = sum;
+  }}
+}}
+
 #define TILE(MT, NT) \\
   V acc[MT][NT]; \\
   for (int i = 0; i < MT; i++) for (int j = 0; j < NT; j++) acc[i][j] = (V){{0}}; \\
@@ -195,8 +203,11 @@ def source(stream: Stream, width: int) -> str:
         starts.append(starts[-1] + numbers * width)
     largest = max(stream.states) * width
     count = len(stream.passes)
+    slope_at = [starts[-1] + 2 * largest]
+    for p in stream.passes:
+        slope_at.append(slope_at[-1] + len(p.state_h) * len(p.state_k) * len(p.made_n) * width)
     parts.append(f"""
-long scratch_size(void) {{ return {starts[-1] + 2 * largest}; }}
+long scratch_size(void) {{ return {slope_at[-1]}; }}
 void forward(long rows, const float *x, float *y, const float **operands, float *s) {{
   float *one = s, *two = s + {largest};
   for (long b = 0; b < rows; b += R) {{
@@ -211,6 +222,7 @@ void forward(long rows, const float *x, float *y, const float **operands, float 
 void backward(long rows, const float *x, const float *gy, float *gx, const float **operands, const float **turned,
               float **slopes, float *s) {{
   float *one = s + {starts[-1]}, *two = one + {largest};
+  memset(s + {slope_at[0]}, 0, sizeof(float) * {slope_at[-1] - slope_at[0]});
   for (long b = 0; b < rows; b += R) {{
     const long left = rows - b < R ? rows - b : R;
     enter(x + b * IN, left, IN, s);
@@ -220,10 +232,13 @@ void backward(long rows, const float *x, const float *gy, float *gx, const float
     parts.append("    enter(gy + b * OUT, left, OUT, one);\n")
     for back, i in enumerate(reversed(range(count))):
         here, there = spots[back % 2], spots[(back + 1) % 2]
-        parts.append(f"    p{i}_slope(s + {starts[i]}, {here}, slopes[{i}]);\n")
+        parts.append(f"    p{i}_slope(s + {starts[i]}, {here}, s + {slope_at[i]});\n")
         step = f"p{i}_back({here}, turned[{i}], {there});"
         parts.append(f"    {step}\n" if i else f"    if (gx) {{ {step} leave({there}, left, IN, gx + b * IN); }}\n")
-    parts.append("  }\n}\n")
+    parts.append("  }\n")
+    for i in range(count):
+        parts.append(f"  gather(s + {slope_at[i]}, {(slope_at[i + 1] - slope_at[i]) // width}, slopes[{i}]);\n")
+    parts.append("}\n")
     return "".join(parts)
 
 
@@ -260,25 +275,23 @@ class Kernel:
         )
 
     def backward(
-        self, rows: int, x: int, gy: int, gx: int, operands: Sequence[int], turned: Sequence[int]
-    ) -> list[Floats]:
-        """Fills gx (unless its address is 0); returns the gradient of each operand, shape (H, K, N).
+        self,
+        rows: int,
+        x: int,
+        gy: int,
+        gx: int,
+        operands: Sequence[int],
+        turned: Sequence[int],
+        slopes: Sequence[int],
+    ) -> None:
+        """Fills gx (unless its address is 0) and the gradient of each operand.
 
         `turned` are the operands with their last two axes swapped, contiguous.
         """
-        shapes = [(len(p.state_h), len(p.state_k), len(p.made_n)) for p in self.stream.passes]
-        slopes = [_zeros(int(np.prod(shape)) * self.width) for shape in shapes]
         self._library.backward(
             ctypes.c_long(rows), _pointer(x), _pointer(gy), _pointer(gx), _pointers(operands), _pointers(turned),
-            _pointers([s.ctypes.data for s in slopes]), _scratch(self.scratch),
+            _pointers(slopes), _scratch(self.scratch),
         )  # fmt: skip
-        return [s.reshape(*shape, self.width).sum(-1) for s, shape in zip(slopes, shapes, strict=True)]
-
-
-def _zeros(count: int) -> Floats:
-    raw = np.zeros(count + 16, dtype=np.float32)
-    start = (-raw.ctypes.data % 64) // 4
-    return raw[start : start + count]
 
 
 _held = threading.local()  # one scratch for each thread: fresh memory costs more than a small batch does
@@ -372,10 +385,9 @@ def _agrees(made: Kernel) -> bool:
     gy = rng.standard_normal((rows, stream.outputs)).astype(np.float32)
     y, gx = np.empty_like(gy), np.empty_like(x)
     made.forward(rows, x.ctypes.data, y.ctypes.data, [o.ctypes.data for o in operands])
-    slopes = made.backward(
-        rows, x.ctypes.data, gy.ctypes.data, gx.ctypes.data, [o.ctypes.data for o in operands],
-        [o.ctypes.data for o in turned],
-    )  # fmt: skip
+    slopes = [np.empty_like(o) for o in operands]
+    straight, swapped, to = ([a.ctypes.data for a in arrays] for arrays in (operands, turned, slopes))
+    made.backward(rows, x.ctypes.data, gy.ctypes.data, gx.ctypes.data, straight, swapped, to)
     states = [x.astype(np.float64)]
     for p, operand in zip(stream.passes, operands, strict=True):
         states.append(_numpy_pass(p, states[-1], operand))

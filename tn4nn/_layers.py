@@ -138,7 +138,6 @@ class Layer:
         backend: str = "torch",
         weights: Mapping[str, NDArray[Any]] | None = None,
         seed: int | None = None,
-        *,
         batch: int | None = None,
         phase: str = "train",
         device: str | None = None,

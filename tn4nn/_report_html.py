@@ -228,7 +228,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ground: #0d1117; --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; }
 }
-body { background: var(--ground); color: var(--ink); margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
+body { background: var(--ground); color: var(--ink); margin: 2rem auto; max-width: 90rem; padding: 0 1rem;
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 p.note, ul.note { color: var(--soft); font-size: 0.9rem; }

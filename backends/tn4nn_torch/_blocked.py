@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tn4nn._kernel import Kernel
-from tn4nn._program import run
+from tn4nn._program import Program, run
 from tn4nn._stream import Pass, Stream
 
 from ._ops import OPS
@@ -39,19 +39,22 @@ def _in_transform() -> bool:
 
 def blocked(kernel: Kernel, cores: dict[str, Tensor], x: Tensor) -> Tensor:
     """y of shape (rows, product of the output modes) for x of shape (rows, product of the input modes)."""
-    operands = [run(OPS, made, [cores[name] for name in made.inputs]) for made in kernel.stream.operands]
-    made: Tensor = _Blocked.apply(kernel, x, *operands)  # type: ignore[no-untyped-call]
+    made: Tensor = _Blocked.apply(kernel, tuple(cores), x, *cores.values())  # type: ignore[no-untyped-call]
     return made
 
 
 class _Blocked(torch.autograd.Function):
+    """The operands are made, and their gradients pulled back to the cores, without a graph of small nodes."""
+
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, x: Tensor, *operands: Tensor) -> Tensor:
-        x, held = x.contiguous(), [operand.contiguous() for operand in operands]
-        ctx.kernel = kernel
-        ctx.save_for_backward(x, *held)
+    def forward(ctx: Any, kernel: Kernel, names: tuple[str, ...], x: Tensor, *cores: Tensor) -> Tensor:
+        x, held = x.contiguous(), dict(zip(names, cores, strict=True))
+        made = [registers_of(program, [held[n] for n in program.inputs]) for program in kernel.stream.operands]
+        operands = [registers[-1].contiguous() for registers in made]
+        ctx.kernel, ctx.names, ctx.made, ctx.operands = kernel, names, made, operands
+        ctx.save_for_backward(x, *cores)
         y = x.new_empty(x.shape[0], kernel.stream.outputs)
-        addresses = [operand.data_ptr() for operand in held]
+        addresses = [operand.data_ptr() for operand in operands]
 
         def part(low: int, high: int) -> None:
             kernel.forward(high - low, _row(x, low), _row(y, low), addresses)
@@ -62,25 +65,70 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         kernel: Kernel = ctx.kernel
-        x, *operands = ctx.saved_tensors
+        x, *cores = ctx.saved_tensors
         gy = gradients[0]
         if torch.is_grad_enabled():  # second derivatives: the same sums in torch's own operations
+            held = dict(zip(ctx.names, cores, strict=True))
+            operands = [run(OPS, program, [held[n] for n in program.inputs]) for program in kernel.stream.operands]
             y = _in_torch(kernel.stream, x, operands)
-            wanted = [t for t in (x, *operands) if t.requires_grad]
+            wanted = [t for t in (x, *cores) if t.requires_grad]
             found = iter(torch.autograd.grad(y, wanted, gy, create_graph=True))
-            return (None, *(next(found) if t.requires_grad else None for t in (x, *operands)))
-        gy = gy.contiguous()
-        gx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+            return (None, None, *(next(found) if t.requires_grad else None for t in (x, *cores)))
+        gy, operands = gy.contiguous(), ctx.operands
+        gx = torch.empty_like(x) if ctx.needs_input_grad[2] else None
         turned = [operand.transpose(1, 2).contiguous() for operand in operands]
         straight, swapped = [t.data_ptr() for t in operands], [t.data_ptr() for t in turned]
 
-        def part(low: int, high: int) -> Any:
+        def part(low: int, high: int) -> list[Tensor]:
+            slopes = [torch.empty_like(operand) for operand in operands]
             to = 0 if gx is None else _row(gx, low)
-            return kernel.backward(high - low, _row(x, low), _row(gy, low), to, straight, swapped)
+            kernel.backward(
+                high - low, _row(x, low), _row(gy, low), to, straight, swapped, [s.data_ptr() for s in slopes]
+            )
+            return slopes
 
         parts = _spread(part, x.shape[0])
-        slopes = [torch.from_numpy(sum(each[1:], each[0])) for each in zip(*parts, strict=True)]
-        return (None, gx, *slopes)
+        by_name: dict[str, Tensor] = {}
+        for program, registers, slopes in zip(kernel.stream.operands, ctx.made, zip(*parts, strict=True), strict=True):
+            slope = functools.reduce(torch.add, slopes)
+            by_name.update(zip(program.inputs, pull_back(program, registers, slope), strict=True))
+        return (None, None, gx, *(by_name[name] for name in ctx.names))
+
+
+def registers_of(program: Program, inputs: list[Tensor]) -> list[Tensor]:
+    """All registers of a program that has run."""
+    registers = list(inputs)
+    for step in program.steps:
+        first = registers[step.args[0]]
+        if step.kind == "reshape":
+            registers.append(first.reshape(step.param))
+        elif step.kind == "permute":
+            registers.append(first.permute(step.param))
+        else:
+            second = registers[step.args[1]]
+            registers.append(first @ second if step.kind == "matmul" else first * second)
+    return registers
+
+
+def pull_back(program: Program, registers: list[Tensor], slope: Tensor) -> list[Tensor]:
+    """Gradients of the inputs, from that of the last register: each register is read by one step."""
+    count = len(program.inputs)
+    slopes: dict[int, Tensor] = {len(registers) - 1: slope}
+    for position in reversed(range(len(program.steps))):
+        step, g = program.steps[position], slopes.pop(count + position)
+        first = registers[step.args[0]]
+        if step.kind == "reshape":
+            slopes[step.args[0]] = g.reshape(first.shape)
+        elif step.kind == "permute":
+            slopes[step.args[0]] = g.permute(sorted(range(g.dim()), key=step.param.__getitem__))
+        else:
+            second = registers[step.args[1]]
+            if step.kind == "matmul":
+                slopes[step.args[0]], slopes[step.args[1]] = g @ second.mT, first.mT @ g
+            else:
+                slopes[step.args[0]] = (g * second).sum_to_size(first.shape)
+                slopes[step.args[1]] = (g * first).sum_to_size(second.shape)
+    return [slopes[i] for i in range(count)]
 
 
 def _row(array: Tensor, row: int) -> int:

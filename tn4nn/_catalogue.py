@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ._errors import TopologyError
 from ._modes import Pairing, grid_of, modes_for
 from ._topology import Core, Topology, nearest
@@ -20,7 +22,7 @@ Wire = tuple[str, ...]  # the legs that hang below one place of a coarse-grainin
 
 
 def _modes(sizes: Modes) -> tuple[int, ...]:
-    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    return (int(sizes),) if isinstance(sizes, int | np.integer) else tuple(sizes)
 
 
 def _named(letter: str, sizes: Sequence[int]) -> dict[str, int]:

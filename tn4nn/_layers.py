@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -85,6 +85,7 @@ class Layer:
 
     def specs(self) -> dict[str, Spec]:
         """Full weight name -> Spec, in order."""
+        self.require_ranks()
         return {_join(name, spec.name): spec for name, layer in self.walk() for spec in layer.own_specs()}
 
     @property
@@ -99,7 +100,7 @@ class Layer:
 
     def networks(self) -> dict[str, Network]:
         """Layer name -> Network of every layer that has one."""
-        return {n: layer.solid() for n, layer in self.walk() if isinstance(layer, OnNetwork)}
+        return {n: layer.solid(n) for n, layer in self.walk() if isinstance(layer, OnNetwork)}
 
     def init(self, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         """Draws all weights: name -> float32 array; equal on every backend and machine.
@@ -198,6 +199,8 @@ class Layer:
         for name, layer in self.walk():
             indent = "  " * (name.count(".") + 1 if name else 0)
             lines.append(f"{indent}{name or 'model'}: {layer.describe()}")
+        if any(isinstance(layer, OnNetwork) and not layer.has_ranks for _, layer in self.walk()):
+            return "\n".join([*lines, "parameters: not known before every layer has ranks"])
         return "\n".join([*lines, f"{self.num_params:,} parameters, {self.num_weights:,} of them in cores"])
 
     def describe(self) -> str:
@@ -222,10 +225,15 @@ class OnNetwork(Layer):
 
     network: Network | Topology
 
+    @property
+    def has_ranks(self) -> bool:
+        """Whether the size of every bond is known."""
+        return isinstance(self.network, Network) or not self.network.bonds
+
     def solid(self, name: str = "") -> Network:
         """The network, or an error where ranks are still missing."""
         if isinstance(self.network, Topology):
-            if self.network.bonds:
+            if not self.has_ranks:
                 raise TopologyError(
                     f"layer {name or type(self).__name__!r} stands on a topology without ranks: give it a Network "
                     "(with_rank, with_budget), or the whole model a budget (tn.with_budget)"
@@ -266,12 +274,16 @@ class OnNetwork(Layer):
         return f"{type(self).__name__} {t.in_features} -> {t.out_features} on {t.name!r} ({count})"
 
 
+def _is_whole(number: object) -> TypeGuard[int]:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
 def _network_of(network: object, out_features: object, what: str) -> Network | Topology:
     if isinstance(network, Network | Topology):
         if out_features is not None:
             raise TopologyError(f"{what} on a network takes its sizes from it: leave out_features away")
         return network
-    if isinstance(network, int) and isinstance(out_features, int):
+    if _is_whole(network) and _is_whole(out_features):
         from ._catalogue import dense
 
         return dense(network, out_features).with_rank(1)
@@ -366,10 +378,10 @@ def _ordering_of(given: object, features: int) -> Ordering | None:
 
 
 def _pair(value: int | tuple[int, int], what: str, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(n, int) or n < least for n in pair):
+    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    if len(pair) != 2 or any(not _is_whole(n) or n < least for n in pair):
         raise ShapeError(f"{what} must be one or two whole numbers of at least {least}, received {value!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def _slide(size: int, kernel: int, stride: int, padding: int, what: str) -> int:
@@ -431,8 +443,8 @@ class Conv2d(OnNetwork):
         put(self, "stride", _pair(stride, "stride", 1))
         put(self, "padding", _pair(padding, "padding", 0))
         window = math.prod(self.kernel)
-        if isinstance(network, int):
-            network = network * window
+        if _is_whole(network):
+            network = int(network) * window
         put(self, "network", _network_of(network, out_channels, "Conv2d"))
         if self.topology.in_features % window:
             raise ShapeError(
@@ -706,6 +718,11 @@ class Sequential(Layer):
         for name, layer in zip(names, everything, strict=True):
             if not isinstance(layer, Layer):
                 raise ShapeError(f"layer {name!r} must be a tn4nn layer, received {type(layer).__name__}")
+        for name in named:
+            if not name.isidentifier():  # digits are positions, a dot leads into a layer
+                raise ShapeError(
+                    f"{name!r} is no name for a layer: expected a letter, then letters, digits, underscores"
+                )
         put = object.__setattr__
         put(self, "layers", everything)
         put(self, "names", tuple(names))
@@ -850,6 +867,8 @@ def _decode(value: Any) -> Any:
 
 def layer_from_dict(data: Mapping[str, Any]) -> Layer:
     """Reads what `Layer.to_dict` gave."""
+    if not isinstance(data, Mapping):
+        raise TopologyError(f"a layer is an object in model data, received {data!r}")
     kind = data.get("kind")
     if kind not in _KINDS:
         raise TopologyError(f"unknown kind of layer {kind!r}." + nearest(str(kind), _KINDS))

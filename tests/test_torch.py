@@ -249,6 +249,7 @@ def test_cuda_agrees_with_the_oracle(name, x):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's inductor still imports what torch deprecates
 def test_inductor(x):
     layer = TNLinear(NETWORKS["mpo"], batch=5)
     torch._dynamo.reset()

@@ -9,6 +9,7 @@ there is no kernel, and the layers run their plan in the framework's own operati
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -115,16 +116,23 @@ static void gather(const float *lanes, long count, float *to) {{
   for (int i = 0; i < KT; i++) for (int j = 0; j < NT; j++) AT(g, (h * K + k + i) * N + n + j) = acc[i][j];
 """
 
-_LANES = {"avx512f": 16}  # else 8
 _CHUNK = 24 * 1024  # bytes of state and slope that one chunk of the operand's gradient works on
+
+
+@functools.cache
+def processor() -> str:
+    """What the processor can do: a library that was compiled for another one may not run here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), platform.processor(), *sorted(told)])
 
 
 def lanes() -> int:
     """Rows of a block: 16 where the processor has registers of 512 bits, else 8."""
-    try:
-        return 16 if "avx512f" in Path("/proc/cpuinfo").read_text() else 8
-    except OSError:
-        return 8
+    return 16 if "avx512f" in processor() else 8
 
 
 def _table(name: str, values: Sequence[int]) -> str:
@@ -320,7 +328,7 @@ def kernel(stream: Stream) -> Kernel | None:
     """The kernel of a stream, compiled now or found on disk; None where that cannot be had."""
     width = lanes()
     text = source(stream, width)
-    key = hashlib.sha256(f"{platform.machine()} {platform.processor()} {width}\n{text}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{processor()}\n{width}\n{text}".encode()).hexdigest()[:24]
     if key not in _built:
         _built[key] = _build(stream, text, key, width)
     library = _built[key]

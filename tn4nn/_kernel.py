@@ -360,13 +360,15 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
 
 
 def _compiled(text: str) -> bytes:
-    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    compiler = next((found for name in ("gcc", "cc") if (found := shutil.which(name))), None)
     if compiler is None:
-        raise RuntimeError("there is no C compiler: install gcc or clang")
+        raise RuntimeError("there is no C compiler: install gcc")
     with tempfile.TemporaryDirectory() as folder:
         code, library = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
         code.write_text(text)
-        flags = ["-O3", "-march=native", "-mprefer-vector-width=512", "-funroll-loops", "-shared", "-fPIC", "-w"]
+        flags = ["-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-w"]
+        if "avx512f" in processor():
+            flags.append("-mprefer-vector-width=512")
         done = subprocess.run(
             [compiler, *flags, "-o", str(library), str(code)], capture_output=True, text=True, timeout=120, check=False
         )

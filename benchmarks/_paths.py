@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import cotengra as ctg
 
 from tn4nn import Network
+from tn4nn._paths import legs_along, path_macs
 
 BATCH = "batch"
 Legs = tuple[str, ...]
@@ -70,19 +71,8 @@ class Contraction:
 
     def cost(self, path: Path) -> PathCost:
         """What a path costs."""
-        sets = [frozenset(legs) for legs in self.tensors]
-        holders: dict[str, int] = {}
-        for legs in (*sets, frozenset(self.output)):
-            for leg in legs:
-                holders[leg] = holders.get(leg, 0) + 1
-        macs, made = 0, []
-        for a, b in path:
-            union, both = sets[a] | sets[b], sets[a] & sets[b]
-            macs += self._elements(union)
-            for leg in both:
-                holders[leg] -= 1
-            sets.append(frozenset(leg for leg in union if not (leg in both and holders[leg] == 1)))
-            made.append(self._elements(sets[-1]))
+        made = [self._elements(legs) for legs in legs_along(self.tensors, self.output, path)[len(self.tensors) :]]
+        macs = path_macs(self.tensors, self.output, self.sizes, path)
         return PathCost(macs, sum(made), sum(sorted(made)[-2:]))
 
     def _elements(self, legs: frozenset[str]) -> int:

@@ -8,8 +8,8 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._errors import TopologyError
-from tn4nn._init import _macs, fan_ins, mean_square_of
-from tn4nn._paths import greedy_path
+from tn4nn._init import fan_ins, mean_square_of
+from tn4nn._paths import greedy_path, path_macs
 from tn4nn.testing import random_network
 
 # Modes of a site, so that W has at most about 4096 x 4096 entries for up to 12 sites.
@@ -33,7 +33,8 @@ def std_of_w(net: tn.Network, seed: int, **options) -> float:
 
 def macs_of_w(net: tn.Network) -> float:
     tensors = [core.legs for core in net.topology.cores]
-    return _macs(tensors, net.sizes, greedy_path(tensors, tuple(net.topology.modes), net.sizes))
+    modes = tuple(net.topology.modes)
+    return path_macs(tensors, modes, net.sizes, greedy_path(tensors, modes, net.sizes))
 
 
 def target(net: tn.Network) -> float:

@@ -218,6 +218,7 @@ Name = Annotated[
 In = Annotated[int, typer.Option("--in", min=1, help="Input features, for a catalogue name.")]
 Out = Annotated[int, typer.Option("--out", min=1, help="Output features, for a catalogue name.")]
 Budget = Annotated[int | None, typer.Option(min=1, help="Parameters.")]
+Sites = Annotated[int | None, typer.Option(min=1, help="Modes on each side.")]
 Rank = Annotated[int | None, typer.Option(min=1, help="Rank of every bond, where no budget is given. [4]")]
 
 
@@ -226,7 +227,7 @@ def _plan(
     network: Name,
     inputs: In = 1024,
     outputs: Out = 1024,
-    sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side.")] = None,
+    sites: Sites = None,
     budget: Budget = None,
     rank: Rank = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 64,
@@ -252,7 +253,7 @@ def _cost(
     network: Name,
     inputs: In = 1024,
     outputs: Out = 1024,
-    sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side.")] = None,
+    sites: Sites = None,
     budget: Budget = None,
     rank: Rank = None,
     batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = "1,32,256,2048",

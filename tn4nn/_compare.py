@@ -524,14 +524,14 @@ class _Sweep:
     ) -> None:
         self.cells, self.data, self.settings, self.store, self.say = cells, data, settings, store, say
         self.times: dict[str, dict[str, float]] = {}
+        # The cell of each model whose backend searches the learning rate for all.
+        self._first = {cell.model.fingerprint: cell for cell in reversed(cells)}
 
     def run(self, jobs: int) -> None:
         """Everything that is missing."""
-        firsts = {cell.model.fingerprint: cell for cell in reversed(self.cells)}
         waiting = [cell for cell in self.cells if self.store.done.get(cell.key, {}).get("status") != "ok"]
-        needed = {cell.model.fingerprint for cell in waiting}
-        search = [cell for name, cell in reversed(firsts.items()) if name in needed]
-        search = [cell for cell in search if self._rate_key(cell) not in self.store.done]
+        first = {cell.model.fingerprint: self._first[cell.model.fingerprint] for cell in waiting}
+        search = [cell for cell in first.values() if self._rate_key(cell) not in self.store.done]
         with _workers(jobs) as each:
             for cell, lr in each(_best_rate, [(cell, self.data, self.settings) for cell in search]):
                 self.store.add(self._rate_key(cell), {"lr": lr})
@@ -549,8 +549,7 @@ class _Sweep:
             self._time(name)
 
     def _rate_key(self, cell: Cell) -> str:
-        first = next(c for c in self.cells if c.model.fingerprint == cell.model.fingerprint)
-        return "lr-" + first.key
+        return "lr-" + self._first[cell.model.fingerprint].key
 
     def _rate(self, cell: Cell) -> float:
         return float(self.store.done[self._rate_key(cell)]["lr"])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ._errors import TopologyError
 from ._network import Network
-from ._paths import greedy_path
+from ._paths import greedy_path, path_macs
 from ._program import BATCH, Legs
 from ._topology import nearest
 
@@ -116,7 +116,7 @@ def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: in
             arrays += [array, array]
     both = {**sizes, **{leg + ":": size for leg, size in sizes.items()}}
     path = greedy_path(tensors, (), both)
-    if _macs(tensors, both, path) <= _AFFORDABLE:
+    if path_macs(tensors, (), both, path) <= _AFFORDABLE:
         total = float(contract(tensors, arrays, (), path))
         # A kept leg on no core: W repeats along it, one block for each value.
         return total * math.prod(t.inputs[leg] for leg in t.kept if all(leg not in c.legs for c in t.cores)) / whole
@@ -124,7 +124,7 @@ def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: in
     many = {**sizes, BATCH: _PROBES}
     path = greedy_path(probed, (BATCH, *t.outputs), many)
     elements = _PROBES * max(math.prod(t.inputs.values()), math.prod(t.outputs.values()))
-    if elements <= _ELEMENTS and _macs(probed, many, path) <= 16 * _AFFORDABLE:
+    if elements <= _ELEMENTS and path_macs(probed, (BATCH, *t.outputs), many, path) <= 16 * _AFFORDABLE:
         signs = rng_for(seed, "probe").choice([-1.0, 1.0], size=(_PROBES, math.prod(t.inputs.values())))
         return float(np.mean(np.sum(apply(network, cores, signs) ** 2, axis=1))) / whole
     return _mean_square_of_entries(network, cores, seed) / math.prod(t.inputs[leg] for leg in t.kept)
@@ -150,26 +150,10 @@ def _mean_square_of_entries(network: Network, cores: Mapping[str, NDArray[Any]],
         arrays.append(front[index])
     many = {**sizes, BATCH: count}
     path = greedy_path(tensors, (BATCH,), many)
-    if count < 1 or _macs(tensors, many, path) > 64 * _AFFORDABLE:
+    if count < 1 or path_macs(tensors, (BATCH,), many, path) > 64 * _AFFORDABLE:
         squares = (float(np.mean(np.asarray(array, dtype=np.float64) ** 2)) for array in cores.values())
         return math.prod(squares) * math.prod(float(rank) for rank in network.ranks.values())
     return float(np.mean(contract(tensors, arrays, (BATCH,), path) ** 2))
-
-
-def _macs(tensors: list[Legs], sizes: Mapping[str, int], path: Any) -> float:
-    holders: dict[str, int] = {}
-    legs = [frozenset(tensor) for tensor in tensors]
-    for tensor in legs:
-        for leg in tensor:
-            holders[leg] = holders.get(leg, 0) + 1
-    total = 0.0
-    for a, b in path:
-        both, union = legs[a] & legs[b], legs[a] | legs[b]
-        total += math.prod(float(sizes[leg]) for leg in union)
-        for leg in both:
-            holders[leg] -= 1
-        legs.append(frozenset(leg for leg in union if not (leg in both and holders[leg] == 1)))
-    return total
 
 
 def _normal(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:

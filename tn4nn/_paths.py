@@ -7,8 +7,10 @@ form: the i-th pair contracts two of the tensors so far and makes tensor n + i.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from ._errors import TN4NNError
@@ -50,12 +52,7 @@ def find_paths(
         return [()]
     if len(tensors) == 2:
         return [((0, 1),)]
-    letters = {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for t in tensors for leg in t))}
-    for leg in output:
-        letters.setdefault(leg, chr(0x4E00 + len(letters)))
-    inputs = [[letters[leg] for leg in t] for t in tensors]
-    out = [letters[leg] for leg in output]
-    known = {letters[leg]: float(sizes[leg]) for leg in letters}
+    inputs, out, known = _lettered(tensors, output, sizes)
     if len(tensors) <= EXHAUSTIVE:
         return [_call("optimize_optimal", inputs, out, known, minimize=minimize, use_ssa=True)]
     return _search(inputs, out, known, minimize, seed, time_limit, progress)
@@ -65,10 +62,44 @@ def greedy_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int])
     """One path, found at once: for oracles and estimates."""
     if len(tensors) <= 4:
         return find_paths(tensors, output, sizes)[0]
-    letters = {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for t in tensors for leg in t))}
-    inputs = [[letters[leg] for leg in t] for t in tensors]
-    out = [letters[leg] for leg in output if leg in letters]
-    return _call("optimize_greedy", inputs, out, {letters[leg]: float(sizes[leg]) for leg in letters}, use_ssa=True)
+    return _call("optimize_greedy", *_lettered(tensors, output, sizes), use_ssa=True)
+
+
+def legs_along(tensors: Sequence[Iterable[str]], output: Iterable[str], path: Path) -> list[frozenset[str]]:
+    """The legs of every tensor of a path: the given ones, then what each pair makes.
+
+    A leg that both of a pair hold is summed when nothing else holds it, neither another tensor nor the output.
+
+    Example:
+        >>> [sorted(legs) for legs in legs_along(["xa", "ay"], "xy", ((0, 1),))]
+        [['a', 'x'], ['a', 'y'], ['x', 'y']]
+    """
+    found = [frozenset(legs) for legs in tensors]
+    holders = Counter(leg for legs in (*found, frozenset(output)) for leg in legs)
+    for a, b in path:
+        both = found[a] & found[b]
+        holders.subtract(both)  # two holders become one
+        found.append((found[a] | found[b]) - {leg for leg in both if holders[leg] == 1})
+    return found
+
+
+def path_macs(tensors: Sequence[Iterable[str]], output: Iterable[str], sizes: Mapping[str, int], path: Path) -> int:
+    """Multiply-adds of a path."""
+    legs = legs_along(tensors, output, path)
+    return sum(math.prod(sizes[leg] for leg in legs[a] | legs[b]) for a, b in path)
+
+
+def _lettered(
+    tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]
+) -> tuple[list[list[str]], list[str], dict[str, float]]:
+    """(inputs, output, sizes) with one-character legs, as the searches want them."""
+    letters = _letters((*tensors, output))
+    inputs = [[letters[leg] for leg in legs] for legs in tensors]
+    return inputs, [letters[leg] for leg in output], {letters[leg]: float(sizes[leg]) for leg in letters}
+
+
+def _letters(tensors: Iterable[Legs]) -> dict[str, str]:
+    return {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for legs in tensors for leg in legs))}
 
 
 def _search(
@@ -149,18 +180,14 @@ def slice_legs(
     """
     import cotengra
 
-    legs = list(dict.fromkeys(leg for t in tensors for leg in t))
-    letters = {leg: chr(0x4E00 + i) for i, leg in enumerate(legs)}
-    tree: Any = cotengra.ContractionTree.from_path(
-        [[letters[leg] for leg in t] for t in tensors],
-        [letters[leg] for leg in output],
-        {letters[leg]: sizes[leg] for leg in legs},
-        ssa_path=path,
-    )
+    letters = _letters(tensors)
+    inputs, out, known = _lettered(tensors, output, sizes)
+    whole = {leg: int(size) for leg, size in known.items()}
+    tree: Any = cotengra.ContractionTree.from_path(inputs, out, whole, ssa_path=path)
     try:
         sliced = tree.slice(target_size=largest, allow_outer=False, temperature=0.0, max_repeats=1, seed=0)
     except (RuntimeError, ValueError, KeyError):
         return None
     if sliced.max_size() > largest:
         return None
-    return tuple(leg for leg in legs if letters[leg] in sliced.sliced_inds)
+    return tuple(leg for leg in letters if letters[leg] in sliced.sliced_inds)

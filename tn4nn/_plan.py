@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ._cache import plans as _cache
 from ._errors import TN4NNError
 from ._network import Network
-from ._paths import Path, chain_path, find_paths, greedy_path, slice_legs
+from ._paths import Path, chain_path, find_paths, greedy_path, path_macs, slice_legs
 from ._program import BATCH, Legs, Program, Work, lower, trace
 from ._topology import fingerprint_of
 
@@ -337,21 +337,7 @@ class _Search:
 
     def macs_of(self, path: Path) -> int:
         """Multiply-adds of a path, without lowering it."""
-        holders: dict[str, int] = {}
-        legs = [frozenset(t) for t in self.tensors]
-        for tensor in [*legs, frozenset(self.output)]:
-            for leg in tensor:
-                holders[leg] = holders.get(leg, 0) + 1
-        total = 0
-        for a, b in path:
-            union = legs[a] | legs[b]
-            total += math.prod(self.sizes[leg] for leg in union)
-            for leg in legs[a] & legs[b]:
-                holders[leg] -= 1
-            legs.append(
-                frozenset(leg for leg in union if not (leg in legs[a] and leg in legs[b] and holders[leg] == 1))
-            )
-        return total
+        return path_macs(self.tensors, self.output, self.sizes, path)
 
     # -- lowering and pricing -------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
-Array = TypeVar("Array")
+from ._paths import legs_along
+
 Kind = Literal["reshape", "permute", "matmul", "multiply"]
 Legs = tuple[str, ...]
 
@@ -85,6 +86,11 @@ def run(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
         return ops.concatenate([run(ops, whole, [*cores, x[i : i + program.block]]) for i in starts])
     if program.sliced:
         return _run_sliced(ops, program, inputs)
+    return registers_of(ops, program, inputs)[-1]
+
+
+def registers_of(ops: Ops, program: Program, inputs: Sequence[Any], *, keep: bool = False) -> list[Any]:
+    """The registers of one pass through the steps; those that no later step reads are freed unless `keep`."""
     registers: list[Any] = list(inputs)
     for step in program.steps:
         kind = step.kind
@@ -97,9 +103,10 @@ def run(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
         else:
             made = ops.multiply(registers[step.args[0]], registers[step.args[1]])
         registers.append(made)
-        for register in step.frees:
-            registers[register] = None
-    return registers[-1]
+        if not keep:
+            for register in step.frees:
+                registers[register] = None
+    return registers
 
 
 def _run_sliced(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
@@ -260,25 +267,17 @@ class _Lowering:
         self.steps: list[Step] = []
 
     def _grow(self, path: Sequence[tuple[int, int]]) -> None:
-        holders: dict[str, int] = {}
-        for node in self.nodes:
-            for leg in node.legs:
-                holders[leg] = holders.get(leg, 0) + 1
-        for leg in self.output:
-            holders[leg] = holders.get(leg, 0) + 1
-        for a, b in path:
+        count = len(self.nodes)
+        made = legs_along([node.legs for node in self.nodes], self.output, tuple(path))[count:]
+        for (a, b), legs in zip(path, made, strict=True):
             left, right = self.nodes[a], self.nodes[b]
-            for leg in left.legs & right.legs:
-                holders[leg] -= 1  # two holders become one
             both = left.legs & right.legs
-            gone = {leg for leg in both if holders[leg] == 1}
-            legs = (left.legs | right.legs) - gone
             natural = (
                 *(leg for leg in left.natural if leg in both and leg in legs),
                 *(leg for leg in left.natural if leg not in both),
                 *(leg for leg in right.natural if leg not in both),
             )
-            self.nodes.append(_Node(frozenset(legs), natural, (a, b)))
+            self.nodes.append(_Node(legs, natural, (a, b)))
 
     def _shape(self, legs: Iterable[str]) -> tuple[int, ...]:
         return tuple(-1 if leg == BATCH else self.sizes[leg] for leg in legs)

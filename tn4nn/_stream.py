@@ -13,17 +13,17 @@ import math
 from collections.abc import Sequence
 
 from ._network import Network
-from ._paths import Path
+from ._paths import Path, legs_along
 from ._plan import problem
 from ._program import BATCH, Legs, Program, lower
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pass:
-    """One step of a stream: sums k for each h, m, n. Offsets count numbers of one row.
+    """One step of a stream: sums k for each h, m, n. Offsets count numbers of one row. The operand of the
+    same position has shape (H, K, N).
 
     Attributes:
-        operand: position of the operand; its array has shape (H, K, N).
         state_h: offset in the old state of each value of h (kept by both sides); likewise
         state_m: of m (on the state only), and
         state_k: of k (summed).
@@ -32,7 +32,6 @@ class Pass:
         made_n: of n (from the operand).
     """
 
-    operand: int
     state_h: tuple[int, ...]
     state_m: tuple[int, ...]
     state_k: tuple[int, ...]
@@ -77,27 +76,20 @@ def stream(network: Network, path: Path) -> Stream:
     """The stream of a contraction path over (cores..., x); the path is one of a `Plan` of form "apply"."""
     tensors, names, output = problem(network, "apply")
     sizes = {leg: size for leg, size in {**network.sizes, BATCH: 1}.items() if size != 1 and leg != BATCH}
-    nodes: list[frozenset[str]] = [frozenset(leg for leg in legs if leg in sizes) for legs in tensors]
     final = tuple(leg for leg in output if leg in sizes)
-    holders = {leg: sum(leg in node for node in nodes) + (leg in final) for leg in sizes}
+    nodes = legs_along([[leg for leg in legs if leg in sizes] for legs in tensors], final, path)
     children: dict[int, tuple[int, int]] = {}
-    current, order = len(tensors) - 1, []
+    current = len(tensors) - 1
     layout: Legs = tuple(leg for leg in tensors[-1] if leg in sizes)
     operands: list[Program] = []
     passes: list[Pass] = []
-    for step, (a, b) in enumerate(path):
-        both = nodes[a] & nodes[b]
-        for leg in both:
-            holders[leg] -= 1
-        made = frozenset(leg for leg in nodes[a] | nodes[b] if not (leg in both and holders[leg] == 1))
-        nodes.append(made)
-        children[len(nodes) - 1] = (a, b)
+    for node, (a, b) in enumerate(path, len(tensors)):
+        children[node] = (a, b)
         if current not in (a, b):
             continue
         other = b if a == current else a
-        order.append(other)
-        held = nodes[other]
-        last = len(path) - 1 == step
+        held, made = nodes[other], nodes[node]
+        last = node == len(nodes) - 1
         h = tuple(leg for leg in layout if leg in held and leg in made)
         k = tuple(leg for leg in layout if leg in held and leg not in made)
         m = tuple(leg for leg in layout if leg not in held)
@@ -106,7 +98,6 @@ def stream(network: Network, path: Path) -> Stream:
         operands.append(_operand(other, (h, k, n), tensors, names, children, sizes))
         passes.append(
             Pass(
-                len(operands) - 1,
                 _offsets(h, layout, sizes),
                 _offsets(m, layout, sizes),
                 _offsets(k, layout, sizes),
@@ -115,7 +106,7 @@ def stream(network: Network, path: Path) -> Stream:
                 _offsets(n, after, sizes),
             )
         )
-        layout, current = after, len(nodes) - 1
+        layout, current = after, node
     t = network.topology
     return Stream(tuple(operands), tuple(passes), math.prod(t.inputs.values()), math.prod(t.outputs.values()))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tn4nn._kernel import Kernel
-from tn4nn._program import Program, run
+from tn4nn._program import Program, registers_of, run
 from tn4nn._stream import Pass, Stream
 
 from ._ops import OPS
@@ -49,7 +49,10 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, names: tuple[str, ...], x: Tensor, *cores: Tensor) -> Tensor:
         x, held = x.contiguous(), dict(zip(names, cores, strict=True))
-        made = [registers_of(program, [held[n] for n in program.inputs]) for program in kernel.stream.operands]
+        made = [
+            registers_of(OPS, program, [held[n] for n in program.inputs], keep=True)
+            for program in kernel.stream.operands
+        ]
         operands = [registers[-1].contiguous() for registers in made]
         ctx.kernel, ctx.names, ctx.made, ctx.operands = kernel, names, made, operands
         ctx.save_for_backward(x, *cores)
@@ -93,21 +96,6 @@ class _Blocked(torch.autograd.Function):
             slope = functools.reduce(torch.add, slopes)
             by_name.update(zip(program.inputs, pull_back(program, registers, slope), strict=True))
         return (None, None, gx, *(by_name[name] for name in ctx.names))
-
-
-def registers_of(program: Program, inputs: list[Tensor]) -> list[Tensor]:
-    """All registers of a program that has run."""
-    registers = list(inputs)
-    for step in program.steps:
-        first = registers[step.args[0]]
-        if step.kind == "reshape":
-            registers.append(first.reshape(step.param))
-        elif step.kind == "permute":
-            registers.append(first.permute(step.param))
-        else:
-            second = registers[step.args[1]]
-            registers.append(first @ second if step.kind == "matmul" else first * second)
-    return registers
 
 
 def pull_back(program: Program, registers: list[Tensor], slope: Tensor) -> list[Tensor]:

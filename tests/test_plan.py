@@ -16,7 +16,7 @@ import tn4nn as tn
 from tn4nn import reference
 from tn4nn._cache import PlanCache
 from tn4nn._errors import TN4NNError
-from tn4nn._plan import Machine, Plan, _Search, bucket
+from tn4nn._plan import Machine, Plan, Search, bucket
 from tn4nn._program import Ops, run
 from tn4nn.testing import random_network
 
@@ -57,7 +57,7 @@ def outcome(net: tn.Network, program, rows: int) -> tuple[np.ndarray, np.ndarray
 
 
 def every_order_is_right(net: tn.Network, batch: int, rows: int) -> set[str]:
-    search = _Search(net, batch, "forward", "time", "apply", 4, Machine())
+    search = Search(net, batch, "forward", "time", "apply", 4, Machine())
     options = search.candidates(0, 1.0, None)
     for _, path in options:
         received, expected = outcome(net, search.lowered(path), rows)

@@ -133,7 +133,10 @@ class Backend(Protocol):
         dtype: str,
         minimize: str,
     ) -> Module:
-        """The native module of a model; see `Layer.build`. The weights are copied."""
+        """The native module of a model; see `Layer.build`. The weights are copied.
+
+        A backend that can measure plans takes `tune: bool = False` too; others never see the word.
+        """
         ...
 
     def forward(self, module: Any, x: NDArray[Any]) -> NDArray[Any]:

@@ -143,6 +143,7 @@ class Layer:
         device: str | None = None,
         dtype: str | None = None,
         minimize: str = "time",
+        tune: bool = False,
     ) -> Module:
         """Makes the native module of a backend: an nn.Module for "torch", a pytree for "jax".
 
@@ -155,6 +156,7 @@ class Layer:
             device: the framework's own word; None for its default.
             dtype: e.g. "float32" (default), "float64", "bfloat16".
             minimize: "time", "flops" or "memory".
+            tune: measure the best few plans and keep the fastest, where the backend can.
 
         Raises:
             BackendError: an unknown backend, or its framework is not installed (with the line that installs it).
@@ -168,8 +170,16 @@ class Layer:
         made = load(backend)
         weights = self.init(seed or 0) if weights is None else weights
         self.check(weights)
+        options = {"tune": True} if tune else {}  # a backend that cannot measure need not know the word
         return made.build(
-            self, weights, batch=batch, phase=phase, device=device, dtype=dtype or "float32", minimize=minimize
+            self,
+            weights,
+            batch=batch,
+            phase=phase,
+            device=device,
+            dtype=dtype or "float32",
+            minimize=minimize,
+            **options,
         )
 
     def require_ranks(self) -> None:

@@ -43,6 +43,12 @@ class Machine:
     matrix_s: float = 0.1e-6
     edge: float = 4.0
     kernel_macs_per_s: float = 22e9
+    cache_bytes: int = 1 << 20
+    vector_bytes: int = 64
+    tile_macs_per_s: float = 45e9
+    tile_s: float = 8e-9
+    vector_s: float = 0.5e-9
+    task_s: float = 50e-9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +68,11 @@ class Cost:
     peak: int
     saved: int
     predicted_s: float
+
+    def score(self, minimize: str) -> tuple[float, float]:
+        """What is minimised; ties go to time."""
+        first = {"time": self.predicted_s, "flops": self.macs, "memory": self.peak + self.saved}[minimize]
+        return float(first), self.predicted_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +203,7 @@ def plan(
     question += [time_limit, dataclasses.astuple(machine)]
     key = fingerprint_of(question)
     stored = _cache.get(key) if cache else None
-    search = _Search(network, batch, phase, minimize, form, itemsize, machine)
+    search = Search(network, batch, phase, minimize, form, itemsize, machine)
     if stored is not None:
         found = search.restore(stored)
         if found is not None:
@@ -219,7 +230,7 @@ def bucket(batch: int) -> int:
 
 def min_macs(network: Network, batch: int) -> int:
     """The fewest multiply-adds of one forward pass that the exhaustive or greedy search finds, at once."""
-    search = _Search(network, batch, "forward", "flops", "apply", 4, Machine())
+    search = Search(network, batch, "forward", "flops", "apply", 4, Machine())
     tensors, output = search.tensors, search.output
     few = len(tensors) <= 7
     paths = [find_paths(tensors, output, search.sizes)[0] if few else greedy_path(tensors, output, search.sizes)]
@@ -274,7 +285,7 @@ def _step_shapes(network: Network, program: Program, batch: int) -> list[tuple[i
     return [tuple(shape) for shape in shapes]
 
 
-class _Search:
+class Search:
     """The candidates of one question, and the choice among them."""
 
     def __init__(
@@ -335,6 +346,27 @@ class _Search:
         order = range(n - 1)
         return [chain_path(order, n - 1, n), chain_path(order[::-1], n - 1, n)]
 
+    def merges(self) -> Iterator[tuple[str, Path]]:
+        """Neighbouring cores merged, then x through what they make, from either side."""
+        cores = len(self.tensors) - 1
+        for groups in _groupings(cores):
+            for order, name in ((groups, "left to right"), (groups[::-1], "right to left")):
+                path: list[tuple[int, int]] = []
+                current = cores
+                made = [self._merged(group, path) for group in order]
+                for operand in made:
+                    path.append((current, operand))
+                    current = cores + len(path)
+                yield f"{name}, cores merged by {'+'.join(str(len(group)) for group in groups)}", tuple(path)
+
+    def _merged(self, group: Sequence[int], path: list[tuple[int, int]]) -> int:
+        """Contracts a group of cores from left to right; returns the number of what they make."""
+        current = group[0]
+        for other in group[1:]:
+            path.append((current, other))
+            current = len(self.tensors) - 1 + len(path)
+        return current
+
     def macs_of(self, path: Path) -> int:
         """Multiply-adds of a path, without lowering it."""
         return path_macs(self.tensors, self.output, self.sizes, path)
@@ -387,18 +419,13 @@ class _Search:
     def made(self, order: str, path: Path, program: Program, cost: Cost) -> Plan:
         return Plan(self.network, self.batch, self.phase, self.minimize, order, path, program, cost, self.itemsize, ())
 
-    def score(self, cost: Cost) -> tuple[float, float]:
-        """What is minimised; ties go to time."""
-        first = {"time": cost.predicted_s, "flops": cost.macs, "memory": cost.peak + cost.saved}[self.minimize]
-        return float(first), cost.predicted_s
-
     def ranked(self, options: list[tuple[str, Path]]) -> list[Plan]:
         """All candidates as plans, best first."""
         plans = []
         for order, path in options:
             program = self.lowered(path)
             plans.append(self.made(order, path, program, self.price(program)))
-        return sorted(plans, key=lambda p: self.score(p.cost))
+        return sorted(plans, key=lambda p: p.cost.score(self.minimize))
 
     def best(self, options: list[tuple[str, Path]]) -> Plan:
         """The best candidate."""
@@ -424,7 +451,7 @@ class _Search:
                 f"no plan of {self.network.topology.name!r} at batch {self.batch} has a peak of at most "
                 f"{_bytes(memory)}: the smallest found needs {_bytes(smallest)} ({smallest} bytes)"
             )
-        chosen = min(fits, key=lambda p: self.score(p.cost))
+        chosen = min(fits, key=lambda p: p.cost.score(self.minimize))
         return dataclasses.replace(chosen, candidates=table)
 
     def _in_blocks(self, p: Plan) -> Iterator[Program]:
@@ -466,7 +493,7 @@ class _Search:
         """The plan of a cache entry, or None where the entry does not fit."""
         try:
             path = tuple((int(a), int(b)) for a, b in data["path"])
-            if not _is_path(path, len(self.tensors)):
+            if not is_path(path, len(self.tensors)):
                 return None
             program = self.lowered(path, tuple(data["sliced"]), int(data["block"]))
             table = tuple((str(row[0]), Cost(*row[1:])) for row in data["candidates"])
@@ -476,7 +503,25 @@ class _Search:
         return dataclasses.replace(made, candidates=table)
 
 
-def _is_path(path: Path, tensors: int) -> bool:
+def _groupings(cores: int) -> Iterator[list[list[int]]]:
+    """Ways to cut a row of cores into groups: all of them for a short row, else groups of one size."""
+    if cores <= 7:
+        for cuts in range(1 << (cores - 1)):
+            groups = [[0]]
+            for core in range(1, cores):
+                if cuts >> (core - 1) & 1:
+                    groups.append([core])
+                else:
+                    groups[-1].append(core)
+            if len(groups) > 1:
+                yield groups
+        return
+    for size in range(1, 5):
+        yield [list(range(low, min(cores, low + size))) for low in range(0, cores, size)]
+
+
+def is_path(path: Path, tensors: int) -> bool:
+    """Whether this is a path over so many tensors."""
     free = set(range(tensors))
     for step, (a, b) in enumerate(path):
         if a == b or a not in free or b not in free:
@@ -526,31 +571,3 @@ def _memory(
             if users[base[register]] <= 0 and base[register] != x:
                 alive.discard(base[register])
     return peak, sum(size[b] for b in kept)
-
-
-# -- blocks in a native kernel ----------------------------------------------------------------------------------
-
-_WORTH = 2e6  # multiply-adds of a forward pass below which compiling a kernel does not pay
-_FITS = 1 << 20  # bytes of a block's states: they have to lie in the second-level cache
-
-
-def blocked_path(network: Network, batch: int, phase: str, minimize: str) -> Path | None:
-    """The path to run block by block in a native kernel, or None where the program is expected to be faster."""
-    from ._stream import stream
-
-    if minimize == "flops" or phase not in PHASES:
-        return None
-    cheapest = plan(network, batch, phase, minimize="flops")
-    best = plan(network, batch, phase, minimize=minimize)
-    rows = stream(network, cheapest.path)
-    if rows.macs * batch < _WORTH or any(len(p.state_m) < 4 for p in rows.passes):
-        return None
-    if 64 * sum(rows.states) > 2 * _FITS or 64 * max(rows.states) > _FITS:
-        return None
-    return cheapest.path if kernel_seconds(cheapest, rows.macs) < best.cost.predicted_s else None
-
-
-def kernel_seconds(p: Plan, macs_per_row: int) -> float:
-    """Predicted seconds of a stream in the kernel: the backward pass runs it forward once more."""
-    passes = 4 if p.phase == "train" else 1
-    return passes * macs_per_row * p.batch / Machine().kernel_macs_per_s

@@ -283,6 +283,7 @@ class NumpyBackend:
         device: str | None = None,
         dtype: str = "float64",
         minimize: str = "time",
+        tune: bool = False,
     ) -> NumpyModule:
         """See `Backend.build`; plans play no part."""
         if device not in (None, "cpu"):

@@ -43,10 +43,12 @@ class TorchBackend:
         device: str | None = None,
         dtype: str = "float32",
         minimize: str = "time",
+        tune: bool = False,
     ) -> nn.Module:
         """See `Backend.build`."""
         where = checked_device(device)
-        return to_module(model, weights, batch=batch, phase=phase, device=where, dtype=dtype, minimize=minimize)
+        options: dict[str, Any] = {"dtype": dtype, "minimize": minimize, "tune": tune}
+        return to_module(model, weights, batch=batch, phase=phase, device=where, **options)
 
     def _tensor(self, module: nn.Module, array: NDArray[Any]) -> Tensor:
         value = torch.tensor(array)

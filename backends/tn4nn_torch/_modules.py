@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 import tn4nn._layers as layers
 from tn4nn._conv import ConvPlan, conv_plan
 from tn4nn._errors import BackendError, ShapeError
-from tn4nn._kernel import Kernel, kernel
 from tn4nn._layers import OnNetwork
+from tn4nn._native import Native, native
+from tn4nn._native_plan import ways
 from tn4nn._network import Network
 from tn4nn._ordering import Ordering
-from tn4nn._plan import blocked_path, bucket, plan
+from tn4nn._plan import bucket, plan
 from tn4nn._program import Program, run
-from tn4nn._stream import stream
 from tn4nn._topology import nearest
 
-from ._blocked import blocked, usable
+from ._native import ITEMSIZE, apply, usable
 from ._ops import OPS
 
 _DTYPES = {
@@ -58,13 +58,14 @@ class _Planned(nn.Module):
         batch: int | None,
         phase: str,
         minimize: str,
+        tune: bool,
         device: str | torch.device | None,
         dtype: str | torch.dtype,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.network = layer.solid()
-        self.phase, self.minimize = phase, minimize
+        self.phase, self.minimize, self.tune = phase, minimize, tune
         weights = layer.init(seed) if weights is None else weights
         layer.check(weights)
         for name, spec in layer.specs().items():
@@ -81,7 +82,7 @@ class _Planned(nn.Module):
         self._fixed = batch is not None
         self._planned = max(1, batch or _UNPLANNED)
         self._programs: dict[int, Program] = {}
-        self._kernels: dict[int, Kernel | None] = {}
+        self._natives: dict[tuple[int, int], Native | None] = {}
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
 
     def make_program(self, batch: int) -> Program:
@@ -98,13 +99,14 @@ class _Planned(nn.Module):
             found = self._programs[size] = self.make_program(size)
         return found
 
-    def kernel_for(self, rows: int) -> Kernel | None:
-        """The native kernel for that many rows, where the cost model prefers it to the program."""
+    def native_for(self, rows: int, itemsize: int) -> Native | None:
+        """The native runtime for that many rows; None where there is none (no compiler)."""
         size = self._planned if self._fixed else bucket(rows)
-        if size not in self._kernels:
-            path = blocked_path(self.network, size, self.phase, self.minimize)
-            self._kernels[size] = None if path is None else kernel(stream(self.network, path))
-        return self._kernels[size]
+        key = (size, itemsize)
+        if key not in self._natives:
+            way = ways(self.network, size, self.phase, minimize=self.minimize, itemsize=itemsize, tune=self.tune)[0]
+            self._natives[key] = native(way.recipe(self.network, itemsize))
+        return self._natives[key]
 
     def cores(self) -> list[Tensor]:
         """The cores, in the program's order."""
@@ -143,12 +145,14 @@ class _Planned(nn.Module):
         if self._padding:
             rows = F.pad(rows, (0, self._padding))
         cores = self.cores()
-        native = self.kernel_for(rows.shape[0]) if usable(rows, cores) else None
-        if native is None:
-            y: Tensor = run(OPS, self.program_for(rows.shape[0]), [*cores, rows])
-        else:
-            y = blocked(native, dict(zip(self._names, cores, strict=True)), rows)
+        found = self.native_for(rows.shape[0], ITEMSIZE[rows.dtype]) if usable(rows) else None
+        y = self.run_program(rows, cores) if found is None else apply(found, cores, rows, self.run_program)
         return y[:, : self.out_features] if self._surplus else y
+
+    def run_program(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
+        """The layer in torch's own operations, padded modes and all."""
+        y: Tensor = run(OPS, self.program_for(rows.shape[0]), [*cores, rows])
+        return y
 
     def dense_weight(self) -> Tensor:
         """W where it is the only core."""
@@ -185,6 +189,7 @@ class TNLinear(_Planned):
         batch: plan for this batch now and keep to it; left out, for each size class when it comes.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
+        tune: measure the best few plans at the first call of a size, and keep the fastest (CPU).
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -210,11 +215,14 @@ class TNLinear(_Planned):
         batch: int | None = None,
         phase: str = "train",
         minimize: str = "time",
+        tune: bool = False,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
     ) -> None:
         layer = network if isinstance(network, layers.Linear) else layers.Linear(network, None, bias, ordering)
-        super().__init__(layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype)
+        super().__init__(
+            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, device=device, dtype=dtype
+        )
         order = None if layer.ordering is None else torch.tensor(layer.ordering.permutation, device=device)
         self.register_buffer("_order", order, persistent=False)
 
@@ -248,6 +256,7 @@ class TNConv2d(_Planned):
         seed: of the initial weights.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
+        tune: measure the best few plans at the first call of a size, and keep the fastest (CPU).
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -271,12 +280,15 @@ class TNConv2d(_Planned):
         seed: int = 0,
         phase: str = "train",
         minimize: str = "time",
+        tune: bool = False,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Conv2d(layer, None, kernel, stride, padding, bias)
-        super().__init__(layer, weights, seed, batch=None, phase=phase, minimize=minimize, device=device, dtype=dtype)
+        super().__init__(
+            layer, weights, seed, batch=None, phase=phase, minimize=minimize, tune=tune, device=device, dtype=dtype
+        )
         self.conv = layer
         self._plans: dict[tuple[int, ...], ConvPlan] = {}
 
@@ -320,6 +332,7 @@ class TNEmbedding(_Planned):
         seed: of the initial weights.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
+        tune: measure the best few plans at the first call of a size, and keep the fastest (CPU).
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -340,12 +353,15 @@ class TNEmbedding(_Planned):
         batch: int | None = None,
         phase: str = "train",
         minimize: str = "time",
+        tune: bool = False,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Embedding(layer)
-        super().__init__(layer, weights, seed, batch=batch, phase=phase, minimize=minimize, device=device, dtype=dtype)
+        super().__init__(
+            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, device=device, dtype=dtype
+        )
 
     def make_program(self, batch: int) -> Program:
         """Plans the contraction of the picked rows."""
@@ -479,6 +495,7 @@ def to_module(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
     minimize: str = "time",
+    tune: bool = False,
 ) -> nn.Module:
     """A model of the layer graph as an nn.Module; the weights are copied.
 
@@ -497,7 +514,7 @@ def to_module(
         own = {spec.name: weights[prefix + spec.name] for spec in layer.own_specs()}
         children = [(name, made(child, f"{prefix}{name}.")) for name, child in layer.children()]
         common: Any = {
-            "weights": own, "phase": phase, "minimize": minimize, "device": device, "dtype": dtype,
+            "weights": own, "phase": phase, "minimize": minimize, "tune": tune, "device": device, "dtype": dtype,
         }  # fmt: skip
         if type(layer) in _PLAIN:
             return _PLAIN[type(layer)](layer)

@@ -1,0 +1,317 @@
+"""The native runtime: the oracle's numbers for every topology, order and layout, and a fallback that gives the same."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import tn4nn as tn
+from tn4nn import _compiled, _native, _native_plan, _tasks
+from tn4nn._native_plan import paths, ways
+from tn4nn._tasks import recipe
+
+torch = pytest.importorskip("torch")
+from tn4nn_torch import TNLinear  # noqa: E402
+
+if _native.runtime(4) is None:
+    pytest.skip("no C compiler on this machine", allow_module_level=True)
+
+CASES = {
+    name: tn.build(name, 36, 24, sites=1 if name == "dense" else 4 if name == "mera" else 2, pad=False)
+    for name in tn.catalogue()
+} | {
+    "mpo-3": tn.mpo((4, 3, 3), (2, 3, 4)),
+    "kept": tn.topology("k x0 a, a k y0, x1 y1", {"k": 3, "x0": 3, "x1": 4}, {"y1": 2, "k": 3, "y0": 4}),
+    "hyperedge": tn.topology("x0 r, x1 r y0, r y1 s, s", {"x0": 6, "x1": 6}, {"y0": 4, "y1": 6}),
+    "padded": tn.build("mpo", 35, 23, sites=2),
+    "vectors": tn.mpo((16, 16), (16, 16)),  # legs that fill whole vectors
+    "across": tn.btt((16, 16), (16, 16)),  # hyperedges that do
+}
+
+
+def network(name, rank=2):
+    return CASES[name].with_rank(1 if name == "dense" else rank, clip=True)
+
+
+def plain(net, **options):
+    """The same layer in torch's own operations."""
+    layer = TNLinear(net, seed=1, **options)
+    layer.native_for = lambda rows, itemsize: None
+    return layer
+
+
+def forced(net, path, block, layouts=(), itemsize=4):
+    """A layer that runs this way whatever the cost model says."""
+    layer = TNLinear(net, seed=1, dtype="float32" if itemsize == 4 else "float64")
+    made = _native.native(recipe(net, path, block, itemsize=itemsize, layouts=layouts))
+    assert made is not None
+    layer.native_for = lambda rows, itemsize: made
+    return layer
+
+
+def rows_of(net, rows, seed=0, dtype=np.float32):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, net.in_features)).astype(dtype))
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-30)
+
+
+def slopes(layer, x, **options):
+    value = x.clone().requires_grad_(True)
+    wanted = [value, *layer.parameters()]
+    return torch.autograd.grad((layer(value) ** 2).sum(), wanted, **options)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("rows", [1, 16, 45])
+def test_values_and_gradients_of_the_plan(name, rows):
+    net = network(name)
+    layer, other = TNLinear(net, seed=1), plain(net)
+    x = rows_of(net, rows)
+    weights = {n: p.detach().numpy() for n, p in layer.named_parameters() if n != "bias"}
+    expected = x.double() @ torch.from_numpy(net.to_dense(weights)).double().T
+    assert close(layer(x), expected)
+    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
+    if name != "dense":  # a single core that is the matrix runs as one
+        assert layer._natives, "the runtime has run"
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_order_and_layout_gives_the_same(name):
+    net = network(name, 3)
+    x, other = rows_of(net, 19), plain(net)
+    y, expected = other(x), slopes(other, x)
+    for _, path in paths(net, 19):
+        for layouts, block in (((), 64), ((1,) * 9, 4), ((2, 3) * 5, 7)):
+            layer = forced(net, path, block, layouts)
+            assert close(layer(x), y)
+            assert all(close(a, b) for a, b in zip(slopes(layer, x), expected, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_graphs(seed):
+    from tn4nn.testing import random_network
+
+    net = random_network(seed, cores=6)
+    x, other = rows_of(net, 19), plain(net)
+    for way in ways(net, 19, "train"):
+        layer = forced(net, way.path, way.block, way.layouts)
+        assert close(layer(x), other(x))
+        assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
+
+
+@pytest.mark.parametrize("name", ["ring", "cp", "kept", "padded"])
+def test_gradcheck_in_float64(name):
+    net = network(name)
+    layer = TNLinear(net, seed=1, dtype="float64")
+    x = rows_of(net, 3, dtype=np.float64).requires_grad_(True)
+
+    def function(value, *parameters):
+        return layer(value)
+
+    assert torch.autograd.gradcheck(function, (x, *layer.parameters()))
+    assert torch.autograd.gradgradcheck(function, (x, *layer.parameters()))
+
+
+def test_second_derivatives():
+    net = network("ring")
+    layer, other, x = TNLinear(net, seed=1), plain(net), rows_of(net, 5)
+
+    def second(module):
+        first = slopes(module, x, create_graph=True)
+        return torch.autograd.grad(sum((g**2).sum() for g in first), list(module.parameters())[:2])
+
+    assert all(close(a, b) for a, b in zip(second(layer), second(other), strict=True))
+
+
+@pytest.mark.parametrize("name", ["mpo-3", "tree", "btt"])
+def test_only_what_is_asked_for_gets_a_gradient(name):
+    net = network(name, 3)
+    whole = slopes(plain(net), rows_of(net, 20))
+    names = [n for n, _ in TNLinear(net, seed=1).named_parameters()]
+    for frozen in range(len(names)):
+        layer, x = TNLinear(net, seed=1), rows_of(net, 20).requires_grad_(frozen % 2 == 0)
+        for position, parameter in enumerate(layer.parameters()):
+            parameter.requires_grad_(position != frozen)
+        (layer(x) ** 2).sum().backward()
+        for position, parameter in enumerate(layer.parameters()):
+            expected = None if position == frozen else whole[1 + position]
+            assert parameter.grad is None if expected is None else close(parameter.grad, expected)
+        assert x.grad is None if frozen % 2 else close(x.grad, whole[0])
+
+
+def test_little_more_than_the_input_is_kept_for_backward():
+    net = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
+    x = rows_of(net, 2048)
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    layer = TNLinear(net, batch=2048)
+    parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x.clone().requires_grad_(True))
+    total = sum(size for place, size in kept.items() if place not in parameters)
+    assert x.nbytes <= total <= x.nbytes + 2**20
+
+
+def test_threads_give_the_same_numbers():
+    for name in ("mpo-3", "dense", "ring", "cp"):
+        net = network(name, 3)
+        layer, x = forced(net, paths(net, 300)[0][1], 16), rows_of(net, 300)
+        alone = (layer(x), *slopes(layer, x))
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            together = (layer(x), *slopes(layer, x))
+            assert all(close(a, b) for a, b in zip(alone, together, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(together, (layer(x), *slopes(layer, x)), strict=True))
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_other_dtypes_transforms_and_strides_run_too():
+    net = network("mpo-3", 3)
+    layer, x = TNLinear(net, seed=1), rows_of(net, 20)
+    y = layer(x)
+    assert close(torch.vmap(layer)(x), y)
+    assert close(layer(torch.stack([x, x], -1)[..., 0]), y)
+    assert layer(x[:0]).shape == (0, 24)
+    assert close(copy.deepcopy(layer).double()(x.double()), y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16 or layer(x).dtype == torch.float32
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), y)
+    assert torch.equal(copy.deepcopy(layer)(x), y)
+
+
+def test_cores_that_are_not_contiguous():
+    net = network("mpo-3", 3)
+    layer, x = TNLinear(net, seed=1), rows_of(net, 20)
+    y = layer(x)
+    core = layer._parameters["core1"]
+    layer._parameters["core1"] = torch.nn.Parameter(core.detach().mT.contiguous().mT)
+    assert not layer.core1.is_contiguous()
+    assert torch.equal(layer(x), y)
+    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(plain(net), x), strict=True))
+
+
+# -- choosing ---------------------------------------------------------------------------------------------------
+
+
+def test_ways_come_best_first_and_from_the_cache(monkeypatch):
+    net = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
+    found = ways(net, 64, "train")
+    predicted = [way.cost.predicted_s for way in found]
+    assert predicted == sorted(predicted)
+    monkeypatch.setattr(_native_plan, "_searched", None)
+    assert ways(net, 64, "train") == found
+
+
+def test_an_entry_of_the_cache_that_does_not_fit_is_planned_again(monkeypatch):
+    net = network("mpo-3")
+    right = ways(net, 8, "forward")
+    row = _native_plan._stored(right[0])
+    for wrong in ({}, {**row, "path": [[0, 1]]}, {**row, "block": 0}, {**row, "layouts": [9]}):
+        monkeypatch.setattr(_native_plan._cache, "get", lambda key, wrong=wrong: {"ways": [wrong]})
+        assert ways(net, 8, "forward") == right
+
+
+def test_minimize_memory_keeps_least():
+    net = tn.mpo((4,) * 5, (4,) * 5).with_rank(16)
+    least, fast = (ways(net, 256, "train", minimize=what)[0].cost for what in ("memory", "time"))
+    assert least.peak + least.saved < fast.peak + fast.saved
+    fewest = ways(net, 256, "train", minimize="flops")[0].cost
+    assert fewest.macs <= min(way.cost.macs for way in ways(net, 256, "train"))
+
+
+def test_tuning_measures_and_takes_the_fastest():
+    found = ways(network("mpo-3"), 16, "train", tune=True)
+    times = [way.measured_s for way in found]
+    assert None not in times
+    assert times == sorted(times)
+    net = network("mpo-3")
+    assert close(TNLinear(net, seed=1, tune=True)(rows_of(net, 16)), plain(net)(rows_of(net, 16)))
+
+
+def test_the_cost_counts_multiply_adds_once_forward_and_four_times_in_training():
+    net = tn.low_rank(64, 32).with_rank(4)
+    forward, train = (ways(net, 10, phase)[0] for phase in ("forward", "train"))
+    assert forward.cost.macs == 10 * 4 * (64 + 32)
+    again = 10 * 64 * 4  # the state is made once more, y is not
+    assert train.cost.macs == 3 * forward.cost.macs + again
+    assert train.cost.saved == 4 * 10 * 64
+
+
+# -- without it -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A process that has compiled nothing yet, with an empty cache folder."""
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    monkeypatch.setattr(_compiled, "_LIBRARIES", {})
+    monkeypatch.setattr(_compiled, "_TOLD", set())
+    _native.runtime.cache_clear()
+    yield tmp_path
+    _native.runtime.cache_clear()
+
+
+def test_without_a_compiler_the_layer_says_so_once_and_runs(fresh, monkeypatch):
+    monkeypatch.setattr(_compiled.shutil, "which", lambda name: None)
+    net = network("mpo-3")
+    layer, x = TNLinear(net, seed=1), rows_of(net, 64)
+    with pytest.warns(UserWarning, match="no native kernel.*install gcc"):
+        y = layer(x)
+    assert close(y, plain(net)(x))
+    TNLinear(network("ring"))(x)  # a second one is silent
+
+
+def test_a_runtime_that_fails_its_self_check_is_not_used(fresh, monkeypatch):
+    built = _compiled._compiled
+    monkeypatch.setattr(
+        _compiled,
+        "_compiled",
+        lambda text, flags: built(text.replace("acc[i][v] += x * bv[v]", "acc[i][v] += x"), flags),
+    )
+    with pytest.warns(UserWarning, match="failed its self-check"):
+        assert _native.runtime(4) is None
+
+
+def test_a_broken_library_on_disk_is_built_again(fresh):
+    assert _native.runtime(4) is not None
+    (library,) = (fresh / "kernels").iterdir()
+    other = fresh / "other"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TN4NN_CACHE", str(other))
+        patch.setattr(_compiled, "_LIBRARIES", {})
+        _native.runtime.cache_clear()
+        broken = other / "kernels" / library.name
+        broken.parent.mkdir(parents=True)
+        broken.write_bytes(b"no library")
+        assert _native.runtime(4) is not None
+        assert broken.stat().st_size > 1000
+
+
+def test_only_sizes_of_float32_and_float64_are_known():
+    assert _native.runtime(2) is None
+
+
+# -- the tasks --------------------------------------------------------------------------------------------------
+
+
+def test_run_length_counts_what_lies_side_by_side():
+    sizes = {"a": 2, "b": 3, "c": 4}
+    assert _tasks.run_length(("b", "c"), ("a", "b", "c"), sizes) == 12
+    assert _tasks.run_length(("a", "c"), ("a", "b", "c"), sizes) == 4
+    assert _tasks.run_length(("b",), ("a", "b", "c"), sizes) == 1
+
+
+def test_offsets_are_those_of_the_array():
+    place, sizes = _tasks.Place(0, 0, ("a", "b", "c"), 24), {"a": 2, "b": 3, "c": 4}
+    expected = np.arange(48).reshape(2, 2, 3, 4)[:, :, 0, :].transpose(0, 2, 1).reshape(-1)
+    assert np.array_equal(_tasks.offsets(("c", "a"), place, sizes, rows=2), expected)

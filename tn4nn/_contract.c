@@ -1,0 +1,331 @@
+/* Contractions of tensors as matrix products, without permuting anything first.
+ *
+ * One task is c[h, m, n] (+)= sum_k a[h, m, k] * b[h, k, n]. Each of h, m, n, k stands for a group of legs, and a table
+ * holds the offset of every value of a group in each array (as in TBLIS, Matthews, arXiv:1607.00291). n lies along
+ * the vectors. b is copied into panels where its vectors do not lie in one piece or where it is read often.
+ * A group that counts rows has its rows outermost: fewer rows are a prefix of the same table.
+ */
+#include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+#ifndef REAL
+#define REAL float
+#define WHOLE int
+#endif
+#if defined(__AVX512F__)
+#define BYTES 64
+#define MR 8
+#elif defined(__AVX__)
+#define BYTES 32
+#define MR 4
+#else
+#define BYTES 16
+#define MR 4
+#endif
+#define W ((long)(BYTES / sizeof(REAL)))
+#define NV 3
+#define KC 256     /* of k at a time, where b or a is copied */
+#define MC 96      /* of m at a time, where a is copied */
+#define NC 1536    /* of n at a time; a multiple of NV * W */
+typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+typedef REAL T __attribute__((vector_size(BYTES)));
+typedef WHOLE I __attribute__((vector_size(BYTES)));
+
+enum { B_VECTORS = 1, C_VECTORS = 2, ADDS = 4, B_COLUMNS = 8, A_LINES = 16, ACROSS = 32 };
+
+typedef struct {
+  long h, m, n, k;       /* sizes; of a group that counts rows, the size per row */
+  long rows;             /* which group counts rows: 1 for m, 2 for k, 3 for n */
+  long flags;
+  long at[6];            /* base and offset of a, b, c */
+  const int *ah, *am, *ak, *bh, *bk, *bn, *ch, *cm, *cn;
+} Task;
+
+static int ramp[KC], panel[NV][KC], panel_n[NV * W];
+
+__attribute__((constructor)) static void fill(void) {
+  for (int n = 0; n < NV * W; n++) panel_n[n] = n;
+  for (int k = 0; k < KC; k++) {
+    ramp[k] = k;
+    for (int v = 0; v < NV; v++) panel[v][k] = k * (int)W * (v + 1);
+  }
+}
+
+static inline __attribute__((always_inline)) void turn(T *v) {
+  I lane;
+  for (int i = 0; i < W; i++) lane[i] = i;
+  #pragma GCC unroll 4
+  for (int s = 1; s < W; s *= 2) {
+    I up = (lane & s) != 0;
+    I low = (up & (lane - s + W)) | (~up & lane);
+    I high = (up & (lane + W)) | (~up & (lane + s));
+    #pragma GCC unroll 16
+    for (int i = 0; i < W; i++) if (!(i & s)) {
+      T a = v[i], b = v[i | s];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i | s] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+/* sum_k a[i][ak[k]] * b[v][bk[k]], in mr lines of nv vectors, to (or onto) c[i] + v * W. */
+static inline __attribute__((always_inline)) void tile(
+    const int mr, const int nv, long count, const REAL *const *a, const int *ak, const REAL *const *b, const int *bk,
+    REAL *const *c, const int *cn, int add) {
+  V acc[MR][NV];
+  #pragma GCC unroll 8
+  for (int i = 0; i < mr; i++)
+    #pragma GCC unroll 3
+    for (int v = 0; v < nv; v++) acc[i][v] = (V){0};
+  for (long k = 0; k < count; k++) {
+    const long ka = ak[k], kb = bk[k];
+    V bv[NV];
+    #pragma GCC unroll 3
+    for (int v = 0; v < nv; v++) bv[v] = *(const V *)(b[v] + kb);
+    #pragma GCC unroll 8
+    for (int i = 0; i < mr; i++) {
+      const REAL x = a[i][ka];
+      #pragma GCC unroll 3
+      for (int v = 0; v < nv; v++) acc[i][v] += x * bv[v];
+    }
+  }
+  if (add) {
+    #pragma GCC unroll 8
+    for (int i = 0; i < mr; i++)
+      #pragma GCC unroll 3
+      for (int v = 0; v < nv; v++) *(V *)(c[i] + cn[v * W]) += acc[i][v];
+  } else {
+    #pragma GCC unroll 8
+    for (int i = 0; i < mr; i++)
+      #pragma GCC unroll 3
+      for (int v = 0; v < nv; v++) *(V *)(c[i] + cn[v * W]) = acc[i][v];
+  }
+}
+
+#define TILES(nv) \
+  static void tile##nv(int mr, long count, const REAL *const *a, const int *ak, const REAL *const *b, const int *bk, \
+                       REAL *const *c, const int *cn, int add) { \
+    if (MR == 8 && mr == 8) tile(8 < MR ? 8 : MR, nv, count, a, ak, b, bk, c, cn, add); \
+    else if (mr == 4) tile(4, nv, count, a, ak, b, bk, c, cn, add); \
+    else if (mr == 2) tile(2, nv, count, a, ak, b, bk, c, cn, add); \
+    else tile(1, nv, count, a, ak, b, bk, c, cn, add); \
+  }
+TILES(1)
+TILES(2)
+TILES(3)
+
+/* How many vectors the next panel takes, of `left` numbers: panels of much the same width. */
+static inline long width(long left) {
+  const long vectors = (left + W - 1) / W, panels = (vectors + NV - 1) / NV;
+  return (vectors + panels - 1) / panels;
+}
+
+/* Panels of nv vectors: to[panel][k][nv * W], zeros beyond n. */
+static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn, long n, long count, REAL *to) {
+  for (long n0 = 0, nv; n0 < n; n0 += nv * W) {
+    nv = width(n - n0);
+    const long step = nv * W, left = n - n0 < step ? n - n0 : step;
+    for (long v = 0; v < nv; v++) {
+      REAL *out = to + v * W;
+      const int *bn = all_bn + n0 + v * W;
+      const long here = left - v * W < W ? left - v * W : W;
+      if (here == W && t->flags & B_VECTORS) {
+        const REAL *from = b + bn[0];
+        for (long k = 0; k < count; k++) *(V *)(out + k * step) = *(const V *)(from + bk[k]);
+        continue;
+      }
+      long k = 0;
+      if (here == W && t->flags & B_COLUMNS)
+        for (; k + W <= count; k += W) {
+          T block[W];
+          for (int i = 0; i < W; i++) block[i] = *(const V *)(b + bn[i] + bk[k]);
+          turn(block);
+          for (int i = 0; i < W; i++) *(V *)(out + (k + i) * step) = block[i];
+        }
+      for (; k < count; k++) {
+        REAL *line = out + k * step;
+        const REAL *from = b + bk[k];
+        for (long i = 0; i < here; i++) line[i] = from[bn[i]];
+        for (long i = here; i < W; i++) line[i] = 0;
+      }
+    }
+    to += count * step;
+  }
+}
+
+/* Lines of vectors to places that do not lie in one piece. */
+static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int *cn, int add) {
+  for (int i = 0; i < mr; i++, from += NV * W) {
+    if (add) for (long j = 0; j < n; j++) c[i][cn[j]] += from[j];
+    else for (long j = 0; j < n; j++) c[i][cn[j]] = from[j];
+  }
+}
+
+/* A copy of the lines of a: to[m][k]. */
+static void lines(const Task *t, const REAL *a, const int *am, const int *ak, long m, long count, REAL *to) {
+  for (long i = 0; i < m; i++) {
+    REAL *line = to + i * count;
+    const REAL *from = a + am[i];
+    if (t->flags & A_LINES) memcpy(line, from + ak[0], count * sizeof(REAL));
+    else for (long j = 0; j < count; j++) line[j] = from[ak[j]];
+  }
+}
+
+/* m lines by n columns, k deep, at most NC columns. */
+static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, const int *bn,
+                    const int *cn, REAL *scratch, int add) {
+  const int direct_b = t->flags & B_VECTORS && n % W == 0 && (m < 64 || k * n * (long)sizeof(REAL) <= 1 << 15);
+  const int direct_a = n <= 2 * NV * W || (n <= 8 * W && !(t->flags & A_LINES)) || k < 16;
+  const long kc = direct_a && direct_b ? k : KC;
+  long mc = MC;
+  if (direct_a) {
+    mc = (1 << 16) / (long)(sizeof(REAL) * (kc < k ? kc : k));
+    mc = mc < MC ? MC : mc / MR * MR;
+  }
+  REAL *packed_a = scratch, *packed_b = scratch + MC * KC;
+  for (long k0 = 0; k0 < k; k0 += kc) {
+    const long count = k - k0 < kc ? k - k0 : kc;
+    const int *ak = direct_a ? t->ak + k0 : ramp, adds = add || k0;
+    if (!direct_b) pack(t, b, t->bk + k0, bn, n, count, packed_b);
+    for (long m0 = 0; m0 < m; m0 += mc) {
+      const long m1 = m - m0 < mc ? m : m0 + mc;
+      if (!direct_a) lines(t, a, t->am + m0, t->ak + k0, m1 - m0, count, packed_a);
+      const REAL *panels = packed_b;
+      for (long n0 = 0, nv; n0 < n; n0 += nv * W) {
+        nv = width(n - n0);
+        const long left = n - n0 < nv * W ? n - n0 : nv * W;
+        const int *bk = direct_b ? t->bk + k0 : panel[nv - 1], whole = left == nv * W && t->flags & C_VECTORS;
+        const int *to_n = whole ? cn + n0 : panel_n;
+        const REAL *bv[NV];
+        for (long v = 0; v < nv; v++) bv[v] = direct_b ? b + bn[n0 + v * W] : panels + v * W;
+        panels += count * nv * W;
+        int mr = MR;
+        for (long i = m0; i < m1; i += mr) {
+          while (i + mr > m1) mr /= 2;
+          const REAL *av[MR];
+          REAL *to[MR], held[MR * NV * W];
+          for (int r = 0; r < mr; r++) {
+            av[r] = direct_a ? a + t->am[i + r] : packed_a + (i + r - m0) * count;
+            to[r] = whole ? c + t->cm[i + r] : held + r * NV * W;
+          }
+          if (nv == 3) tile3(mr, count, av, ak, bv, bk, to, to_n, adds && whole);
+          else if (nv == 2) tile2(mr, count, av, ak, bv, bk, to, to_n, adds && whole);
+          else tile1(mr, count, av, ak, bv, bk, to, to_n, adds && whole);
+          if (whole) continue;
+          for (int r = 0; r < mr; r++) to[r] = c + t->cm[i + r];
+          scatter(mr, left, held, to, cn + n0, adds);
+        }
+      }
+    }
+  }
+}
+
+/* -- h along the vectors: where h lies in one piece in all three arrays ---------------------------------------- */
+
+#if defined(__AVX512F__)
+typedef int Some;
+#define SOME(n) ((1 << (n)) - 1)
+static inline __attribute__((always_inline)) V some_of(const REAL *p, Some some) {
+  return sizeof(REAL) == 4 ? (V)_mm512_maskz_loadu_ps((__mmask16)some, p) : (V)_mm512_maskz_loadu_pd((__mmask8)some, p);
+}
+#else
+typedef long Some;
+#define SOME(n) (n)
+static inline __attribute__((always_inline)) V some_of(const REAL *p, Some some) {
+  V v = {0};
+  for (long i = 0; i < some; i++) v[i] = p[i];
+  return v;
+}
+#endif
+
+enum { ACROSS_M = 4, ACROSS_N = 4 };
+
+/* One tile of c for n numbers of h, n at most W. */
+static inline __attribute__((always_inline)) void tile_across(
+    const int mt, const int nt, const int whole, long left, long count, const REAL *a, const int *am, const int *ak,
+    const REAL *b, const int *bk, const int *bn, REAL *c, const int *cm, const int *cn, int add) {
+  const Some some = SOME(left);
+  V acc[ACROSS_M][ACROSS_N];
+  for (int i = 0; i < mt; i++) for (int j = 0; j < nt; j++) acc[i][j] = (V){0};
+  for (long k = 0; k < count; k++) {
+    V bv[ACROSS_N];
+    #pragma GCC unroll 4
+    for (int j = 0; j < nt; j++) bv[j] = whole ? *(const V *)(b + bk[k] + bn[j]) : some_of(b + bk[k] + bn[j], some);
+    #pragma GCC unroll 4
+    for (int i = 0; i < mt; i++) {
+      const V av = whole ? *(const V *)(a + am[i] + ak[k]) : some_of(a + am[i] + ak[k], some);
+      #pragma GCC unroll 4
+      for (int j = 0; j < nt; j++) acc[i][j] += av * bv[j];
+    }
+  }
+  for (int i = 0; i < mt; i++)
+    for (int j = 0; j < nt; j++) {
+      REAL *to = c + cm[i] + cn[j];
+      if (whole && add) *(V *)to += acc[i][j];
+      else if (whole) *(V *)to = acc[i][j];
+      else for (long l = 0; l < left; l++) to[l] = acc[i][j][l] + (add ? to[l] : 0);
+    }
+}
+
+static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, int add) {
+  for (long h = 0; h < t->h; h += W) {
+    const long left = t->h - h < W ? t->h - h : W;
+    int mt = ACROSS_M;
+    for (long i = 0; i < m; i += mt) {
+      while (i + mt > m) mt = mt == 4 ? 2 : 1;
+      int nt = ACROSS_N;
+      for (long j = 0; j < n; j += nt) {
+        while (j + nt > n) nt = nt == 4 ? 2 : 1;
+        #define ONE(mt_, nt_, whole) \
+          tile_across(mt_, nt_, whole, left, k, a + h, t->am + i, t->ak, b + h, t->bk, t->bn + j, c + h, t->cm + i, t->cn + j, add)
+        #define BOTH(mt_, nt_) do { if (left == W) ONE(mt_, nt_, 1); else ONE(mt_, nt_, 0); } while (0)
+        if (mt == 4 && nt == 4) BOTH(4, 4);
+        else if (mt == 4 && nt == 2) BOTH(4, 2);
+        else if (mt == 4) BOTH(4, 1);
+        else if (mt == 2 && nt == 4) BOTH(2, 4);
+        else if (nt == 4) BOTH(1, 4);
+        else for (int r = 0; r < mt; r++) for (int q = 0; q < nt; q++) {
+          const long i1 = i + r, j1 = j + q;
+          if (left == W)
+            tile_across(1, 1, 1, left, k, a + h, t->am + i1, t->ak, b + h, t->bk, t->bn + j1, c + h, t->cm + i1, t->cn + j1, add);
+          else
+            tile_across(1, 1, 0, left, k, a + h, t->am + i1, t->ak, b + h, t->bk, t->bn + j1, c + h, t->cm + i1, t->cn + j1, add);
+        }
+      }
+    }
+  }
+}
+
+static void contract(const Task *t, long rows, REAL **bases, REAL *scratch, int add) {
+  const long m = t->rows == 1 ? t->m * rows : t->m, k = t->rows == 2 ? t->k * rows : t->k;
+  const long n = t->rows == 3 ? t->n * rows : t->n;
+  if (t->flags & ACROSS) {
+    across(t, bases[t->at[0]] + t->at[1], bases[t->at[2]] + t->at[3], bases[t->at[4]] + t->at[5], m, k, n, add);
+    return;
+  }
+  for (long h = 0; h < t->h; h++) {
+    const REAL *a = bases[t->at[0]] + t->at[1] + t->ah[h], *b = bases[t->at[2]] + t->at[3] + t->bh[h];
+    REAL *c = bases[t->at[4]] + t->at[5] + t->ch[h];
+    for (long n0 = 0; n0 < n; n0 += NC)
+      product(t, a, b, c, m, k, n - n0 < NC ? n - n0 : NC, t->bn + n0, t->cn + n0, scratch, add);
+  }
+}
+
+/* `before` tasks once, then `through` tasks for `block` rows at a time, then `after` tasks once; base i moves on by
+ * steps[i] numbers a row. */
+void run(const Task *tasks, long before, long through, long after, long rows, long block, REAL **bases,
+         const long *steps, long given, REAL *scratch) {
+  REAL *here[given];
+  for (; before > 0; before--) contract(tasks++, 1, bases, scratch, 0);
+  for (long row = 0; through && row < rows; row += block) {
+    const long now = rows - row < block ? rows - row : block;
+    for (long i = 0; i < given; i++) here[i] = bases[i] + row * steps[i];
+    for (long i = 0; i < through; i++) contract(tasks + i, now, here, scratch, row && tasks[i].flags & ADDS);
+  }
+  for (tasks += through; after > 0; after--) contract(tasks++, 1, bases, scratch, 0);
+}
+
+long vector_width(void) { return W; }
+long scratch_size(void) { return MC * KC + KC * NC; }

@@ -1,0 +1,297 @@
+"""Which order, which layouts and how many rows at a time the native runtime is to use: predicted, or measured.
+
+A candidate is a contraction path, the leg orders of its states, and a block of rows. Each is priced task by task
+(`_tasks.task_seconds`); with `tune` the best few are run on random numbers and the fastest is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._cache import plans as _cache
+from ._compiled import processor
+from ._network import Network
+from ._paths import Path, find_paths
+from ._plan import Cost, Machine, Search, is_path
+from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
+from ._topology import fingerprint_of
+
+NATIVE_PLANNER = 1  # raised when the same question may find another answer: old cache files then rest
+
+_PATHS = 10  # paths that are priced with all their layouts
+_TRIED = 8  # candidates that are measured
+_BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
+_TABLES = 1 << 22  # entries of the largest table of offsets
+_STATES = 1 << 30  # bytes of the states of a block, at most
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Way:
+    """How the native runtime applies a network.
+
+    Attributes:
+        order: in words, where the path comes from.
+        path: the contraction path over (cores..., x).
+        layouts: how the state lies after each pass but the last (`_tasks.LAYOUTS`).
+        block: rows at a time.
+        cost: of one pass.
+        measured_s: seconds of one pass, where it was measured.
+    """
+
+    order: str
+    path: Path
+    layouts: tuple[int, ...]
+    block: int
+    cost: Cost
+    measured_s: float | None = None
+
+    def recipe(self, network: Network, itemsize: int = 4) -> Recipe:
+        """The tasks of this way."""
+        return recipe(network, self.path, self.block, itemsize=itemsize, layouts=self.layouts)
+
+
+def ways(
+    network: Network,
+    batch: int,
+    phase: str,
+    *,
+    minimize: str = "time",
+    itemsize: int = 4,
+    tune: bool = False,
+    machine: Machine | None = None,
+    cache: bool = True,
+) -> tuple[Way, ...]:
+    """The best ways found, the one to take first; once found, they come from memory or disk.
+
+    Args:
+        network: what is applied.
+        batch: rows of x.
+        phase: "forward" or "train".
+        minimize: "time", "flops" or "memory".
+        itemsize: 4 or 8 bytes of a number.
+        tune: measure the best few, and put the fastest first.
+        machine: figures of the cost model.
+        cache: False searches anew and stores nothing.
+    """
+    machine = machine or Machine()
+    question = [NATIVE_PLANNER, "native", network.fingerprint, batch, phase, minimize, itemsize, tune]
+    question += [dataclasses.astuple(machine), processor() if tune else ""]
+    key = fingerprint_of(question)
+    stored = _cache.get(key) if cache else None
+    found = None if stored is None else _restored(stored, len(network.topology.cores) + 1)
+    if found is None:
+        found = _searched(network, batch, phase, minimize, itemsize, machine)
+        if tune:
+            found = measured(network, batch, phase, found, itemsize)
+        if cache:
+            _cache.put(key, {"ways": [_stored(way) for way in found]})
+    return found
+
+
+def _searched(
+    network: Network, batch: int, phase: str, minimize: str, itemsize: int, machine: Machine
+) -> tuple[Way, ...]:
+    made = [
+        way
+        for order, path in paths(network, batch, phase)
+        for way in _layouts(_Pricer(network, path, order, batch, phase, itemsize, machine), minimize)
+    ]
+    return tuple(sorted(made, key=lambda way: way.cost.score(minimize))[:_TRIED])
+
+
+def paths(network: Network, batch: int, phase: str = "train") -> list[tuple[str, Path]]:
+    """Orders worth pricing: those with the fewest multiply-adds for this batch and for others, W first, partly merged
+    neighbours, x through the cores; each path once."""
+    search = Search(network, batch, phase, "time", "apply", 4, Machine())
+    found: dict[Path, str] = {}
+    few = len(search.tensors) <= 9
+    for rows in dict.fromkeys((batch, 1, 16, 256, 4096)) if few else (batch,):
+        sizes = {**search.sizes, ":batch": rows}
+        for path in find_paths(search.tensors, search.output, sizes, time_limit=4.0)[: 3 if rows == batch else 1]:
+            found.setdefault(path, f"fewest MACs at batch {rows}" if rows != batch else "fewest MACs found")
+    for path in find_paths(search.tensors, search.output, search.sizes, minimize="size", time_limit=1.0)[:1]:
+        found.setdefault(path, "smallest intermediate found")
+    for order, path in search.merges():
+        found.setdefault(path, order)
+    cheap = sorted(found, key=search.macs_of)[:_PATHS]
+    first = search.dense_first(greedy=not few)
+    return [(found[path], path) for path in cheap if path != first] + [("W first", first)]
+
+
+# -- pricing ----------------------------------------------------------------------------------------------------
+
+
+class _Pricer:
+    """Costs of one path, by layouts and block."""
+
+    def __init__(
+        self, network: Network, path: Path, order: str, batch: int, phase: str, itemsize: int, machine: Machine
+    ) -> None:
+        self.network, self.path, self.order, self.batch = network, path, order, batch
+        self.phase, self.itemsize, self.machine = phase, itemsize, machine
+
+    def way(self, layouts: Sequence[int], block: int) -> Way:
+        made = recipe(self.network, self.path, block, itemsize=self.itemsize, layouts=layouts)
+        return Way(self.order, self.path, tuple(layouts), block, self.cost(made))
+
+    def cost(self, r: Recipe) -> Cost:
+        """The cost of a recipe at this batch."""
+        train, b, item = self.phase == "train", r.bases, self.itemsize
+        cores = frozenset(range(len(b.slopes)))
+        before, through = r.ahead(r.prologue), r.ahead(r.stream)
+        after: tuple[Task, ...] = ()
+        if train:
+            through += (*r.ahead(r.passes[:-1]), *r.back(r.passes, True, cores))
+            after = r.back(r.prologue, False, cores)
+        full, left = divmod(self.batch, r.block)
+        rows_in, rows_out = r.passes[0].reads, r.passes[-1].makes.row
+        row = max(place.row for place in rows_in) + rows_out
+        held = r.lengths[b.states] + (r.lengths[b.state_slopes] if train else 0)
+        work = (held + row * r.block) * item
+        seconds = moved = macs = 0.0
+        for tasks, rows, times in (
+            (before, 1, 1),
+            (through, r.block, full),
+            (through, left, 1 if left else 0),
+            (after, 1, 1),
+        ):
+            if not times:
+                continue
+            for task in tasks:
+                shape = shape_of(task, r.sizes, rows)
+                macs += times * shape.macs
+                moved += times * task_bytes(shape, item)
+                seconds += times * task_seconds(shape, self.machine, item)
+                if rows > 1 and max(work, task_bytes(shape, item)) > self.machine.cache_bytes:
+                    seconds += times * task_bytes(shape, item) / self.machine.bytes_per_s
+        passes = 2 if train else 1
+        seconds += passes * self.batch * row * item / self.machine.bytes_per_s
+        kept = r.lengths[b.made] * item
+        peak = self.batch * row * item + held * item + kept + (r.lengths[b.made_slopes] * item if train else 0)
+        saved = self.batch * max(place.row for place in rows_in) * item + kept if train else 0
+        return Cost(int(macs), int(moved), peak, saved, seconds)
+
+
+def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:
+    """The best layouts of a path, by changing one at a time, at the two best blocks."""
+
+    def score(way: Way) -> tuple[float, float]:
+        return way.cost.score(minimize)
+
+    probe = recipe(pricer.network, pricer.path, 1, itemsize=pricer.itemsize)
+    blocks = _blocks(probe, pricer.batch)
+    best = min((pricer.way((), block) for block in blocks), key=score)
+    layouts = [0] * (len(probe.passes) - 1)
+    for position in reversed(range(len(layouts))):
+        for code in LAYOUTS[1:]:
+            changed = [*layouts[:position], code, *layouts[position + 1 :]]
+            way = pricer.way(changed, best.block)
+            if score(way) < score(best):
+                best, layouts = way, changed
+    found = sorted((pricer.way(layouts, block) for block in blocks), key=score)
+    yield from found[:2]
+
+
+def _blocks(probe: Recipe, batch: int) -> list[int]:
+    """Rows at a time that are worth pricing: the tables and the states of a block must stay small."""
+    rows = max(place.row for step in probe.passes for place in (*step.reads, step.makes))
+    states = probe.lengths[probe.bases.states] + probe.lengths[probe.bases.state_slopes]
+    most = max(8, min(_TABLES // rows, _STATES // (probe.itemsize * max(1, states))))
+    found = [block for block in _BLOCKS if block < batch and block <= most]
+    return [*found[-5:], batch] if batch <= most else found or [min(8, batch)]
+
+
+# -- measuring --------------------------------------------------------------------------------------------------
+
+
+def measured(network: Network, batch: int, phase: str, found: Sequence[Way], itemsize: int = 4) -> tuple[Way, ...]:
+    """The ways in the order of their measured times; as they were where there is no runtime."""
+    runs = [_run_of(network, way, batch, phase, itemsize) for way in found]
+    if any(run is None for run in runs):
+        return tuple(found)
+    times = _interleaved([run for run in runs if run is not None])
+    made = [dataclasses.replace(way, measured_s=seconds) for way, seconds in zip(found, times, strict=True)]
+    return tuple(sorted(made, key=lambda way: way.measured_s or 0.0))
+
+
+def _run_of(network: Network, way: Way, batch: int, phase: str, itemsize: int) -> Any:
+    from ._native import native
+
+    made = native(way.recipe(network, itemsize))
+    if made is None:
+        return None
+    rng, kind = np.random.default_rng(0), f"f{itemsize}"
+    t, sizes = network.topology, network.sizes
+    cores = [rng.standard_normal([sizes[leg] for leg in core.legs]).astype(kind) for core in t.cores]
+    x = rng.standard_normal((batch, math.prod(t.inputs.values()))).astype(kind)
+    y = rng.standard_normal((batch, math.prod(t.outputs.values()))).astype(kind)
+    gy, gx, kept, slopes = (
+        np.ones_like(y),
+        np.empty_like(x),
+        np.empty(made.kept, kind),
+        [np.empty_like(c) for c in cores],
+    )
+    at = [c.ctypes.data for c in cores]
+    places = [array.ctypes.data for array in (kept, x, y, gy, gx)]
+    to = [s.ctypes.data for s in slopes]
+
+    def run() -> object:
+        made.forward(batch, at, places[0], places[1], places[2])
+        if phase == "train":
+            made.backward(batch, at, places[0], places[1], places[3], places[4], to)
+        return (cores, x, y, gy, gx, kept, slopes)  # alive as long as the function is
+
+    return run
+
+
+def _interleaved(runs: Sequence[Any], least: float = 2e-3, rounds: int = 5) -> list[float]:
+    """The least time of each, over rounds that go through all of them."""
+    repeats = []
+    for run in runs:
+        run()
+        start = time.perf_counter()
+        run()
+        repeats.append(max(1, min(1000, int(least / max(1e-7, time.perf_counter() - start)))))
+    best = [math.inf] * len(runs)
+    for _ in range(rounds):
+        for i, run in enumerate(runs):
+            start = time.perf_counter()
+            for _ in range(repeats[i]):
+                run()
+            best[i] = min(best[i], (time.perf_counter() - start) / repeats[i])
+    return best
+
+
+# -- the cache --------------------------------------------------------------------------------------------------
+
+
+def _stored(way: Way) -> dict[str, Any]:
+    return {
+        "order": way.order,
+        "path": [list(pair) for pair in way.path],
+        "layouts": list(way.layouts),
+        "block": way.block,
+        "cost": dataclasses.astuple(way.cost),
+        "measured_s": way.measured_s,
+    }
+
+
+def _restored(data: Mapping[str, Any], tensors: int) -> tuple[Way, ...] | None:
+    """The ways of a cache entry, or None where it does not fit."""
+    try:
+        found = []
+        for row in data["ways"]:
+            path = tuple((int(a), int(b)) for a, b in row["path"])
+            layouts, block = tuple(int(code) for code in row["layouts"]), int(row["block"])
+            if not is_path(path, tensors) or block < 1 or any(code not in LAYOUTS for code in layouts):
+                return None
+            found.append(Way(str(row["order"]), path, layouts, block, Cost(*row["cost"]), row["measured_s"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(found) or None

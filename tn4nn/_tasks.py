@@ -1,0 +1,417 @@
+"""A plan as tasks: every contraction, forward and backward, with the offsets of its legs in memory.
+
+The path says which two arrays are contracted when. Here each such step becomes one task of the native runtime,
+c[h, m, n] = sum_k a[h, m, k] * b[h, k, n], where h, m, k, n are groups of legs: no array is ever permuted, the order
+of an array's legs shows only in the offsets. What has no batch (the **prologue**: cores among themselves) runs once;
+what holds x runs block of rows by block of rows, and the backward pass runs it forward once more instead of keeping it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._network import Network
+from ._paths import Path, legs_along
+from ._plan import Machine, problem
+from ._program import BATCH, Legs
+
+Offsets = NDArray[np.int32]
+
+
+LAYOUTS = range(4)
+"""Leg orders of a new state: 0, the operand's legs innermost; 1, those that the state keeps innermost; 2, as the next
+pass sums them, the summed ones innermost; 3, the same with the summed ones outermost."""
+
+
+class Place(NamedTuple):
+    """Where an array lies.
+
+    Attributes:
+        base: number of the memory that holds it (see `Bases`).
+        offset: numbers before it.
+        legs: its legs, the last one fastest.
+        row: numbers from one row of the batch to the next; 0 where it has no rows.
+    """
+
+    base: int
+    offset: int
+    legs: Legs
+    row: int = 0
+
+
+class Bases:
+    """The memories that tasks read and write, by number: cores, then the ones named here, then gradients of cores."""
+
+    def __init__(self, cores: int) -> None:
+        self.x, self.y, self.made, self.states = range(cores, cores + 4)
+        self.gy, self.gx, self.made_slopes, self.state_slopes = range(cores + 4, cores + 8)
+        self.slopes = range(cores + 8, 2 * cores + 8)
+        self.count = 2 * cores + 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """c[h, m, n] = sum_k a[h, m, k] * b[h, k, n].
+
+    Attributes:
+        a: read number by number.
+        b: read in vectors along n.
+        c: written in vectors along n.
+        h: legs of all three; likewise
+        m: of a and c,
+        k: of a and b, summed, and
+        n: of b and c.
+        rows: which group counts the rows of the batch, as its slowest leg: "m", "k", "n", or "".
+        adds: later blocks of rows add to c instead of writing it.
+        across: the vectors lie along h instead.
+    """
+
+    a: Place
+    b: Place
+    c: Place
+    h: Legs
+    m: Legs
+    k: Legs
+    n: Legs
+    rows: str
+    adds: bool = False
+    across: bool = False
+
+
+def contracted(a: Place, b: Place, c: Place, adds: bool = False) -> Task:
+    """The task that contracts a and b to c, with a in the first role."""
+
+    def of(layout: Legs, *others: tuple[Place, bool]) -> Legs:
+        return tuple(leg for leg in layout if all((leg in place.legs) == there for place, there in others))
+
+    rows = "m" if a.row and c.row else "n" if b.row and c.row else "k" if a.row and b.row else ""
+    return Task(
+        a,
+        b,
+        c,
+        of(c.legs, (a, True), (b, True)),
+        of(c.legs, (a, True), (b, False)),
+        of(a.legs, (b, True), (c, False)),
+        of(c.legs, (a, False), (b, True)),
+        rows,
+        adds,
+    )
+
+
+def run_length(group: Legs, layout: Legs, sizes: Mapping[str, int]) -> int:
+    """How many values of a group, the last leg fastest, lie side by side in an array."""
+    length = 1
+    for leg, there in zip(reversed(group), reversed(layout), strict=False):
+        if leg != there:
+            break
+        length *= sizes[leg]
+    return length
+
+
+def offsets(group: Legs, place: Place, sizes: Mapping[str, int], rows: int = 1) -> Offsets:
+    """Offset in an array of every value of a group; with rows, those are slowest."""
+    strides = {}
+    stride = 1
+    for leg in reversed(place.legs):
+        strides[leg] = stride
+        stride *= sizes[leg]
+    found = np.arange(rows, dtype=np.int32) * np.int32(place.row)
+    for leg in group:
+        found = (found[:, None] + np.arange(sizes[leg], dtype=np.int32) * np.int32(strides[leg])).reshape(-1)
+    return found
+
+
+# -- what a task costs ------------------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """The sizes of a task at some rows, and how its arrays lie."""
+
+    h: int
+    m: int
+    k: int
+    n: int
+    b_run: int
+    c_run: int
+    k_run: int
+    a_run: int
+    across: bool
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds."""
+        return self.h * self.m * self.k * self.n
+
+
+def shape_of(task: Task, sizes: Mapping[str, int], rows: int) -> Shape:
+    """The shape of a task for that many rows."""
+    h, m, k, n = (math.prod(sizes[leg] for leg in group) for group in (task.h, task.m, task.k, task.n))
+    b_run, c_run = run_length(task.n, task.b.legs, sizes), run_length(task.n, task.c.legs, sizes)
+    k_run, a_run = run_length(task.k, task.b.legs, sizes), run_length(task.k, task.a.legs, sizes)
+    count = {"m": (rows, 1, 1), "k": (1, rows, 1), "n": (1, 1, rows), "": (1, 1, 1)}[task.rows]
+    return Shape(h, m * count[0], k * count[1], n * count[2], b_run, c_run, k_run, a_run, task.across)
+
+
+def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
+    """Predicted seconds of a task in the native runtime, its arrays in the second-level cache."""
+    h, m, k, n, b_run, c_run, k_run, a_run, across = shape
+    width = machine.vector_bytes // itemsize
+    if across:
+        vectors, tiles = -(-h // width), -(-m // 4) * -(-n // 4)
+        work = vectors * (m * n * k / machine.tile_macs_per_s * width + tiles * machine.tile_s / 2)
+        return work + vectors * k * (m * -(-n // 4) + n * -(-m // 4)) * machine.vector_s / 4 + machine.task_s
+    vectors = -(-n // width)
+    b_vectors, c_vectors = b_run % width == 0, c_run % width == 0
+    tiles = -(-m // 8) * -(-vectors // 3)
+    seconds = m * vectors * k * width / machine.tile_macs_per_s + tiles * machine.tile_s
+    if not (b_vectors and (m < 64 or k * n * itemsize <= 1 << 15)):
+        each = 1 if b_vectors else 2 if k_run % width == 0 and n >= width else width
+        seconds += vectors * k * each * machine.vector_s
+    if n > 6 * width and (n > 8 * width or a_run == k) and k >= 16:
+        seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
+    stores = -(-k // 256) if k > 256 and n > 6 * width else 1
+    seconds += m * vectors * (1 if c_vectors else width) * machine.vector_s * stores
+    return h * seconds + machine.task_s
+
+
+def task_bytes(shape: Shape, itemsize: int) -> int:
+    """Bytes of the three arrays of a task."""
+    h, m, k, n = shape[:4]
+    return h * (m * k + k * n + m * n) * itemsize
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _best(a: Place, b: Place, c: Place, adds: bool, sizes: frozenset[tuple[str, int]], rows: int, item: int) -> Task:
+    known, machine = dict(sizes), Machine()
+    options = []
+    for first, second in ((a, b), (b, a)):
+        task = contracted(first, second, c, adds)
+        ks = dict.fromkeys((task.k, tuple(leg for leg in second.legs if leg in task.k)))
+        ns = dict.fromkeys((task.n, tuple(leg for leg in second.legs if leg in task.n)))
+        options += [dataclasses.replace(task, k=k, n=n) for k in ks for n in ns]
+        last = len(task.h)
+        if last and len({p.legs[-last:] for p in (a, b, c)}) == 1 and task.rows != "n":
+            options.append(dataclasses.replace(task, h=c.legs[-last:], across=True))
+    return min(options, key=lambda t: task_seconds(shape_of(t, known, rows), machine, item))
+
+
+# -- from a path to tasks ---------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """One contraction of a path: the two arrays that it reads, what it makes, and the gradients of all three."""
+
+    reads: tuple[Place, Place]
+    makes: Place
+    read_slopes: tuple[Place, Place]
+    made_slope: Place
+    cores: tuple[frozenset[int], frozenset[int]]  # below each of the two
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All tasks of a path.
+
+    Attributes:
+        network: what it applies.
+        path: the contraction path over (cores..., x).
+        block: rows that pass through at a time.
+        itemsize: bytes of one number.
+        sizes: of every leg.
+        bases: the numbers of the memories.
+        prologue: steps among cores.
+        passes: steps of x, in order, for a pass that keeps its states.
+        stream: the same for a pass that does not.
+        lengths: numbers in each memory that is not the caller's, by base.
+    """
+
+    network: Network
+    path: Path
+    block: int
+    itemsize: int
+    sizes: Mapping[str, int]
+    bases: Bases
+    prologue: tuple[Step, ...]
+    passes: tuple[Step, ...]
+    stream: tuple[Step, ...]
+    lengths: Mapping[int, int]
+
+    def _task(self, a: Place, b: Place, c: Place, adds: bool = False) -> Task:
+        rows = self.block if a.row or b.row else 1
+        return _best(a, b, c, adds, frozenset(self.sizes.items()), rows, self.itemsize)
+
+    def ahead(self, steps: Iterable[Step]) -> tuple[Task, ...]:
+        """The forward tasks of some steps."""
+        return tuple(self._task(*step.reads, step.makes) for step in steps)
+
+    def back(self, steps: Sequence[Step], x: bool, cores: frozenset[int]) -> tuple[Task, ...]:
+        """The backward tasks of some steps, for gradients of x (if wanted) and of some cores."""
+        return tuple(self._back(steps, x, cores))
+
+    def _back(self, steps: Sequence[Step], x: bool, cores: frozenset[int]) -> Iterator[Task]:
+        for step in reversed(steps):
+            (a, b), g = step.reads, step.made_slope
+            for this, other, slope, below in ((a, b, step.read_slopes[0], 0), (b, a, step.read_slopes[1], 1)):
+                held = step.cores[below]
+                if held & cores or (x and this.row):
+                    yield self._task(g, other, slope, adds=bool(g.row) and not slope.row)
+
+
+def recipe(network: Network, path: Path, block: int, *, itemsize: int = 4, layouts: Sequence[int] = ()) -> Recipe:
+    """The tasks of a path.
+
+    Args:
+        network: what is applied.
+        path: over (cores..., x), as in a `Plan` of form "apply".
+        block: rows at a time.
+        itemsize: bytes of one number.
+        layouts: for each pass but the last, how the new state lies, one of `LAYOUTS`; left out, 0.
+    """
+    tensors, _, output = problem(network, "apply")
+    cores = len(tensors) - 1
+    sizes = {leg: size for leg, size in {**network.sizes, BATCH: 1}.items() if size != 1 and leg != BATCH}
+    kept = [tuple(leg for leg in legs if leg in sizes) for legs in tensors]
+    final = tuple(leg for leg in output if leg in sizes)
+    return _Builder(network, path, block, itemsize, sizes, kept, final, cores, tuple(layouts)).built()
+
+
+Chain = Sequence[tuple[int, tuple[int, int]]]  # (node, (state, operand)) of each pass
+
+
+class _Builder:
+    def __init__(
+        self,
+        network: Network,
+        path: Path,
+        block: int,
+        itemsize: int,
+        sizes: Mapping[str, int],
+        tensors: Sequence[Legs],
+        final: Legs,
+        cores: int,
+        layouts: tuple[int, ...],
+    ) -> None:
+        self.network, self.path, self.block, self.itemsize = network, path, block, itemsize
+        self.sizes, self.final, self.layouts = sizes, final, layouts
+        self.bases = Bases(cores)
+        self.legs = legs_along(tensors, final, path)
+        self.places = {i: Place(i, 0, tensors[i]) for i in range(cores)}
+        self.slopes = {i: Place(self.bases.slopes[i], 0, tensors[i]) for i in range(cores)}
+        x = cores
+        self.places[x] = Place(self.bases.x, 0, tensors[x], self._numbers(tensors[x]))
+        self.slopes[x] = self.places[x]._replace(base=self.bases.gx)
+        self.below = {i: frozenset([i]) if i < cores else frozenset[int]() for i in range(cores + 1)}
+        self.lengths = dict.fromkeys(
+            (self.bases.made, self.bases.states, self.bases.made_slopes, self.bases.state_slopes), 0
+        )
+
+    def _numbers(self, legs: Iterable[str]) -> int:
+        return math.prod(self.sizes[leg] for leg in legs)
+
+    def _made(self, base: int, legs: Legs, rows: int = 0) -> Place:
+        """A new place at the end of a memory."""
+        row = self._numbers(legs)
+        offset = self.lengths[base]
+        self.lengths[base] += -(-row * max(rows, 1) // 16) * 16
+        return Place(base, offset, legs, row if rows else 0)
+
+    def built(self) -> Recipe:
+        x = len(self.bases.slopes)
+        spine = {x}
+        prologue, chain = [], []
+        for node, pair in enumerate(self.path, x + 1):
+            self.below[node] = self.below[pair[0]] | self.below[pair[1]]
+            if spine & set(pair):
+                spine.add(node)
+                chain.append((node, pair if pair[0] in spine else pair[::-1]))
+        # The order of an operand's legs is set by the pass that takes it in.
+        layouts = self._spine_layouts(chain)
+        for node, pair in enumerate(self.path, x + 1):
+            if node not in spine:
+                legs = layouts.get(node) or self._natural(node, pair)
+                self.places[node] = self._made(self.bases.made, legs)
+                self.slopes[node] = self._made(self.bases.made_slopes, legs)
+                prologue.append(self._step(node, pair))
+        passes = self._passes(chain, keep=True)
+        stream = self._passes(chain, keep=False)
+        return Recipe(
+            self.network, self.path, self.block, self.itemsize, self.sizes, self.bases, tuple(prologue), passes, stream,
+            self.lengths,
+        )  # fmt: skip
+
+    def _natural(self, node: int, pair: tuple[int, int]) -> Legs:
+        a, b = (self.places[i].legs for i in pair)
+        made = self.legs[node]
+        return tuple(dict.fromkeys(leg for leg in (*(leg for leg in a if leg in b), *a, *b) if leg in made))
+
+    def _spine_layouts(self, chain: Chain) -> dict[int, Legs]:
+        found: dict[int, Legs] = {}
+        state = self.places[len(self.bases.slopes)].legs
+        order = list(self.sizes)
+        for position, (node, (_, operand)) in enumerate(chain):
+            held, made = self.legs[operand], self.legs[node]
+            h = tuple(leg for leg in state if leg in held and leg in made)
+            k = tuple(leg for leg in state if leg in held and leg not in made)
+            m = tuple(leg for leg in state if leg not in held)
+            n = tuple(sorted(held - set(state), key=order.index))
+            found[operand] = (*h, *k, *n)
+            state = self.final if position == len(chain) - 1 else self._layout(position, (h, m, n), chain)
+            found[node] = state
+        return found
+
+    def _layout(self, position: int, groups: tuple[Legs, Legs, Legs], chain: Chain) -> Legs:
+        """The leg order of a new state; see LAYOUTS."""
+        h, m, n = groups
+        code = self.layouts[position] if position < len(self.layouts) else 0
+        if code < 2:
+            return (*h, *m, *n) if code == 0 else (*h, *n, *m)
+        node, (_, operand) = chain[position + 1]
+        held, made = self.legs[operand], self.legs[node]
+        state = (*h, *m, *n)
+        both = tuple(leg for leg in state if leg in held and leg in made)
+        stays = tuple(leg for leg in state if leg not in held)
+        summed = tuple(leg for leg in state if leg in held and leg not in made)
+        return (*both, *stays, *summed) if code == 2 else (*both, *summed, *stays)
+
+    def _passes(self, chain: Chain, *, keep: bool) -> tuple[Step, ...]:
+        layouts = self._spine_layouts(chain)
+        steps = []
+        for position, (node, pair) in enumerate(chain):
+            legs = layouts[node]
+            if position == len(chain) - 1:
+                row = self._numbers(legs)
+                place, slope = Place(self.bases.y, 0, legs, row), Place(self.bases.gy, 0, legs, row)
+            else:
+                place = self._state(self.bases.states, chain, layouts, position, keep=keep)
+                slope = self._state(self.bases.state_slopes, chain, layouts, position, keep=False)
+            self.places[node], self.slopes[node] = place, slope
+            steps.append(self._step(node, pair))
+        return tuple(steps)
+
+    def _state(
+        self, base: int, chain: Chain, layouts: dict[int, Legs], position: int, *, keep: bool
+    ) -> Place:  # fmt: skip
+        """Where a state lies: behind the earlier ones, or where the one before the last has lain."""
+        numbers = [self._numbers(layouts[node]) for node, _ in chain[:-1]]
+        spaces = [-(-n * self.block // 16) * 16 for n in numbers]
+        start = sum(spaces[:position]) if keep else position % 2 * max(spaces)
+        length = sum(spaces) if keep else max(spaces) * min(2, len(spaces))
+        self.lengths[base] = max(self.lengths[base], length)
+        return Place(base, start, layouts[chain[position][0]], numbers[position])
+
+    def _step(self, node: int, pair: tuple[int, int]) -> Step:
+        a, b = pair
+        return Step(
+            (self.places[a], self.places[b]),
+            self.places[node],
+            (self.slopes[a], self.slopes[b]),
+            self.slopes[node],
+            (self.below[a], self.below[b]),
+        )

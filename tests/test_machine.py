@@ -1,0 +1,75 @@
+"""Figures of GPUs: which plans they make, and how a torch layer comes by them."""
+
+import math
+
+import pytest
+
+import tn4nn as tn
+from tn4nn._conv import conv_plan
+from tn4nn._machine import GPUS, fused_path, fused_seconds, gpu, padded_macs
+from tn4nn._plan import Machine, _Search
+from tn4nn._stream import Pass, stream
+
+H100 = gpu("NVIDIA H100 80GB HBM3")
+MPO = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
+
+
+def test_devices_by_name():
+    assert gpu("NVIDIA H200").bytes_per_s > H100.bytes_per_s
+    assert gpu("NVIDIA H100 PCIe").units < H100.units
+    assert gpu("NVIDIA A100-SXM4-80GB") == GPUS["A100"]
+    assert gpu("some card of tomorrow") == H100
+
+
+def test_half_precision_is_faster_and_no_peak_is_exceeded():
+    for figures in GPUS.values():
+        assert figures.machine(2).macs_per_s > 5 * figures.machine(4).macs_per_s
+        assert figures.machine(2).macs_per_s < figures.half_macs_per_s
+        assert figures.machine(4).bytes_per_s < figures.bytes_per_s
+
+
+def test_a_gpu_counts_calls_where_a_cpu_counts_work():
+    on_cpu = tn.plan(MPO, 2048, "train").cost.predicted_s
+    on_gpu = tn.plan(MPO, 2048, "train", machine=H100.machine(4)).cost.predicted_s
+    assert on_gpu < on_cpu / 20
+    assert tn.plan(MPO, 1, machine=H100.machine(4)).cost.predicted_s > tn.plan(MPO, 1).cost.predicted_s
+    search = _Search(MPO, 1, "forward", "time", "apply", 4, H100.machine(4))
+    plans = search.ranked(search.candidates(0, 1.0, None))
+    working = [sum(1 for work in p.work() if work.macs or work.moved) for p in plans]
+    assert working[0] == min(working)  # at one row the fewest calls win
+
+
+def test_the_kernel_is_taken_where_it_pays():
+    assert fused_path(MPO, 2048, "train", "time", 2, H100) is not None
+    assert fused_path(MPO, 2048, "train", "flops", 2, H100) is None
+    assert fused_path(tn.mpo((4,) * 5, (4,) * 5).with_rank(32), 16384, "train", "time", 4, H100) is None
+
+
+def test_seconds_of_the_kernel():
+    rows = stream(MPO, tn.plan(MPO, 64, "train", minimize="flops").path)
+
+    def seconds(batch, phase="forward", itemsize=2):
+        return fused_seconds(rows, batch, phase, itemsize, H100)
+
+    assert seconds(16) == seconds(16 * 132)  # no more blocks than multiprocessors: side by side
+    assert seconds(1 << 20) == pytest.approx(2 * seconds(1 << 19), rel=0.05)
+    assert 3.5 < seconds(1 << 20, "train") / seconds(1 << 20) < 4.5
+    assert seconds(1 << 20, itemsize=4) > seconds(1 << 20)
+    wide = tn.mpo((8,) * 5, (8,) * 5).with_rank(8)  # states far larger than the cache
+    large = stream(wide, tn.plan(wide, 64, minimize="flops").path)
+    assert fused_seconds(large, 2048, "forward", 4, H100) == math.inf
+
+
+def test_padded_macs():
+    one = Pass((0,), tuple(range(5)), tuple(range(3)), (0,), tuple(range(5)), tuple(range(17)))
+    assert padded_macs(one) == 5 * 16 * 32
+
+
+def test_a_convolution_is_priced_with_the_same_figures():
+    layer = tn.Conv2d(tn.mpo((8, 9), (4, 4)).with_rank(3), kernel=3, padding=1)
+    given = conv_plan(layer, 64, (8, 16, 16), machine=H100.machine(4)).plan.cost.predicted_s
+    assert given != conv_plan(layer, 64, (8, 16, 16)).plan.cost.predicted_s
+
+
+def test_the_cpu_is_priced_as_before():
+    assert tn.plan(MPO, 64).cost == tn.plan(MPO, 64, machine=Machine()).cost

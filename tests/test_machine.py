@@ -71,5 +71,43 @@ def test_a_convolution_is_priced_with_the_same_figures():
     assert given != conv_plan(layer, 64, (8, 16, 16)).plan.cost.predicted_s
 
 
+def test_a_torch_layer_plans_for_its_device_and_again_when_it_moves(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from tn4nn_torch import TNConv2d, TNLinear, _modules
+
+    asked = []
+    right = _modules.plan
+
+    def watched(*args, **options):
+        asked.append((options.get("machine"), options.get("itemsize", 4)))
+        return right(*args, **options)
+
+    # A device that is not here: bfloat16 stands for "on the GPU".
+    def figures(core):
+        there = core.dtype is torch.bfloat16
+        return {"machine": H100.machine(2), "itemsize": 2} if there else {}
+
+    monkeypatch.setattr(_modules, "plan", watched)
+    monkeypatch.setattr(_modules, "figures", figures)
+    layer = TNLinear(MPO, seed=1)
+    assert asked == [(None, 4)]
+    layer(torch.ones(3, 1024))
+    layer.to(torch.bfloat16)
+    assert asked[-1] == (H100.machine(2), 2)
+    assert not layer._programs
+    layer(torch.ones(3, 1024, dtype=torch.bfloat16))
+    layer.to_dense()
+    assert asked[-1] == (H100.machine(2), 2)
+    count = len(asked)
+    layer.to(torch.bfloat16)  # no move, no plan
+    assert len(asked) == count
+    layer.float()
+    assert asked[-1] == (None, 4)
+    conv = TNConv2d(tn.mpo((8, 9), (4, 4)).with_rank(3), kernel=3, padding=1)
+    conv(torch.ones(1, 8, 4, 4))
+    conv.to(torch.bfloat16)
+    assert not conv._plans  # what was found for the old device is forgotten
+
+
 def test_the_cpu_is_priced_as_before():
     assert tn.plan(MPO, 64).cost == tn.plan(MPO, 64, machine=Machine()).cost

@@ -143,7 +143,7 @@ def _in_torch(stream: Stream, x: Tensor, operands: list[Tensor]) -> Tensor:
     """The stream in differentiable torch operations: clear, and slow."""
     state = x
     for step, operand in zip(stream.passes, operands, strict=True):
-        picked, made_at = _places(step)
+        picked, made_at = (places.to(state.device) for places in _places(step))
         made = torch.einsum("rhmk,hkn->rhmn", state[:, picked], operand).reshape(len(state), -1)
         state = torch.zeros_like(made).index_copy(1, made_at.reshape(-1), made)
     return state

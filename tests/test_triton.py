@@ -1,0 +1,266 @@
+"""The Triton kernel: the oracle's numbers in Triton's interpreter, compiled for GPUs that need not be there; and what
+only a GPU can show, skipped without one."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tn4nn as tn
+from tn4nn._stream import stream
+
+torch = pytest.importorskip("torch")
+from tn4nn_torch import TNLinear, _triton  # noqa: E402
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("these tests start the interpreter themselves: unset TRITON_INTERPRET", allow_module_level=True)
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install -c constraints.txt triton"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
+MPO = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
+
+
+def streamed(net):
+    return stream(net, tn.plan(net, 64, "train", minimize="flops").path)
+
+
+# -- in the interpreter -----------------------------------------------------------------------------------------
+
+
+def interpreted():
+    """Relative errors of everything that `interpreted.py` runs."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(Path(__file__).with_name("interpreted.py"))],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_triton
+def test_values_and_gradients_in_the_interpreter():
+    found = interpreted()
+    assert len(found) > 30
+    for name, errors in found.items():
+        tolerance = TOLERANCE["bfloat16" if "bfloat16" in name else "float32"]
+        assert max(errors.values()) <= tolerance, (name, errors)
+
+
+# -- without a GPU ----------------------------------------------------------------------------------------------
+
+
+def signature(fn, dtype):
+    pointers = dict.fromkeys(("x", "y", "gy", "gx", "scratch", "operands"), dtype) | {
+        "table": "*i32",
+        "slopes": "*fp32",
+    }
+    return {name: pointers.get(name, "i32" if name == "rows" else "constexpr") for name in fn.arg_names}
+
+
+@needs_triton
+@pytest.mark.parametrize(("capability", "dtype"), [(80, "bfloat16"), (90, "bfloat16"), (90, "float32")])
+def test_compiles_for_a_gpu(capability, dtype, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = _triton._made(streamed(MPO), torch.device("cpu"), getattr(torch, dtype))
+    options = _triton._options(kernel)
+    flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    forward = {"PASSES": kernel.forward, "SIZE": kernel.forward_size}
+    backward = {"PASSES": kernel.again, "BACK": kernel.back, "SIZE": kernel.back_size, "OPERANDS": kernel.operand_size}
+    backward |= {"FOR_X": True, "FOR_OPERANDS": True}
+    for name, sizes in (("forward", forward), ("backward", backward)):
+        fn = getattr(_triton._kernels(), name)
+        source = ASTSource(fn, signature(fn, "*fp32" if dtype == "float32" else "*bf16"), constexprs=sizes | options)
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
+        assert made.metadata.shared <= 48 << 10  # what every GPU has for a program, twice and more
+        products = set(re.findall(r"mma\S*", made.asm["ptx"]))
+        # On the matrix units in bfloat16, and IEEE, not TF32, in float32.
+        assert all("bf16" in product for product in products)
+        assert bool(products) == (dtype == "bfloat16")
+
+
+def test_without_triton_the_layer_says_so_once_and_runs(monkeypatch):
+    def absent():
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr(_triton, "_kernels", absent)
+    monkeypatch.setattr(_triton, "_INTERPRETED", True)
+    monkeypatch.setattr(_triton, "gpu_of", lambda device: _triton.gpu("NVIDIA H100"))
+    _triton._tell.cache_clear()
+    layer, x = TNLinear(MPO, seed=1), torch.ones(2048, 1024)
+    with pytest.warns(UserWarning, match=r"no Triton kernels: Triton is not installed \(pip install 'tn4nn\[gpu\]'\)"):
+        y = layer(x)
+    assert torch.equal(layer(x), y)  # the second call is silent
+    assert list(layer._fused.values()) == [None]
+    assert torch.equal(TNLinear(MPO, seed=1)(x), y)
+
+
+def test_triton_is_imported_where_it_is_used_only():
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules\n"
+        "import tn4nn as tn; from tn4nn_torch import TNLinear\n"
+        "TNLinear(tn.mpo((4, 4), (4, 4)).with_rank(2))(torch.ones(3, 16))\n"
+        "assert ('triton' in sys.modules) == before and 'tn4nn_torch._triton_kernels' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_states_that_do_not_fit_the_device_give_no_kernel(monkeypatch):
+    there = streamed(MPO)
+    assert _triton._made(there, torch.device("cpu"), torch.float32) is not None
+    monkeypatch.setattr(_triton, "_SLOPES", 4)
+    assert _triton._made(there, torch.device("cpu"), torch.float32) is None
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------
+
+
+def on_gpu(net, dtype):
+    made = _triton.fused(streamed(net), torch.device("cuda"), dtype)
+    assert made is not None
+    layer = TNLinear(net, seed=1, device="cuda", dtype=dtype)
+    layer._fused = {(4**i, dtype): made for i in range(8)}
+    return layer
+
+
+def noise(rows, features, seed=0):
+    drawn = np.random.default_rng(seed).standard_normal((rows, features))
+    return torch.from_numpy(drawn).float().cuda()
+
+
+def close(a, b, tolerance):
+    a, b = a.detach().cpu().double(), b.detach().cpu().double()
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
+
+
+def step(layer, x):
+    """y and all gradients of a training step."""
+    layer.zero_grad()
+    value = x.detach().clone().requires_grad_(True)
+    y = layer(value)
+    (y.float() ** 2).sum().backward()
+    return [y.detach(), value.grad, *(p.grad.clone() for p in layer.parameters())]
+
+
+@needs_gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["mpo", "tree", "ring", "cp", "btt"])
+@pytest.mark.parametrize("rows", [1, 45, 4099])
+def test_gpu_gives_the_numbers_of_float64_and_the_same_bits_again(name, rows, dtype):
+    net = tn.build(name, 256, 256, sites=2 if name == "btt" else 4).with_rank(4, clip=True)
+    layer = on_gpu(net, getattr(torch, dtype))
+    wide = TNLinear(net, seed=1, device="cuda", dtype=dtype).double()
+    x = noise(rows, 256).to(getattr(torch, dtype))
+    first, again = step(layer, x), step(layer, x)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(close(a, b, TOLERANCE[dtype]) for a, b in zip(first, step(wide, x.double()), strict=True))
+
+
+@needs_gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_forward_is_captured_in_a_graph(dtype):
+    layer, x = on_gpu(MPO, dtype), noise(100, 1024).to(dtype)
+    with torch.no_grad():
+        layer(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        x.copy_(noise(100, 1024, seed=1))
+        graph.replay()
+        assert torch.equal(y, layer(x))
+
+
+@needs_gpu
+@needs_triton
+def test_gpu_training_step_is_captured_in_a_graph():
+    layer, twin, x = on_gpu(MPO, torch.float32), on_gpu(MPO, torch.float32), noise(100, 1024)
+
+    def train(module):
+        for p in module.parameters():
+            p.grad = None
+        (module(x) ** 2).mean().backward()
+        with torch.no_grad():
+            for p in module.parameters():
+                p.sub_(p.grad, alpha=0.1)
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            train(layer)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train(layer)
+    for _ in range(5):
+        graph.replay()
+    for _ in range(8):  # the capture itself runs nothing
+        train(twin)
+    assert all(close(a, b, 1e-5) for a, b in zip(layer.parameters(), twin.parameters(), strict=True))
+
+
+@needs_gpu
+@needs_triton
+def test_gpu_nothing_is_built_while_a_graph_is_captured():
+    layer, x = TNLinear(MPO, seed=1, device="cuda", batch=2048), noise(2048, 1024)
+    torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")  # cuBLAS is there
+    with torch.no_grad():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        graph.replay()
+        assert not layer._fused
+        assert close(y, layer(x), 1e-4)
+
+
+@needs_gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_host_waits_for_nothing(dtype):
+    layer, x = on_gpu(MPO, dtype), noise(100, 1024).to(dtype)
+    step(layer, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(layer, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@needs_triton
+def test_gpu_autocast_runs_in_bfloat16():
+    layer, x = on_gpu(MPO, torch.float32), noise(100, 1024)
+    layer._fused |= on_gpu(MPO, torch.bfloat16)._fused
+    exact = step(layer, x)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        y = layer(x)
+    assert not torch.equal(y.float(), exact[0])
+    assert close(y, exact[0], 0.02)
+
+
+@needs_gpu
+def test_gpu_moving_plans_anew():
+    layer = TNLinear(MPO, seed=1)
+    assert layer._figures == {}
+    layer.cuda()
+    assert layer._figures["itemsize"] == 4
+    assert layer._figures["machine"].macs_per_s > 1e12
+    assert close(layer(noise(64, 1024)), layer.cpu()(noise(64, 1024).cpu()), 1e-4)
+    assert layer._figures == {}

@@ -40,8 +40,10 @@ def test_a_gpu_counts_calls_where_a_cpu_counts_work():
 
 
 def test_the_kernel_is_taken_where_it_pays():
-    assert fused_path(MPO, 2048, "train", "time", 2, H100) is not None
-    assert fused_path(MPO, 2048, "train", "flops", 2, H100) is None
+    btt = tn.btt((64, 64), (64, 64)).with_rank(1)
+    assert fused_path(btt, 16384, "train", "time", 2, H100) is not None
+    assert fused_path(btt, 16384, "train", "flops", 2, H100) is None
+    assert fused_path(btt, 32, "train", "time", 2, H100) is None  # two blocks do not fill a GPU
     assert fused_path(tn.mpo((4,) * 5, (4,) * 5).with_rank(32), 16384, "train", "time", 4, H100) is None
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
 MPO = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
+FC2 = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
 
 
 def streamed(net):
@@ -61,37 +63,60 @@ def test_values_and_gradients_in_the_interpreter():
 # -- without a GPU ----------------------------------------------------------------------------------------------
 
 
-def signature(fn, dtype):
-    pointers = dict.fromkeys(("x", "y", "gy", "gx", "scratch", "operands"), dtype) | {
-        "table": "*i32",
-        "slopes": "*fp32",
-    }
-    return {name: pointers.get(name, "i32" if name == "rows" else "constexpr") for name in fn.arg_names}
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """A driver for a GPU that is not there: kernels are compiled for it, and launches noted, not run."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    class Launcher:
+        def __init__(self, source, metadata):
+            self.name, self.shared = metadata.name, metadata.shared
+
+        def __call__(self, *arguments):
+            fake.launches.append((self.name, arguments[0]))
+
+    # The least shared memory that a program may have since capability 8.0: Triton refuses what takes more.
+    properties, binary = {"max_shared_mem": 99 << 10}, (None, 1, 32, 0, 1024)
+    fake = SimpleNamespace(
+        capability=90,
+        launches=[],
+        get_current_target=lambda: GPUTarget("cuda", fake.capability, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        launcher_cls=Launcher,
+        utils=SimpleNamespace(get_device_properties=lambda device: properties, load_binary=lambda *_: binary),
+    )
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.runtime.driver, "_active", fake)
+    kernels = _triton._kernels()
+    for kernel in (kernels.forward, kernels.backward):
+        kernel.device_caches.clear()
+    yield fake
+    for kernel in (kernels.forward, kernels.backward):
+        kernel.device_caches.clear()
 
 
 @needs_triton
 @pytest.mark.parametrize(("capability", "dtype"), [(80, "bfloat16"), (90, "bfloat16"), (90, "float32")])
-def test_compiles_for_a_gpu(capability, dtype, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = _triton._made(streamed(MPO), torch.device("cpu"), getattr(torch, dtype))
-    options = _triton._options(kernel)
-    flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
-    forward = {"PASSES": kernel.forward, "SIZE": kernel.forward_size}
-    backward = {"PASSES": kernel.again, "BACK": kernel.back, "SIZE": kernel.back_size, "OPERANDS": kernel.operand_size}
-    backward |= {"FOR_X": True, "FOR_OPERANDS": True}
-    for name, sizes in (("forward", forward), ("backward", backward)):
-        fn = getattr(_triton._kernels(), name)
-        source = ASTSource(fn, signature(fn, "*fp32" if dtype == "float32" else "*bf16"), constexprs=sizes | options)
-        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
-        assert made.metadata.shared <= 48 << 10  # what every GPU has for a program, twice and more
+def test_compiles_for_a_gpu_and_launches_once_each_way(capability, dtype, driver):
+    driver.capability = capability
+    there = streamed(FC2)
+    kernel = _triton._made(there, torch.device("cpu"), getattr(torch, dtype))
+    shapes = [(len(p.state_h), len(p.state_k), len(p.made_n)) for p in there.passes]
+    for rows in (37, 1, 64):
+        inputs = [torch.zeros(*n, dtype=kernel.dtype, requires_grad=True) for n in ((rows, there.inputs), *shapes)]
+        y = _triton._Apply.apply(kernel, *inputs)
+        found = torch.autograd.grad(y, inputs, torch.zeros_like(y))
+        assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in inputs]
+    assert driver.launches == [(name, n) for n in (3, 1, 3) for name in ("forward", "backward")]
+    for name in ("forward", "backward"):
+        (made,) = getattr(_triton._kernels(), name).device_caches[0][0].values()  # one, for all numbers of rows
         products = set(re.findall(r"mma\S*", made.asm["ptx"]))
-        # On the matrix units in bfloat16, and IEEE, not TF32, in float32.
+        # On the matrix units in bfloat16; IEEE, not TF32, in float32.
         assert all("bf16" in product for product in products)
         assert bool(products) == (dtype == "bfloat16")
+        assert ".v4.b32" in made.asm["ptx"]  # rows lie side by side: 16 bytes at a time
 
 
 def test_without_triton_the_layer_says_so_once_and_runs(monkeypatch):
@@ -101,8 +126,9 @@ def test_without_triton_the_layer_says_so_once_and_runs(monkeypatch):
     monkeypatch.setattr(_triton, "_kernels", absent)
     monkeypatch.setattr(_triton, "_INTERPRETED", True)
     monkeypatch.setattr(_triton, "gpu_of", lambda device: _triton.gpu("NVIDIA H100"))
+    monkeypatch.setattr(_triton, "fused_path", lambda net, *question: tn.plan(net, 64, minimize="flops").path)
     _triton._tell.cache_clear()
-    layer, x = TNLinear(MPO, seed=1), torch.ones(2048, 1024)
+    layer, x = TNLinear(MPO, seed=1), torch.ones(20, 1024)
     with pytest.warns(UserWarning, match=r"no Triton kernels: Triton is not installed \(pip install 'tn4nn\[gpu\]'\)"):
         y = layer(x)
     assert torch.equal(layer(x), y)  # the second call is silent

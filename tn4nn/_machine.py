@@ -17,6 +17,7 @@ _REACHED = 0.7  # of the peak of matrix products, by a large one of the vendor's
 _STREAMED = 0.85  # of the peak of memory
 _OP = 5e-6  # seconds for one operation of an eager framework: its own work, and the launch
 _TILED = 0.25  # of the peak, by a kernel's small tiles
+_CALL, _CALL_BACK = 8, 24  # operations that a call costs as much as: Triton's launcher, autograd, buffers, sums
 _BLOCK = 16  # rows that a program of the kernel takes at a time
 
 
@@ -103,8 +104,8 @@ def fused_seconds(rows: Stream, batch: int, phase: str, itemsize: int, device: G
     steps = [step.kind in ("matmul", "multiply") for program in rows.operands for step in program.steps]
     prologue = sum(1.0 if works else 0.25 for works in steps)  # the others are views, for the most part
     if phase == "train":
-        return 4 * once + (3 * prologue + 7) * _OP  # 7: operands side by side, the two kernels, the sums, casts
-    return once + (prologue + 2) * _OP
+        return 4 * once + (3 * prologue + _CALL_BACK) * _OP
+    return once + (prologue + _CALL) * _OP
 
 
 def padded_macs(p: Pass) -> int:

@@ -12,6 +12,7 @@ interpreter, which is how these kernels are tested without a GPU. Without Triton
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -264,10 +265,11 @@ class _Apply(torch.autograd.Function):
         y = x.new_empty(rows, kernel.stream.outputs)
         programs = min(kernel.programs[0], -(-rows // _ROWS))
         scratch = x.new_empty(programs * kernel.forward_size * _ROWS)
-        _kernels().forward[(programs,)](
-            x, y, scratch, _flat(operands), kernel.table, rows,
-            PASSES=kernel.forward, SIZE=kernel.forward_size, **_options(kernel),
-        )  # fmt: skip
+        with _current(x.device):
+            _kernels().forward[(programs,)](
+                x, y, scratch, _flat(operands), kernel.table, rows,
+                PASSES=kernel.forward, SIZE=kernel.forward_size, **_options(kernel),
+            )  # fmt: skip
         return y
 
     @staticmethod
@@ -292,15 +294,21 @@ def _backward(
     gx = torch.empty_like(x) if for_x else None
     slopes = x.new_zeros((programs, size) if for_operands else (1, 1), dtype=torch.float32)
     scratch = x.new_empty(programs * kernel.back_size * _ROWS)
-    _kernels().backward[(programs,)](
-        x, gy, x if gx is None else gx, slopes, scratch, _flat(operands), kernel.table, rows,
-        PASSES=kernel.again, BACK=kernel.back, OPERANDS=size, SIZE=kernel.back_size,
-        FOR_X=for_x, FOR_OPERANDS=for_operands, **_options(kernel),
-    )  # fmt: skip
+    with _current(x.device):
+        _kernels().backward[(programs,)](
+            x, gy, x if gx is None else gx, slopes, scratch, _flat(operands), kernel.table, rows,
+            PASSES=kernel.again, BACK=kernel.back, OPERANDS=size, SIZE=kernel.back_size,
+            FOR_X=for_x, FOR_OPERANDS=for_operands, **_options(kernel),
+        )  # fmt: skip
     if not for_operands:
         return gx, [None] * len(operands)
     parts = torch.split(slopes.sum(0).to(x.dtype), [math.prod(t.shape) for t in operands])
     return gx, [p.view_as(t) if w else None for p, t, w in zip(parts, operands, wanted[1:], strict=True)]
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _flat(operands: Sequence[Tensor]) -> Tensor:

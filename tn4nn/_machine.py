@@ -6,7 +6,6 @@ Nothing here is measured yet. The CPU's figures are the defaults of `Machine`.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from ._network import Network
 from ._paths import Path
@@ -30,7 +29,7 @@ class Gpu:
         half_macs_per_s: in bfloat16 and float16, on the matrix units, without sparsity.
         bytes_per_s: of its memory.
         cache_bytes: of the second-level cache.
-        cache_bytes_per_s: of that cache (no data sheet has it: from published measurements, rounded down).
+        cache_bytes_per_s: of that cache: no data sheet has it, an estimate.
         units: multiprocessors.
     """
 
@@ -90,17 +89,16 @@ def fused_path(network: Network, batch: int, phase: str, minimize: str, itemsize
 
 
 def fused_seconds(rows: Stream, batch: int, phase: str, itemsize: int, device: Gpu) -> float:
-    """Predicted seconds of a stream in one kernel: padded products or traffic with the second-level cache, whichever
-    is longer, on as many multiprocessors as have a block whose states fit that cache; infinite where hardly any
-    have. The backward pass runs it forward once more."""
-    blocks = -(-batch // _BLOCK)
-    fit = device.cache_bytes // (_BLOCK * itemsize * sum(rows.states))  # programs whose states the cache holds
-    if 4 * fit < device.units:
-        return math.inf
-    busy = min(blocks, fit, device.units) / device.units
+    """Predicted seconds of a stream in one kernel: padded products or traffic, whichever is longer, on as many
+    multiprocessors as there are blocks; traffic with the second-level cache where that holds the states of all
+    blocks at once, else with memory. The backward pass runs it forward once more."""
+    figures, blocks = device.machine(itemsize), -(-batch // _BLOCK)
+    programs = min(blocks, device.units)
+    fits = programs * _BLOCK * itemsize * sum(rows.states) <= device.cache_bytes
     macs = blocks * _BLOCK * sum(padded_macs(p) for p in rows.passes)
     moved = blocks * _BLOCK * itemsize * 2 * sum(rows.states)
-    once = max(macs / device.machine(itemsize).kernel_macs_per_s, moved / device.cache_bytes_per_s) / busy
+    per_s = device.cache_bytes_per_s if fits else figures.bytes_per_s
+    once = max(macs / figures.kernel_macs_per_s, moved / per_s) * device.units / programs
     steps = [step.kind in ("matmul", "multiply") for program in rows.operands for step in program.steps]
     prologue = sum(1.0 if works else 0.25 for works in steps)  # the others are views, for the most part
     if phase == "train":

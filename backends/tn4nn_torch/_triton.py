@@ -41,6 +41,7 @@ _COLUMNS = 128  # of a tile: values of m times rows
 _DEEP = 32  # the largest tile along k and n
 _TILE = 64  # numbers of a row that are taken from the batch at a time
 _SLOPES = 1 << 26  # bytes of the sums of all programs, at most
+_SCRATCH = 1 << 28  # bytes of the states of all programs, at most
 _CPU_PROGRAMS = 3  # in the interpreter: enough that programs differ and each has several blocks
 
 Spec = tuple[int, ...]
@@ -59,7 +60,7 @@ class Fused:
         back: those passes turned round.
         forward_size: numbers of one row in the forward kernel's scratch.
         back_size: likewise in the backward kernel's.
-        programs: at most, forward and backward.
+        programs: at most; each goes through every so many blocks.
     """
 
     stream: Stream
@@ -70,7 +71,7 @@ class Fused:
     back: tuple[Spec, ...]
     forward_size: int
     back_size: int
-    programs: tuple[int, int]
+    programs: int
 
     @property
     def operand_size(self) -> int:
@@ -155,7 +156,7 @@ def _tell(message: str) -> None:
 
 
 def _made(rows: Stream, device: torch.device, dtype: torch.dtype) -> Fused | None:
-    """None where the states of one block, or the sums for the operands, are too large for the device."""
+    """None where the states of a block or the sums for the operands are so large that few programs could run."""
     there = [_offsets(p) for p in rows.passes]
     back = [_offsets(p, turned=True) for p in rows.passes]
     tables = _starts([*map(len, there), *map(len, back)])
@@ -163,11 +164,9 @@ def _made(rows: Stream, device: torch.device, dtype: torch.dtype) -> Fused | Non
     even, odd = max(rows.states[::2]), max(rows.states[1::2])
     turns = [even * (i % 2) for i in range(len(rows.states))]
     each = list(enumerate(rows.passes))
-    programs = (
-        _programs((even + odd) * dtype.itemsize, device),
-        min(_programs(sum(rows.states) * dtype.itemsize, device), _SLOPES // (4 * at[-1])),
-    )
-    if not all(programs):
+    units = _units(device)
+    programs = min(units, _SCRATCH // (_ROWS * dtype.itemsize * places[-1]), _SLOPES // (4 * at[-1]))
+    if 4 * programs < units:
         return None
     return Fused(
         rows,
@@ -177,7 +176,7 @@ def _made(rows: Stream, device: torch.device, dtype: torch.dtype) -> Fused | Non
         tuple(_spec(p, at[i], places[i], places[i + 1], tables[i]) for i, p in each),
         tuple(_turned(p, at[i], places[i + 1], places[i], tables[len(each) + i]) for i, p in each),
         even + odd,
-        sum(rows.states),
+        places[-1],
         programs,
     )
 
@@ -217,19 +216,15 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _programs(row_bytes: int, device: torch.device) -> int:
-    """One for each multiprocessor, fewer where their scratch would not fit the second-level cache. 0: not worth it."""
-    if device.type != "cuda":
-        return _CPU_PROGRAMS
-    found = torch.cuda.get_device_properties(device)
-    fit = int(found.L2_cache_size // (row_bytes * _ROWS))
-    return min(found.multi_processor_count, fit) if 4 * fit >= found.multi_processor_count else 0
+def _units(device: torch.device) -> int:
+    """Programs that run side by side: one for each multiprocessor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _CPU_PROGRAMS
 
 
 def _check(made: Fused, device: torch.device, dtype: torch.dtype) -> None:
     """Values and gradients against the same sums in torch's own operations, once, on 37 rows of noise: three blocks,
     for two programs at most, so that one has to take two."""
-    made = dataclasses.replace(made, programs=(min(2, made.programs[0]), min(2, made.programs[1])))
+    made = dataclasses.replace(made, programs=min(2, made.programs))
     draw = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -263,7 +258,7 @@ class _Apply(torch.autograd.Function):
         ctx.save_for_backward(x, *operands)
         x, rows = x.contiguous(), x.shape[0]
         y = x.new_empty(rows, kernel.stream.outputs)
-        programs = min(kernel.programs[0], -(-rows // _ROWS))
+        programs = min(kernel.programs, -(-rows // _ROWS))
         scratch = x.new_empty(programs * kernel.forward_size * _ROWS)
         with _current(x.device):
             _kernels().forward[(programs,)](
@@ -290,7 +285,7 @@ def _backward(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     for_x, for_operands = wanted[0], any(wanted[1:])
     rows, size = x.shape[0], kernel.operand_size
-    programs = min(kernel.programs[1], -(-rows // _ROWS))
+    programs = min(kernel.programs, -(-rows // _ROWS))
     gx = torch.empty_like(x) if for_x else None
     slopes = x.new_zeros((programs, size) if for_operands else (1, 1), dtype=torch.float32)
     scratch = x.new_empty(programs * kernel.back_size * _ROWS)

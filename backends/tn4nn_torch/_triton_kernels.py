@@ -2,8 +2,8 @@
 
 A program takes ROWS rows of the batch at a time. Their states lie in a scratch buffer of its own in global memory,
 with the rows innermost: every permutation of legs is an offset looked up in a table, and what is read of one number
-is read of all rows at once. The buffers of all programs together are kept below the second-level cache. Between two
-passes stands a barrier, since other threads of the program read what these wrote.
+is read of all rows at once. For small bonds the buffers of all programs together stay in the second-level cache.
+Between two passes stands a barrier, since other threads of the program read what these wrote.
 
 A pass is told to `_product` as thirteen numbers, all known when it is compiled:
     H, M, S, N       sizes: kept by both sides, of the state, summed, made

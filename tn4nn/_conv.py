@@ -24,7 +24,14 @@ class ConvPlan:
 
 
 def conv_plan(
-    layer: Conv2d, batch: int, shape: tuple[int, int, int], phase: str = "train", minimize: str = "time"
+    layer: Conv2d,
+    batch: int,
+    shape: tuple[int, int, int],
+    phase: str = "train",
+    minimize: str = "time",
+    *,
+    machine: Machine | None = None,
+    itemsize: int = 4,
 ) -> ConvPlan:
     """Chooses the cheaper form by the cost model.
 
@@ -34,17 +41,19 @@ def conv_plan(
         shape: of one input image.
         phase: "forward" or "train".
         minimize: "time", "flops" or "memory".
+        machine: figures of the cost model (default: a CPU core).
+        itemsize: bytes of one number.
     """
+    machine = machine or Machine()
     net = layer.solid()
     positions = bucket(batch) * math.prod(layer.out_shape(shape)[1:])
-    patches = plan(net, batch=bucket(positions), phase=phase, minimize=minimize)
+    patches = plan(net, batch=bucket(positions), phase=phase, minimize=minimize, machine=machine, itemsize=itemsize)
     if net.topology.kept:  # W of a kept leg is block diagonal: building it would waste the blocks
         return ConvPlan("patches", patches)
-    kernel = plan(net, batch=1, phase=phase, minimize=minimize, form="dense")
-    machine = Machine()
+    kernel = plan(net, batch=1, phase=phase, minimize=minimize, form="dense", machine=machine, itemsize=itemsize)
     passes = 3 if phase == "train" else 1
     macs = positions * net.dense_params * passes
-    unfolded = positions * net.in_features * 4
+    unfolded = positions * net.in_features * itemsize
     by_kernel = {
         "time": kernel.cost.predicted_s + macs / machine.macs_per_s,
         "flops": kernel.cost.macs + macs,

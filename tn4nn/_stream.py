@@ -3,7 +3,7 @@
 In any contraction tree the batch stands on x alone, so the tree is a chain along x, and what joins it at each
 step is a contraction of cores among themselves. That splits a plan in two: a **prologue** that makes the
 operands (small, no batch), and a **stream** of steps ``state[h, m, k] * operand[h, k, n] -> state[h, m, n]``
-that can be run for a few rows at a time while they lie in the cache. See `_kernel`.
+that can be run for a few rows at a time while they lie in the cache. See `tn4nn_torch._triton`.
 """
 
 from __future__ import annotations

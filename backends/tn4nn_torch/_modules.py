@@ -27,6 +27,7 @@ from tn4nn._topology import nearest
 
 from ._native import ITEMSIZE, apply, usable
 from ._ops import OPS
+from ._triton import Fused, capturing, chosen, dtype_for, figures
 
 _DTYPES = {
     "float32": torch.float32,
@@ -83,11 +84,28 @@ class _Planned(nn.Module):
         self._planned = max(1, batch or _UNPLANNED)
         self._programs: dict[int, Program] = {}
         self._natives: dict[tuple[int, int], Native | None] = {}
+        self._fused: dict[tuple[int, torch.dtype], Fused | None] = {}
+        self._figures = figures(self.cores()[0])
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
 
     def make_program(self, batch: int) -> Program:
         """Plans for a batch."""
-        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize).program
+        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize, **self._figures).program
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        now = figures(self.cores()[0])
+        if now != self._figures or self._fused:
+            self._figures = now
+            self.replan()
+        return self
+
+    def replan(self) -> None:
+        """Forgets what was planned for another device."""
+        self._fused.clear()
+        self._programs.clear()
+        self._default = self.make_program(self._planned)
 
     def program_for(self, rows: int) -> Program:
         """The program for that many rows: one for each power of four, or the one that was asked for."""
@@ -107,6 +125,19 @@ class _Planned(nn.Module):
             way = ways(self.network, size, self.phase, minimize=self.minimize, itemsize=itemsize, tune=self.tune)[0]
             self._natives[key] = native(way.recipe(self.network, itemsize))
         return self._natives[key]
+
+    def fused_for(self, rows: Tensor, cores: list[Tensor]) -> Fused | None:
+        """The Triton kernel for these rows, where they can take it and the cost model prefers it to the program.
+
+        Only with `tune`: no GPU has timed it yet.
+        """
+        dtype = dtype_for(rows, cores)
+        if dtype is None:
+            return None
+        key = (self._planned if self._fixed else bucket(rows.shape[0]), dtype)
+        if self.tune and key not in self._fused and not capturing(rows.device):
+            self._fused[key] = chosen(self.network, key[0], self.phase, self.minimize, rows.device, dtype)
+        return self._fused.get(key)
 
     def cores(self) -> list[Tensor]:
         """The cores, in the program's order."""
@@ -145,8 +176,12 @@ class _Planned(nn.Module):
         if self._padding:
             rows = F.pad(rows, (0, self._padding))
         cores = self.cores()
-        found = self.native_for(rows.shape[0], ITEMSIZE[rows.dtype]) if usable(rows) else None
-        y = self.run_program(rows, cores) if found is None else apply(found, cores, rows, self.run_program)
+        triton = self.fused_for(rows, cores)
+        if triton is not None:
+            y = triton(dict(zip(self._names, cores, strict=True)), rows)
+        else:
+            found = self.native_for(rows.shape[0], ITEMSIZE[rows.dtype]) if usable(rows) else None
+            y = self.run_program(rows, cores) if found is None else apply(found, cores, rows, self.run_program)
         return y[:, : self.out_features] if self._surplus else y
 
     def run_program(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
@@ -166,7 +201,7 @@ class _Planned(nn.Module):
         if t.kept:  # block diagonal: let the network map the identity
             core = self.cores()[0]
             return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
-        program = plan(self.network, 1, self.phase, minimize=self.minimize, form="dense").program
+        program = plan(self.network, 1, self.phase, minimize=self.minimize, form="dense", **self._figures).program
         w: Tensor = run(OPS, program, self.cores())
         return w[: t.out_features, : t.in_features]
 
@@ -189,7 +224,8 @@ class TNLinear(_Planned):
         batch: plan for this batch now and keep to it; left out, for each size class when it comes.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
-        tune: measure the best few plans at the first call of a size, and keep the fastest (CPU).
+        tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
+            consider the Triton kernel too.
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -256,7 +292,8 @@ class TNConv2d(_Planned):
         seed: of the initial weights.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
-        tune: measure the best few plans at the first call of a size, and keep the fastest (CPU).
+        tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
+            consider the Triton kernel too.
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -292,12 +329,17 @@ class TNConv2d(_Planned):
         self.conv = layer
         self._plans: dict[tuple[int, ...], ConvPlan] = {}
 
+    def replan(self) -> None:
+        """Forgets what was planned for another device."""
+        super().replan()
+        self._plans.clear()
+
     def _plan_for(self, x: Tensor) -> ConvPlan:
         _, channels, height, width = x.shape
         key = (bucket(x.shape[0]), height, width)
         if key not in self._plans:
             shape = (channels, height, width)
-            self._plans[key] = conv_plan(self.conv, key[0], shape, self.phase, self.minimize)
+            self._plans[key] = conv_plan(self.conv, key[0], shape, self.phase, self.minimize, **self._figures)
         return self._plans[key]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -332,7 +374,8 @@ class TNEmbedding(_Planned):
         seed: of the initial weights.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
-        tune: measure the best few plans at the first call of a size, and keep the fastest (CPU).
+        tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
+            consider the Triton kernel too.
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -365,7 +408,8 @@ class TNEmbedding(_Planned):
 
     def make_program(self, batch: int) -> Program:
         """Plans the contraction of the picked rows."""
-        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize, form="gather").program
+        figures = self._figures
+        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize, form="gather", **figures).program
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) integers -> (..., dimensions)."""

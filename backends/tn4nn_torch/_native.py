@@ -16,7 +16,7 @@ from torch import Tensor
 from tn4nn._native import Native
 
 ITEMSIZE = {torch.float32: 4, torch.float64: 8}
-_transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _compiling = torch.compiler.is_compiling
 _autocasting = torch.is_autocast_enabled
 
@@ -24,7 +24,7 @@ _autocasting = torch.is_autocast_enabled
 def usable(x: Tensor) -> bool:
     """Whether x is a plain tensor in eager mode that the runtime can read; the cores are of its dtype and device."""
     plain = type(x) is Tensor and x.dtype in ITEMSIZE and x.is_cpu
-    return plain and not (_compiling() or _transforming() or _autocasting("cpu")) and x.shape[0] > 0
+    return plain and not (_compiling() or transforming() or _autocasting("cpu")) and x.shape[0] > 0
 
 
 def apply(

@@ -1,0 +1,112 @@
+"""Figures of GPUs, for the cost model: data sheets, and what of them a program can be expected to reach.
+
+Nothing here is measured yet. The CPU's figures are the defaults of `Machine`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ._network import Network
+from ._paths import Path
+from ._plan import Machine, plan
+from ._stream import Pass, Stream, stream
+
+_REACHED = 0.7  # of the peak of matrix products, by a large one of the vendor's library
+_STREAMED = 0.85  # of the peak of memory
+_OP = 5e-6  # seconds for one operation of an eager framework: its own work, and the launch
+_TILED = 0.25  # of the peak, by a kernel's small tiles
+_CALL, _CALL_BACK = 8, 24  # operations that a call costs as much as: Triton's launcher, autograd, buffers, sums
+_BLOCK = 16  # rows that a program of the kernel takes at a time
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, by its data sheet.
+
+    Attributes:
+        float32_macs_per_s: multiply-adds in IEEE float32, without TF32.
+        half_macs_per_s: in bfloat16 and float16, on the matrix units, without sparsity.
+        bytes_per_s: of its memory.
+        cache_bytes: of the second-level cache.
+        cache_bytes_per_s: of that cache: no data sheet has it, an estimate.
+        units: multiprocessors.
+    """
+
+    float32_macs_per_s: float
+    half_macs_per_s: float
+    bytes_per_s: float
+    cache_bytes: int
+    cache_bytes_per_s: float
+    units: int
+
+    def macs_per_s(self, itemsize: int) -> float:
+        """The peak for numbers of that many bytes."""
+        return self.half_macs_per_s if itemsize <= 2 else self.float32_macs_per_s
+
+    def machine(self, itemsize: int) -> Machine:
+        """What the cost model is to believe for numbers of that many bytes."""
+        return Machine(
+            macs_per_s=_REACHED * self.macs_per_s(itemsize),
+            bytes_per_s=_STREAMED * self.bytes_per_s,
+            strided=2.0,  # a transposing copy goes through shared memory
+            op_s=_OP,
+            matrix_s=1e-9,  # batched products run side by side
+            edge=64.0 if itemsize <= 2 else 32.0,  # half a tile of the library's kernels
+            kernel_macs_per_s=_TILED * self.macs_per_s(itemsize),
+        )
+
+
+_H100 = Gpu(33.5e12, 495e12, 3.35e12, 50 << 20, 5.5e12, 132)
+GPUS = {
+    "H200": dataclasses.replace(_H100, bytes_per_s=4.8e12),
+    "H100 PCIe": Gpu(25.5e12, 378e12, 2.0e12, 50 << 20, 3.8e12, 114),
+    "H100": _H100,
+    "A100": Gpu(9.75e12, 156e12, 1.9e12, 40 << 20, 4.0e12, 108),
+}
+
+
+def gpu(name: str) -> Gpu:
+    """The figures of the first GPU whose name is in the device's; of an H100 for all that are not in the table.
+
+    Example:
+        >>> gpu("NVIDIA H200").bytes_per_s
+        4800000000000.0
+    """
+    return next((figures for part, figures in GPUS.items() if part in name), _H100)
+
+
+def fused_path(network: Network, batch: int, phase: str, minimize: str, itemsize: int, device: Gpu) -> Path | None:
+    """The path to run in one Triton kernel, or None where the program is expected to be faster."""
+    if minimize == "flops":
+        return None
+    figures = device.machine(itemsize)
+    fewest = plan(network, batch, phase, minimize="flops", machine=figures, itemsize=itemsize)
+    best = plan(network, batch, phase, minimize=minimize, machine=figures, itemsize=itemsize)
+    rows = stream(network, fewest.path)
+    seconds = fused_seconds(rows, batch, phase, itemsize, device)
+    return fewest.path if seconds < best.cost.predicted_s else None
+
+
+def fused_seconds(rows: Stream, batch: int, phase: str, itemsize: int, device: Gpu) -> float:
+    """Predicted seconds of a stream in one kernel: padded products or traffic, whichever is longer, on as many
+    multiprocessors as there are blocks; traffic with the second-level cache where that holds the states of all
+    blocks at once, else with memory. The backward pass runs it forward once more."""
+    figures, blocks = device.machine(itemsize), -(-batch // _BLOCK)
+    programs = min(blocks, device.units)
+    fits = programs * _BLOCK * itemsize * sum(rows.states) <= device.cache_bytes
+    macs = blocks * _BLOCK * sum(padded_macs(p) for p in rows.passes)
+    moved = blocks * _BLOCK * itemsize * 2 * sum(rows.states)
+    per_s = device.cache_bytes_per_s if fits else figures.bytes_per_s
+    once = max(macs / figures.kernel_macs_per_s, moved / per_s) * device.units / programs
+    steps = [step.kind in ("matmul", "multiply") for program in rows.operands for step in program.steps]
+    prologue = sum(1.0 if works else 0.25 for works in steps)  # the others are views, for the most part
+    if phase == "train":
+        return 4 * once + (3 * prologue + _CALL_BACK) * _OP
+    return once + (prologue + _CALL) * _OP
+
+
+def padded_macs(p: Pass) -> int:
+    """Multiply-adds of a pass for one row, its sizes filled up to those of a matrix instruction."""
+    k, n = (-(-len(legs) // 16) * 16 for legs in (p.state_k, p.made_n))
+    return len(p.state_h) * len(p.state_m) * k * n

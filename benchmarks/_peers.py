@@ -22,34 +22,34 @@ import tn4nn as tn
 # -- ours ----------------------------------------------------------------------------------------------------
 
 
-def _ours(cell: Cell, backend: str) -> tuple[Any, tn.Plan]:
-    plan = tn.plan(cell.network, batch=cell.batch, phase=cell.phase)
+def _ours(cell: Cell, backend: str, plan: tn.Plan, **options: Any) -> tuple[Any, dict[str, Any]]:
     cell.guard(PathCost(plan.cost.macs // cell.macs(1), 0, 0))
     cell.guard_bytes(plan.cost.peak + plan.cost.saved)
     layer = tn.Linear(cell.network, bias=False)
-    module = layer.build(backend, weights=cell.data.weights, batch=cell.batch, phase=cell.phase)
-    return module, plan
-
-
-def _plan_notes(plan: tn.Plan) -> dict[str, Any]:
-    return {
+    module = layer.build(backend, weights=cell.data.weights, batch=cell.batch, phase=cell.phase, **options)
+    notes = {
         "order": plan.order,
-        "steps": len(plan.program.steps),
-        "block": plan.program.block,
+        "runtime": plan.runtime,
+        "block": plan.block,
         "predicted_s": plan.cost.predicted_s,
         "predicted_saved_bytes": plan.cost.saved,
     }
+    return module, notes
 
 
 def _tn4nn_torch(cell: Cell) -> Runner:
-    module, plan = _ours(cell, "torch")
+    """With tune=True: the best few plans are measured when the layer is built."""
+    native = cell.device == "cpu"
+    plan = tn.plan(cell.network, cell.batch, cell.phase, runtime="native" if native else "program", tune=native)
+    module, notes = _ours(cell, "torch", plan, tune=True)
     module = module.to(cell.device)
-    return TorchRunner(cell, module, list(module.parameters()), plan.cost.macs, _plan_notes(plan))
+    return TorchRunner(cell, module, list(module.parameters()), plan.cost.macs, notes)
 
 
 def _tn4nn_jax(cell: Cell) -> Runner:
-    module, plan = _ours(cell, "jax")
-    return JaxRunner(cell, lambda m, x: m(x), module, plan.cost.macs, _plan_notes(plan))
+    plan = tn.plan(cell.network, cell.batch, cell.phase)
+    module, notes = _ours(cell, "jax", plan)
+    return JaxRunner(cell, lambda m, x: m(x), module, plan.cost.macs, notes)
 
 
 # -- dense ---------------------------------------------------------------------------------------------------

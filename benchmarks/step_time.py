@@ -45,7 +45,7 @@ def limit_threads(threads: int) -> None:
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler and allocator write to stderr otherwise
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if hasattr(os, "sched_setaffinity") and threads > 1:  # XLA has as many threads as it sees cores
+    if hasattr(os, "sched_setaffinity"):  # XLA runs independent products on as many threads as it sees cores
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[:threads])
     try:

@@ -10,12 +10,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._cache import plans as _cache
 from ._compiled import processor
+from ._errors import TN4NNError
 from ._network import Network
 from ._paths import Path, find_paths
 from ._plan import Cost, Machine, Search, is_path
@@ -54,6 +55,54 @@ class Way:
     def recipe(self, network: Network, itemsize: int = 4) -> Recipe:
         """The tasks of this way."""
         return recipe(network, self.path, self.block, itemsize=itemsize, layouts=self.layouts)
+
+    def table(self, network: Network, phase: str, itemsize: int = 4) -> list[TaskRow]:
+        """What it does: the prologue, one block of rows, and what follows, task by task."""
+        made = self.recipe(network, itemsize)
+        before, through, after = _tasks_of(made, phase)
+        named = [("once", before), ("block", through), ("once", after)]
+        return [_row(made, when, task) for when, tasks in named for task in tasks]
+
+
+class TaskRow(NamedTuple):
+    """One line of a plan: what is contracted, its sizes, multiply-adds and predicted seconds."""
+
+    text: str
+    sizes: str
+    macs: int
+    seconds: float
+
+
+def _row(made: Recipe, when: str, task: Task) -> TaskRow:
+    shape = shape_of(task, made.sizes, 1 if when == "once" else made.block)
+    a, b, c = (f"{made.bases.name(p.base)}[{' '.join(p.legs)}]" for p in (task.a, task.b, task.c))
+    sizes = f"{shape.h} x {shape.m} x {shape.k} x {shape.n}"
+    return TaskRow(f"{when}: {c} = {a} * {b}", sizes, shape.macs, task_seconds(shape, Machine(), made.itemsize))
+
+
+def _tasks_of(made: Recipe, phase: str) -> tuple[Sequence[Task], Sequence[Task], Sequence[Task]]:
+    """The tasks that run once before, for each block of rows, and once after."""
+    before, through = made.ahead(made.prologue), made.ahead(made.stream)
+    if phase == "forward":
+        return before, through, ()
+    cores = frozenset(range(len(made.bases.slopes)))
+    again = (*made.ahead(made.passes[:-1]), *made.back(made.passes, True, cores))
+    return before, (*through, *again), made.back(made.prologue, False, cores)
+
+
+def within(memory: int, network: Network, batch: int, phase: str, **options: Any) -> tuple[Way, ...]:
+    """The best ways with a peak of at most `memory` bytes; an error with the smallest found where there is none."""
+    minimize = options.pop("minimize")
+    found = [*ways(network, batch, phase, minimize=minimize, **options)]
+    found += ways(network, batch, phase, minimize="memory", **options)
+    fits = [way for way in found if way.cost.peak <= memory]
+    if not fits:
+        smallest = min(way.cost.peak for way in found)
+        raise TN4NNError(
+            f"no plan of {network.topology.name!r} at batch {batch} has a peak of at most {memory} bytes: the smallest "
+            f"found needs {smallest} bytes"
+        )
+    return tuple(sorted(fits, key=lambda way: way.cost.score(minimize)))
 
 
 def ways(
@@ -143,12 +192,7 @@ class _Pricer:
     def cost(self, r: Recipe) -> Cost:
         """The cost of a recipe at this batch."""
         train, b, item = self.phase == "train", r.bases, self.itemsize
-        cores = frozenset(range(len(b.slopes)))
-        before, through = r.ahead(r.prologue), r.ahead(r.stream)
-        after: tuple[Task, ...] = ()
-        if train:
-            through += (*r.ahead(r.passes[:-1]), *r.back(r.passes, True, cores))
-            after = r.back(r.prologue, False, cores)
+        before, through, after = _tasks_of(r, self.phase)
         full, left = divmod(self.batch, r.block)
         rows_in, rows_out = r.passes[0].reads, r.passes[-1].makes.row
         row = max(place.row for place in rows_in) + rows_out

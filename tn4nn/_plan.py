@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._cache import plans as _cache
 from ._errors import TN4NNError
@@ -14,12 +14,16 @@ from ._paths import Path, chain_path, find_paths, greedy_path, path_macs, slice_
 from ._program import BATCH, Legs, Program, Work, lower, trace
 from ._topology import fingerprint_of
 
+if TYPE_CHECKING:
+    from ._native_plan import Way
+
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
 PLANNER = 3  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
+RUNTIMES = ("program", "native")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class Plan:
         cost: of one pass.
         itemsize: bytes of one number.
         candidates: (order, cost) of everything that was considered, the chosen one first.
+        way: how the native runtime takes this path; None where a framework runs the program.
     """
 
     network: Network
@@ -102,6 +107,17 @@ class Plan:
     cost: Cost
     itemsize: int
     candidates: tuple[tuple[str, Cost], ...]
+    way: Way | None = None
+
+    @property
+    def runtime(self) -> str:
+        """ "native" or "program"."""
+        return "program" if self.way is None else "native"
+
+    @property
+    def block(self) -> int:
+        """Rows that are run at a time; 0 for all at once."""
+        return self.program.block if self.way is None else self.way.block
 
     def input_shapes(self, batch: int | None = None) -> list[tuple[int, ...]]:
         """Shapes of the program's inputs at a batch (default: the plan's)."""
@@ -112,13 +128,9 @@ class Plan:
         return trace(self.program, _step_shapes(self.network, self.program, self.batch))
 
     def __str__(self) -> str:
-        cost, name = self.cost, self.network.topology.name
-        lines = [
-            f"Plan for {name!r} {self.network.in_features} -> {self.network.out_features}, batch {self.batch}, "
-            f"{self.phase}, least {self.minimize}: {self.order}",
-            f"  {cost.macs:,} MACs, {_bytes(cost.bytes_moved)} moved, peak {_bytes(cost.peak)}, "
-            f"saved {_bytes(cost.saved)}, predicted {cost.predicted_s * 1e3:.3g} ms",
-        ]
+        if self.way is not None:
+            return _native_text(self, self.way)
+        lines = _head(self)
         loops = [f"{self.program.block} rows at a time"] if self.program.block else []
         loops += [f"{math.prod(n for n, _ in self.program.sliced)} slices"] if self.program.sliced else []
         if loops:
@@ -136,6 +148,28 @@ class Plan:
             )
         lines.append(f"  largest intermediate {_bytes(largest * self.itemsize)}")
         return "\n".join(lines)
+
+
+def _head(p: Plan) -> list[str]:
+    cost = p.cost
+    return [
+        f"Plan for {p.network.topology.name!r} {p.network.in_features} -> {p.network.out_features}, batch {p.batch}, "
+        f"{p.phase}, least {p.minimize}: {p.order}",
+        f"  {cost.macs:,} MACs, {_bytes(cost.bytes_moved)} moved, peak {_bytes(cost.peak)}, "
+        f"saved {_bytes(cost.saved)}, predicted {cost.predicted_s * 1e3:.3g} ms",
+    ]
+
+
+def _native_text(p: Plan, way: Way) -> str:
+    """The tasks of a native plan, those of one block of rows together."""
+    measured = "" if way.measured_s is None else f", measured {way.measured_s * 1e3:.3g} ms"
+    lines = [*_head(p), f"  native runtime, {way.block} rows at a time{measured}; tasks are of one block"]
+    lines.append(f"  {'task':<80} {'h x m x k x n':<20} {'MACs':>12} {'us':>8}")
+    lines += [
+        f"  {row.text:<80} {row.sizes:<20} {row.macs:>12,} {row.seconds * 1e6:>8.2f}"
+        for row in way.table(p.network, p.phase, p.itemsize)
+    ]
+    return "\n".join(lines)
 
 
 def _bytes(number: float) -> str:
@@ -160,6 +194,8 @@ def plan(
     progress: Callable[[str], None] | None = None,
     machine: Machine | None = None,
     cache: bool = True,
+    runtime: str = "program",
+    tune: bool = False,
 ) -> Plan:
     """Finds how to apply a network to a batch.
 
@@ -181,9 +217,14 @@ def plan(
         progress: called with a line of text per round of the search.
         machine: figures of the cost model (default: a CPU core).
         cache: False plans anew and stores nothing.
+        runtime: "program" for the steps that every backend can run (what jax does, and torch under torch.compile or
+            on a GPU), "native" for the C runtime that runs torch's layers on a CPU.
+        tune: measure the best few ways of the native runtime and take the fastest; the answer is kept on disk
+            with the processor's fingerprint.
 
     Raises:
-        TN4NNError: an unknown phase or objective, a batch below 1, a memory cap that nothing meets.
+        TN4NNError: an unknown phase, objective or runtime, a batch below 1, a memory cap that nothing meets,
+            `tune` for programs.
 
     Example:
         >>> import tn4nn as tn
@@ -198,6 +239,12 @@ def plan(
         raise TN4NNError(f"minimize must be one of {', '.join(OBJECTIVES)}, received {minimize!r}")
     if batch < 1:
         raise TN4NNError(f"a plan needs a batch of at least 1 row, received {batch}")
+    if runtime not in RUNTIMES:
+        raise TN4NNError(f"runtime must be one of {', '.join(RUNTIMES)}, received {runtime!r}")
+    if tune and runtime != "native":
+        raise TN4NNError(f"tune measures the native runtime, received runtime={runtime!r}: pass runtime='native'")
+    if runtime == "native":
+        return _native_plan(network, batch, phase, minimize, memory, form, itemsize, machine, cache, tune)
     machine = machine or Machine()
     question = [PLANNER, network.fingerprint, batch, phase, minimize, memory, form, itemsize, seed]
     question += [time_limit, dataclasses.astuple(machine)]
@@ -213,6 +260,34 @@ def plan(
     if cache:
         _cache.put(key, search.stored(chosen))
     return chosen
+
+
+def _native_plan(
+    network: Network,
+    batch: int,
+    phase: str,
+    minimize: str,
+    memory: int | None,
+    form: Form,
+    itemsize: int,
+    machine: Machine | None,
+    cache: bool,
+    tune: bool,
+) -> Plan:
+    from ._native_plan import ways, within
+
+    if form != "apply" or itemsize not in (4, 8):
+        raise TN4NNError(
+            "the native runtime applies networks to float32 and float64 rows (form 'apply', itemsize 4 or 8), "
+            f"received form={form!r}, itemsize={itemsize}"
+        )
+    found = ways(network, batch, phase, minimize=minimize, itemsize=itemsize, tune=tune, machine=machine, cache=cache)
+    if memory is not None:
+        found = within(memory, network, batch, phase, minimize=minimize, itemsize=itemsize, machine=machine)
+    way = found[0]
+    program = Search(network, batch, phase, minimize, form, itemsize, machine or Machine()).lowered(way.path)
+    table = tuple((other.order, other.cost) for other in found)
+    return Plan(network, batch, phase, minimize, way.order, way.path, program, way.cost, itemsize, table, way)
 
 
 def bucket(batch: int) -> int:

@@ -55,6 +55,13 @@ class Bases:
         self.slopes = range(cores + 8, 2 * cores + 8)
         self.count = 2 * cores + 8
 
+    def name(self, base: int) -> str:
+        """A short name, for reports; `d` stands before gradients."""
+        first, last = self.x, self.slopes[0]
+        if base < first or base >= last:
+            return f"core{base}" if base < first else f"dcore{base - last}"
+        return ("x", "y", "made", "state", "dy", "dx", "dmade", "dstate")[base - first]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:

@@ -109,7 +109,7 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
-_PACKING = -1
+_PACKING, _STATES, _SUMS, _STATE_SLOPES, _MADE = range(5)
 
 
 class Native:
@@ -126,7 +126,7 @@ class Native:
         self._call, self._packing = library.run, int(library.scratch_size()) * recipe.itemsize
         before = recipe.ahead(recipe.prologue)
         self._ahead = self._tasks(before, recipe.ahead(recipe.stream))
-        self._back: dict[tuple[bool, frozenset[int]], Tasks] = {}
+        self._back: dict[tuple[bool, ...], Tasks] = {}
         bases, first, last = recipe.bases, recipe.passes[0], recipe.passes[-1]
         rows_in = max(place.row for place in first.reads)
         rows = {bases.x: rows_in, bases.gx: rows_in, bases.y: last.makes.row, bases.gy: last.makes.row}
@@ -135,8 +135,9 @@ class Native:
         self._moved = rows_in * recipe.itemsize, last.makes.row * recipe.itemsize  # bytes of a row of x and of y
         lengths = recipe.lengths
         self.kept, self.outputs = lengths[bases.made], last.makes.row
-        self._states, self._state_slopes, self._made_slopes = (
-            lengths[base] * recipe.itemsize for base in (bases.states, bases.state_slopes, bases.made_slopes)
+        self._states, self._state_slopes, self._made_slopes, self._made = (
+            lengths[base] * recipe.itemsize
+            for base in (bases.states, bases.state_slopes, bases.made_slopes, bases.made)
         )
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy is the same runtime; another process finds its own
@@ -146,39 +147,45 @@ class Native:
         """y = x W^T, all by address; fills `made` with `kept` numbers, for the backward pass."""
         tasks = self._ahead
         if threads == 1 or rows < 2 * _SHARE:
-            return self._run(tasks, tasks.counts, rows, [*cores, x, y, made, _memory.address(0, self._states)])
+            return self._run(tasks, tasks.counts, rows, [*cores, x, y, made, _memory.address(_STATES, self._states)])
         self._run(tasks, (tasks.counts[0], 0, 0), 1, [*cores, x, y, made, 0])
         x_row, y_row = self._moved
 
         def part(low: int, high: int) -> None:
-            given = [*cores, x + low * x_row, y + low * y_row, made, _memory.address(0, self._states)]
+            given = [*cores, x + low * x_row, y + low * y_row, made, _memory.address(_STATES, self._states)]
             self._run(tasks, (0, tasks.counts[1], 0), high - low, given, tasks.counts[0])
 
         _spread(part, rows, threads)
         return None
 
+    def spare(self) -> int:
+        """Address for what `forward` makes where no backward pass follows."""
+        return _memory.address(_MADE, self._made)
+
     def backward(
         self, rows: int, cores: Sequence[int], made: int, x: int, gy: int, gx: int, slopes: Sequence[int],
-        threads: int = 1,
+        wanted: tuple[bool, ...], threads: int = 1,
     ) -> None:  # fmt: skip
-        """The gradient of x and those of the cores, except where the address is 0.
+        """The gradients of x and of the cores that are `wanted`; the addresses of the others are 0.
 
         `made` is as `forward` has filled it.
         """
-        tasks = self._tasks_back(bool(gx), frozenset(i for i, address in enumerate(slopes) if address))
-        sums = _memory.address(1, self._made_slopes)
+        tasks = self._back.get(wanted) or self._tasks_back(wanted)
+        sums = _memory.address(_SUMS, self._made_slopes)
         if threads == 1 or rows < 2 * _SHARE:
-            given = [*cores, x, 0, made, _memory.address(0, self._states), gy, gx, sums]
-            return self._run(tasks, tasks.counts, rows, [*given, _memory.address(2, self._state_slopes), *slopes])
+            given = [*cores, x, 0, made, _memory.address(_STATES, self._states), gy, gx, sums]
+            return self._run(
+                tasks, tasks.counts, rows, [*given, _memory.address(_STATE_SLOPES, self._state_slopes), *slopes]
+            )
         x_row, y_row = self._moved
         ctypes.memset(sums, 0, self._made_slopes)  # what no pass writes is added up all the same
 
         def part(low: int, high: int) -> list[tuple[int, NDArray[Any]]]:
             own = [(address, self._zeros(base)) for base, address in self._sums(sums, slopes)] if low else []
             mine = {address: array.ctypes.data for address, array in own}
-            states = _memory.address(0, self._states)
+            states = _memory.address(_STATES, self._states)
             given = [*cores, x + low * x_row, 0, made, states, gy + low * y_row, gx and gx + low * x_row]
-            given += [mine.get(sums, sums), _memory.address(2, self._state_slopes)]
+            given += [mine.get(sums, sums), _memory.address(_STATE_SLOPES, self._state_slopes)]
             given += [mine.get(address, address) for address in slopes]
             self._run(tasks, (0, tasks.counts[1], 0), high - low, given)
             return own
@@ -196,13 +203,13 @@ class Native:
         counts = len(before), len(through), len(after)
         return Tasks((*before, *through, *after), counts, recipe.sizes, recipe.block, recipe.itemsize)
 
-    def _tasks_back(self, x: bool, cores: frozenset[int]) -> Tasks:
-        if (x, cores) not in self._back:
-            recipe = self.recipe
-            again = recipe.ahead(recipe.passes[:-1]) if cores else ()
-            through = (*again, *recipe.back(recipe.passes, x, cores))
-            self._back[x, cores] = self._tasks((), through, recipe.back(recipe.prologue, False, cores))
-        return self._back[x, cores]
+    def _tasks_back(self, wanted: tuple[bool, ...]) -> Tasks:
+        recipe, x = self.recipe, wanted[0]
+        cores = frozenset(i for i, needed in enumerate(wanted[1:]) if needed)
+        again = recipe.ahead(recipe.passes[:-1]) if cores else ()
+        through = (*again, *recipe.back(recipe.passes, x, cores))
+        made = self._back[wanted] = self._tasks((), through, recipe.back(recipe.prologue, False, cores))
+        return made
 
     def _run(self, tasks: Tasks, counts: tuple[int, int, int], rows: int, addresses: list[int], skip: int = 0) -> None:
         given, recipe = array.array("q", addresses), self.recipe

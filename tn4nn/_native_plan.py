@@ -288,7 +288,7 @@ def _run_of(network: Network, way: Way, batch: int, phase: str, itemsize: int) -
     def run() -> object:
         made.forward(batch, at, places[0], places[1], places[2])
         if phase == "train":
-            made.backward(batch, at, places[0], places[1], places[3], places[4], to)
+            made.backward(batch, at, places[0], places[1], places[3], places[4], to, (True,) * (1 + len(to)))
         return (cores, x, y, gy, gx, kept, slopes)  # alive as long as the function is
 
     return run

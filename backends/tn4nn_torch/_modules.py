@@ -119,9 +119,9 @@ class _Planned(nn.Module):
 
     def native_for(self, rows: int, itemsize: int) -> Native | None:
         """The native runtime for that many rows; None where there is none (no compiler)."""
-        size = self._planned if self._fixed else bucket(rows)
-        key = (size, itemsize)
+        key = (self._planned if self._fixed else bucket(rows), itemsize)
         if key not in self._natives:
+            size = key[0]
             way = ways(self.network, size, self.phase, minimize=self.minimize, itemsize=itemsize, tune=self.tune)[0]
             self._natives[key] = native(way.recipe(self.network, itemsize))
         return self._natives[key]
@@ -176,12 +176,13 @@ class _Planned(nn.Module):
         if self._padding:
             rows = F.pad(rows, (0, self._padding))
         cores = self.cores()
-        triton = self.fused_for(rows, cores)
+        triton = self.fused_for(rows, cores) if self.tune or self._fused else None
         if triton is not None:
             y = triton(dict(zip(self._names, cores, strict=True)), rows)
+        elif usable(rows) and (found := self.native_for(rows.shape[0], ITEMSIZE[rows.dtype])) is not None:
+            y = apply(found, cores, rows, self.run_program)
         else:
-            found = self.native_for(rows.shape[0], ITEMSIZE[rows.dtype]) if usable(rows) else None
-            y = self.run_program(rows, cores) if found is None else apply(found, cores, rows, self.run_program)
+            y = self.run_program(rows, cores)
         return y[:, : self.out_features] if self._surplus else y
 
     def run_program(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
@@ -267,7 +268,7 @@ class TNLinear(_Planned):
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             self.layer.out_shape(tuple(x.shape))
         rows = self.checked(x).reshape(-1, x.shape[-1]) if x.dim() != 2 else self.checked(x)
-        order: Any = self._order
+        order = self._buffers["_order"]
         if order is not None:
             rows = rows[:, order]
         y = self.apply_rows(rows)

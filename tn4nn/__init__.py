@@ -74,11 +74,14 @@ if TYPE_CHECKING:
     from ._compare import Candidate, Report, compare, read_topologies
     from ._data import Dataset
     from ._data import load as load_data
+    from ._decompose import Decomposition, decompose, mps
+    from ._gauge import balance, canonicalise, gauge_error
+    from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
 
     __version__: str
 
-# Training, comparing and data bring half of the standard library: they are imported when they are asked for.
+# Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
 _LAZY = {
     "Candidate": ("_compare", "Candidate"),
     "Report": ("_compare", "Report"),
@@ -86,6 +89,14 @@ _LAZY = {
     "read_topologies": ("_compare", "read_topologies"),
     "Dataset": ("_data", "Dataset"),
     "load_data": ("_data", "load"),
+    "Decomposition": ("_decompose", "Decomposition"),
+    "decompose": ("_decompose", "decompose"),
+    "mps": ("_decompose", "mps"),
+    "balance": ("_gauge", "balance"),
+    "canonicalise": ("_gauge", "canonicalise"),
+    "gauge_error": ("_gauge", "gauge_error"),
+    "Factors": ("_svd", "Factors"),
+    "low_rank_factors": ("_svd", "low_rank_factors"),
     "Epoch": ("_train", "Epoch"),
     "Run": ("_train", "Run"),
     "train": ("_train", "train"),
@@ -120,12 +131,14 @@ __all__ = [
     "backend",
     "BackendError",
     "backends",
+    "balance",
     "BatchNorm",
     "block_term",
     "btt",
     "BudgetError",
     "build",
     "Candidate",
+    "canonicalise",
     "catalogue",
     "CheckpointError",
     "compare",
@@ -136,11 +149,15 @@ __all__ = [
     "cp",
     "DataError",
     "Dataset",
+    "decompose",
+    "Decomposition",
     "dense",
     "Dropout",
     "Embedding",
     "Epoch",
+    "Factors",
     "Flatten",
+    "gauge_error",
     "GELU",
     "installed_backends",
     "kronecker",
@@ -150,12 +167,14 @@ __all__ = [
     "Linear",
     "load_data",
     "low_rank",
+    "low_rank_factors",
     "MaxPool",
     "mera",
     "model_from_json",
     "modes_for",
     "monarch",
     "mpo",
+    "mps",
     "Network",
     "Ordering",
     "Parallel",

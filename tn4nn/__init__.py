@@ -75,7 +75,9 @@ if TYPE_CHECKING:
     from ._data import Dataset
     from ._data import load as load_data
     from ._decompose import Decomposition, decompose, mps
+    from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
+    from ._io import load, save
     from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
 
@@ -92,6 +94,12 @@ _LAZY = {
     "Decomposition": ("_decompose", "Decomposition"),
     "decompose": ("_decompose", "decompose"),
     "mps": ("_decompose", "mps"),
+    "Cut": ("_entanglement", "Cut"),
+    "Entanglement": ("_entanglement", "Entanglement"),
+    "entanglement": ("_entanglement", "entanglement"),
+    "entanglement_nulls": ("_entanglement", "entanglement_nulls"),
+    "load": ("_io", "load"),
+    "save": ("_io", "save"),
     "balance": ("_gauge", "balance"),
     "canonicalise": ("_gauge", "canonicalise"),
     "gauge_error": ("_gauge", "gauge_error"),
@@ -147,6 +155,7 @@ __all__ = [
     "Core",
     "Cost",
     "cp",
+    "Cut",
     "DataError",
     "Dataset",
     "decompose",
@@ -154,6 +163,9 @@ __all__ = [
     "dense",
     "Dropout",
     "Embedding",
+    "Entanglement",
+    "entanglement",
+    "entanglement_nulls",
     "Epoch",
     "Factors",
     "Flatten",
@@ -165,6 +177,7 @@ __all__ = [
     "LayerNorm",
     "learning_rates",
     "Linear",
+    "load",
     "load_data",
     "low_rank",
     "low_rank_factors",
@@ -188,6 +201,7 @@ __all__ = [
     "Residual",
     "ring",
     "Run",
+    "save",
     "Sequential",
     "ShapeError",
     "Sigmoid",

@@ -75,6 +75,20 @@ class Decomposition:
 
         return Linear(self.network, bias=bias, ordering=self.ordering)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The network and all figures as plain data, without the weights."""
+        left_out = ("network", "weights", "ordering")
+        figures = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        return {
+            "schema": 1,
+            "network": self.network.to_dict(),
+            "params": self.network.num_params,
+            "dense_params": self.network.dense_params,
+            **figures,
+            "bond_errors": dict(self.bond_errors),
+            "compressible": self.compressible,
+        }
+
     def __str__(self) -> str:
         net = self.network
         lines = [

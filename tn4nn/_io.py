@@ -15,6 +15,7 @@ from ._errors import CheckpointError, DataError, ShapeError, TN4NNError
 from ._files import atomic_write
 from ._layers import Layer, layer_from_dict
 from ._network import Network
+from ._topology import nearest
 
 SCHEMA = 1
 _KEY = "tn4nn"
@@ -95,6 +96,41 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
     except (TN4NNError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the model and the arrays in it do not fit: {error}") from error
     return model, {name: weights[name] for name in names}
+
+
+def read_matrix(path: str | os.PathLike[str], tensor: str | None = None) -> NDArray[Any]:
+    """A matrix out of a .npy file, or out of a .safetensors file by the name of the tensor.
+
+    Raises:
+        DataError: no such file or tensor (with the names of the matrices in it), or no matrix.
+    """
+    if Path(path).suffix == ".npy":
+        try:
+            found: NDArray[Any] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} cannot be read as a .npy file: {error}") from error
+    else:
+        found = _tensor(Path(path), tensor)
+    if found.ndim != 2:
+        raise DataError(f"{path}: expected a matrix (out_features, in_features), received shape {found.shape}")
+    return found
+
+
+def _tensor(path: Path, name: str | None) -> NDArray[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            names = list(file.keys())
+            if name not in names:
+                matrices = [n for n in names if len(file.get_slice(n).get_shape()) == 2]
+                raise DataError(
+                    f"{path}: expected the name of a tensor, received {name!r}."
+                    + nearest(name or "", matrices or names)
+                )
+            return np.asarray(file.get_tensor(name))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as a .npy or .safetensors file: {error}") from error
 
 
 def _version(record: Mapping[str, Any]) -> str:

@@ -531,3 +531,51 @@ def test_a_rank_above_the_useful_one_is_lowered_and_told() -> None:
     kept = tn.decompose(random(6, 6), MPO.with_rank(20))  # a Network's ranks are kept, the rest is zero
     assert kept.network.ranks == {"a0": 20}
     assert kept.error < 1e-6
+
+
+# -- rounding ---------------------------------------------------------------------------------------------------
+
+
+def redundant(name: str, kind: str = "float64") -> tuple[tn.Network, dict[str, np.ndarray], np.ndarray]:
+    """A network whose ranks are larger than its W needs, beside a little noise."""
+    w = smooth(18, 24) + 0.01 * random(18, 24) + (1j * random(18, 24) * 0.01 if kind == "complex128" else 0)
+    result = tn.decompose(w, built(name), rank=6, dtype=kind, compare_random=False)
+    return result.network, dict(result.weights), result.network.to_dense(result.weights)
+
+
+@pytest.mark.parametrize("kind", ["float64", "complex128"])
+@pytest.mark.parametrize("name", ["mpo", "tree", "tucker", "low_rank"])
+def test_rounding_is_decomposing_w(name: str, kind: str) -> None:
+    net, weights, w = redundant(name, kind)
+    for options in ({"rank": 2}, {"params": int(0.6 * net.num_params)}, {"error": 0.05}, {"error": 0.0}):
+        result = tn.rounded(net, weights, **options)
+        fitted = result.network.to_dense(result.weights)
+        assert relative(w, fitted) == pytest.approx(result.error, abs=1e-9)
+        other = tn.decompose(w, result.network, dtype=kind, compare_random=False)
+        assert result.bond_errors == pytest.approx(dict(other.bond_errors), abs=1e-7)
+        assert result.error == pytest.approx(other.error, rel=0.05, abs=1e-9)  # another order of the bonds
+        assert result.least - 1e-9 <= result.error <= result.bound + 1e-9
+    assert result.error < 1e-12
+    assert tn.rounded(net, weights, error=0.05).error <= 0.05
+
+
+def test_rounding_never_forms_w() -> None:
+    net = tn.mpo((8,) * 8, (8,) * 8).with_rank(4)  # W would have 2^48 entries
+    result = tn.rounded(net, net.init(0), params=4000)
+    assert 0 < result.error < 1
+    assert result.network.num_params <= 4000
+    assert {a.dtype for a in result.weights.values()} == {np.dtype("float32")}
+
+
+def test_what_cannot_be_rounded() -> None:
+    ring = tn.ring((2, 2, 2), (2, 2, 2)).with_rank(2)
+    with pytest.raises(tn.TopologyError, match="rounding needs a tree of cores without loops"):
+        tn.rounded(ring, ring.init(0), rank=1)
+    net = tn.mpo((2, 2), (2, 2)).with_rank(2)
+    with pytest.raises(tn.TopologyError, match="exactly one of rank=, params=, error=, received none"):
+        tn.rounded(net, net.init(0))
+    with pytest.raises(tn.DataError, match="W of this network is zero everywhere"):
+        tn.rounded(net, {n: a * 0 for n, a in net.init(0).items()}, rank=1)
+    kept = tn.rounded(net, net.init(0), rank=9)
+    assert kept.network == net
+    assert kept.error < 1e-6

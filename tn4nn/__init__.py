@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
     from ._io import load, save
+    from ._round import rounded
     from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
 
@@ -100,6 +101,7 @@ _LAZY = {
     "entanglement_nulls": ("_entanglement", "entanglement_nulls"),
     "load": ("_io", "load"),
     "save": ("_io", "save"),
+    "rounded": ("_round", "rounded"),
     "balance": ("_gauge", "balance"),
     "canonicalise": ("_gauge", "canonicalise"),
     "gauge_error": ("_gauge", "gauge_error"),
@@ -200,6 +202,7 @@ __all__ = [
     "Report",
     "Residual",
     "ring",
+    "rounded",
     "Run",
     "save",
     "Sequential",

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -44,11 +45,38 @@ def checked_memory(memory: int | None) -> int:
         return 2**32
 
 
+class Fits(Protocol):
+    """What the choice of ranks asks of: weights at given ranks, and what they lose."""
+
+    @property
+    def tree(self) -> Tree | None:
+        """The tree of the topology, where it is one."""
+        ...
+
+    @property
+    def tails(self) -> Tails:
+        """What is lost at each edge of the tree, by rank."""
+        ...
+
+    def fit(self, network: Network) -> dict[str, Array]:
+        """Weights at the ranks of a network."""
+        ...
+
+    def swept_error(self, network: Network) -> float:
+        """A figure that is the smaller the better the ranks are; for trees."""
+        ...
+
+    def error_of(self, network: Network, weights: Mapping[str, Array]) -> float:
+        """The relative error of what `fit` gave."""
+        ...
+
+
 class Fitter:
     """Weights for given ranks: by the sweep of a tree, by least squares, or by one after the other."""
 
     def __init__(self, target: Target, tree: Tree | None, method: str, seed: int, memory: int) -> None:
-        self.target, self.tree, self.seed, self.memory = target, tree, seed, memory
+        self.target, self.seed, self.memory = target, seed, memory
+        self.tree: Tree | None = tree
         self.require(_COPIES * target.w.itemsize * math.prod(target.topology.modes.values()))
         weighed = target.covariance is not None
         self.corner = _corner(target.topology) if weighed and tree is not None and method != "als" else None
@@ -114,10 +142,7 @@ class Fitter:
             return []
         whole = float(np.linalg.norm(self.target.w)) ** 2
         outside = max(0.0, whole - float(np.linalg.norm(self.tensor)) ** 2)  # what a kept leg cuts away of W
-        found = [
-            (edge.bonds, math.sqrt(max(0.0, self.tails.at(i, network.ranks)) / whole))
-            for i, edge in enumerate(self.tree.edges)
-        ]
+        found = lost_at_edges(self.tree, self.tails, network, whole)
         return [*found, ((), math.sqrt(outside / whole))] if outside > 1e-12 * whole else found
 
     @property
@@ -133,6 +158,13 @@ class Fitter:
         fitted = network.to_dense(weights)
         found = self.target.output_error(fitted)
         return self.target.error(fitted) if found is None else found
+
+
+def lost_at_edges(tree: Tree, dropped: Tails, network: Network, whole: float) -> list[tuple[tuple[str, ...], float]]:
+    """The bonds of each edge, and the root of the share of `whole` (a squared norm) that its rank drops."""
+    return [
+        (edge.bonds, math.sqrt(max(0.0, dropped.at(i, network.ranks)) / whole)) for i, edge in enumerate(tree.edges)
+    ]
 
 
 def _corner(topology: Topology) -> Core | None:
@@ -213,7 +245,7 @@ class Asked:
                 f"decompose takes exactly one of rank=, params=, error=, received {', '.join(asked) or 'none'}"
             )
 
-    def answer(self, fitter: Fitter) -> tuple[Network, dict[str, Array], tuple[str, ...]]:
+    def answer(self, fitter: Fits) -> tuple[Network, dict[str, Array], tuple[str, ...]]:
         """The network, its weights, and what to tell about the choice."""
         if isinstance(self.onto, Network):
             return self.onto, fitter.fit(self.onto), ()
@@ -230,7 +262,7 @@ class Asked:
         return network, fitter.fit(network), (note,) if lowered else ()
 
 
-def _within_budget(fitter: Fitter, topology: Topology, params: int) -> Network:
+def _within_budget(fitter: Fits, topology: Topology, params: int) -> Network:
     """The ranks of a tree that lose least, found by error per parameter and compared with even ones."""
     even = topology.with_budget(params=params)
     if fitter.tree is None or not topology.bonds:
@@ -242,7 +274,7 @@ def _within_budget(fitter: Fitter, topology: Topology, params: int) -> Network:
     return min(dict.fromkeys(networks), key=lambda net: (fitter.swept_error(net), net.num_params))
 
 
-def _within_error(fitter: Fitter, topology: Topology, error: float) -> tuple[Network, dict[str, Array]]:
+def _within_error(fitter: Fits, topology: Topology, error: float) -> tuple[Network, dict[str, Array]]:
     """The smallest of the networks tried whose error is at most `error`."""
     tried: list[tuple[float, int]] = []
     for network in _ever_larger(fitter, topology, error):
@@ -259,7 +291,7 @@ def _within_error(fitter: Fitter, topology: Topology, error: float) -> tuple[Net
     )
 
 
-def _ever_larger(fitter: Fitter, topology: Topology, error: float) -> Iterator[Network]:
+def _ever_larger(fitter: Fits, topology: Topology, error: float) -> Iterator[Network]:
     caps = rank_caps(topology)
     if fitter.tree is not None and topology.bonds:
         allowed = error**2 * fitter.tails.total

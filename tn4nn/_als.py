@@ -21,8 +21,8 @@ from ._target import Target
 from ._tree import held_modes
 from .reference import contract
 
-_DIRECT = 1500  # unknowns up to which a system is solved directly, above by conjugate gradients
 _STEPS = 8  # of conjugate gradients from the core before
+_EXACTNESS = 2.0  # a system is solved directly where that costs at most so many times these steps
 _PULL = 1e-10  # towards the core before, of the mean eigenvalue of N: keeps singular systems quiet
 _SETTLED = 1e-5  # relative change of the squared error in a sweep below which nothing is expected any more
 _SWEEPS = (12, 1000)  # fewest and most
@@ -48,8 +48,8 @@ class _Contraction:
 
 @dataclasses.dataclass(frozen=True)
 class _Update:
-    """How one core is found. `batch`, `unknown` and `free` are its legs; `normal` gives N, or where that is
-    `large`, N times the core."""
+    """How one core is found. `batch`, `unknown` and `free` are its legs; `normal` gives N, or where that is too
+    `large`, N times the core; `macs` are the multiply-adds of it all."""
 
     core: str
     legs: Legs
@@ -59,6 +59,7 @@ class _Update:
     large: bool
     normal: _Contraction
     right: _Contraction
+    macs: int
 
 
 class Als:
@@ -105,18 +106,23 @@ class Als:
         metric = ([self.metric], [":metric"]) if self.weighed else ([], [])
         around_twice = [*(other.legs for other in others), *bras, *metric[0]]
         twice = [*names, *(_primed(name) for name in names), *metric[1]]
-        large = self._size(unknown) > _DIRECT
-        if large:
-            output = (*batch, *map(_primed, unknown), *free)
-            normal = self._contraction([core.legs, *around_twice], [":unknown", *twice], output)
-        else:
-            normal = self._contraction(around_twice, twice, (*batch, *map(_primed, unknown), *unknown))
+        outer = (*batch, *map(_primed, unknown))
+        normal = self._contraction(around_twice, twice, (*outer, *unknown))
+        times = self._contraction([core.legs, *around_twice], [":unknown", *twice], (*outer, *free))
+        k = self._size(unknown)
+        direct = self._macs(normal) + self._size(batch) * k * k * (k + self._size(free))
+        large = direct > _EXACTNESS * _STEPS * self._macs(times)
+        work = _STEPS * self._macs(times) if large else direct
         right = self._contraction(
             [*(other.legs for other in others), held_modes(self.network.topology)],
             [*(_primed(name) for name in names), ":target"],
             (*batch, *unknown, *free),
         )
-        return _Update(core.name, core.legs, batch, unknown, free, large, normal, right)
+        work += self._macs(right)
+        return _Update(core.name, core.legs, batch, unknown, free, large, times if large else normal, right, work)
+
+    def _macs(self, job: _Contraction) -> int:
+        return path_macs(job.tensors, job.output, self.sizes, job.path) if job.tensors else 0
 
     def _contraction(self, tensors: Sequence[Legs], arrays: Sequence[str], output: Legs) -> _Contraction:
         path: Path = ()
@@ -143,15 +149,7 @@ class Als:
     @property
     def macs(self) -> int:
         """Multiply-adds of one sweep, the solving of the systems included."""
-        total = 0
-        for update in self.updates:
-            normal, right = (
-                path_macs(job.tensors, job.output, self.sizes, job.path) for job in (update.normal, update.right)
-            )
-            k = self._size(update.unknown)
-            solving = 0 if update.large else self._size(update.batch) * k * k * (k + self._size(update.free))
-            total += right + solving + normal * (_STEPS if update.large else 1)
-        return total
+        return sum(update.macs for update in self.updates)
 
     # -- fitting ----------------------------------------------------------------------------------------------
 

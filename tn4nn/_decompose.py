@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._ordering import Ordering
 
 _LIKE_RANDOM = 0.9  # of the error of a random matrix: from there on W is no more compressible than noise
+_ROUNDING = 1e-5  # errors below are mostly those of float32
 _NULL_SWEEPS = 12
 
 
@@ -39,9 +40,10 @@ class Decomposition:
         output_error: sqrt(E|(W - W')x|^2 / E|W x|^2) over the calibration inputs, None where none were given.
         bond_errors: bond -> what W loses at this bond alone at its rank, relative; for trees, else empty.
         bound: relative error that cannot be exceeded at these ranks (sqrt of the sum of their squares), and which
-            is at most sqrt(bonds) times the least possible one; None where there is no tree.
+            is at most sqrt(bonds) times the least possible one; None where there is no tree, or inputs were given.
         least: relative error that no weights at these ranks can go below; None where there is no tree.
-        random_error: error of the same fit to a random matrix of the same shape, None where it was not asked for.
+        random_error: error of the same fit to a random matrix of the same shape, that of the outputs where inputs were
+            given; None where it was not asked for.
         method: "svd" or "als".
         ordering: the order in which the network sees its inputs, None for their own.
         notes: what else to know, one sentence each.
@@ -62,7 +64,8 @@ class Decomposition:
     @property
     def compressible(self) -> bool:
         """Whether W is nearer to its network than a random matrix would be, by a tenth of the error at least."""
-        return self.random_error is None or self.error <= max(_LIKE_RANDOM * self.random_error, 1e-6)
+        error = self.error if self.output_error is None else self.output_error
+        return self.random_error is None or error <= max(_LIKE_RANDOM * self.random_error, 1e-6)
 
     def to_dense(self) -> Array:
         """The new W, of shape (out_features, in_features), for inputs in their own order."""
@@ -109,7 +112,7 @@ class Decomposition:
     __repr__ = __str__
 
     def _range(self) -> str:
-        if self.bound is None or self.least is None or self.method != "svd":
+        if self.bound is None or self.least is None or self.method != "svd" or self.error < _ROUNDING:
             return ""
         return f"; at these ranks no weights can be below {self.least:.4g}, these are at most {self.bound:.4g}"
 
@@ -223,7 +226,7 @@ def _finished(
         fitter.target.error(fitted),
         fitter.target.output_error(fitted),
         {bond: e for bonds, e in lost for bond in bonds},
-        min(1.0, float(np.linalg.norm(every))) if every else None,
+        min(1.0, float(np.linalg.norm(every))) if every and fitter.target.covariance is None else None,
         max(every) if every else None,
         null,
         fitter.method,

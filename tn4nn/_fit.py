@@ -116,7 +116,12 @@ class Fitter:
             return made if self.whitener is None else _unwhitened(network, made, self.corner, self.whitener)
         als = Als(self.target, network)
         self.require(als.bytes)
-        return als.run([made] if made is not None else list(self._starts(network)), sweeps)
+        if made is not None:
+            return als.run([made], sweeps)
+        starts = list(self._starts(network))
+        if self.target.covariance is not None:  # what fits W is a good start, and cheap to find
+            starts = [Als(dataclasses.replace(self.target, covariance=None), network).run(starts, sweeps)]
+        return als.run(starts, sweeps)
 
     def _starts(self, network: Network) -> Iterator[dict[str, Array]]:
         within = _tree_within(network)

@@ -303,6 +303,22 @@ def test_a_covariance_is_as_good_as_the_batch() -> None:
         assert covariance.output_error == pytest.approx(batch.output_error, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tucker", "mpo", "tree"])
+def test_ranks_follow_what_the_outputs_see(name: str) -> None:
+    """Inputs of which some hardly vary, as the border of an image: their bonds need little."""
+    w, x = random(64, 64), np.random.default_rng(1).standard_normal((400, 64)) * np.exp(-np.arange(64) / 8)
+    topology = tn.build(name, 64, 64, sites=3)
+    plain = tn.decompose(w, topology, params=600, compare_random=False)
+    aware = tn.decompose(w, topology, params=600, inputs=x, compare_random=False)
+    same_ranks = tn.decompose(w, plain.network, inputs=x, compare_random=False)
+    assert aware.network.num_params <= 600
+    assert aware.output_error < same_ranks.output_error < 1
+    assert aware.bond_errors == {}
+    within = tn.decompose(w, topology, error=0.3, inputs=x, compare_random=False)
+    assert within.output_error <= 0.3
+    assert within.network.num_params < tn.decompose(w, topology, error=0.3, compare_random=False).network.num_params
+
+
 def test_calibrated_low_rank_is_optimal() -> None:
     """The best rank-r fit of the outputs on a batch is the truncated SVD of the outputs."""
     w, x = random(18, 24), correlated(400, 24)

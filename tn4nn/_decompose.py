@@ -38,10 +38,11 @@ class Decomposition:
         weights: core name -> array; `network.to_dense(weights)` is the new W.
         error: ||W - W'|| / ||W|| in the Frobenius norm.
         output_error: sqrt(E|(W - W')x|^2 / E|W x|^2) over the calibration inputs, None where none were given.
-        bond_errors: bond -> what W loses at this bond alone at its rank, relative; for trees, else empty.
+        bond_errors: bond -> what W loses at this bond alone at its rank, relative; empty where there is no tree, or
+            inputs were given.
         bound: relative error that cannot be exceeded at these ranks (sqrt of the sum of their squares), and which
-            is at most sqrt(bonds) times the least possible one; None where there is no tree, or inputs were given.
-        least: relative error that no weights at these ranks can go below; None where there is no tree.
+            is at most sqrt(bonds) times the least possible one; None where there are no bond errors.
+        least: relative error that no weights at these ranks can go below; None where there are no bond errors.
         random_error: error of the same fit to a random matrix of the same shape, that of the outputs where inputs were
             given; None where it was not asked for.
         method: "svd" or "als".
@@ -226,7 +227,7 @@ def _finished(
         fitter.target.error(fitted),
         fitter.target.output_error(fitted),
         {bond: e for bonds, e in lost for bond in bonds},
-        min(1.0, float(np.linalg.norm(every))) if every and fitter.target.covariance is None else None,
+        min(1.0, float(np.linalg.norm(every))) if every else None,
         max(every) if every else None,
         null,
         fitter.method,

@@ -89,14 +89,20 @@ class Fitter:
             matrix = matrix @ (vectors * np.sqrt(values))
             self.whitener = (vectors / np.sqrt(values)).conj().T
         self.tensor = target.tensor(matrix)
+        # Ranks are chosen on what the outputs see: W times the symmetric root of the covariance, which mixes inputs
+        # as little as can be.
+        self._seen = self.tensor
+        if weighed and self.corner is None and tree is not None:
+            values, vectors = np.linalg.eigh(target.ridged)
+            self._seen = target.tensor(target.padded @ (vectors * np.sqrt(values)) @ vectors.conj().T)
         self._tails: Tails | None = None
 
     @property
     def tails(self) -> Tails:
-        """The spectra of W at every edge of the tree."""
+        """The spectra at every edge of the tree of what ranks are chosen on."""
         assert self.tree is not None
         if self._tails is None:
-            self._tails = Tails(self.tree, energies_of(self.tree, self.tensor))
+            self._tails = Tails(self.tree, energies_of(self.tree, self._seen))
         return self._tails
 
     def require(self, need: int) -> None:
@@ -136,14 +142,14 @@ class Fitter:
     def swept_error(self, network: Network) -> float:
         """The error of the sweep of a tree at these ranks, before any least squares."""
         assert self.tree is not None
-        made = sweep(self.tree, self.tensor, network.ranks)
+        made = sweep(self.tree, self._seen, network.ranks)
         root = self.tree.topology.cores[self.tree.root].name
         return -float(np.linalg.norm(made[root]))  # all others are isometries: what is kept, so what is lost
 
     def lost_at_edges(self, network: Network) -> list[tuple[tuple[str, ...], float]]:
-        """The bonds of each edge of the tree, and what is lost there alone, relative; nothing where there is no tree
-        or where the sweep saw another W than the one that errors are told of."""
-        if self.tree is None or self.whitener is not None:
+        """The bonds of each edge of the tree, and what W loses there alone, relative; nothing where there is no tree,
+        or where it is the outputs whose loss is made small."""
+        if self.tree is None or self.target.covariance is not None:
             return []
         whole = float(np.linalg.norm(self.target.w)) ** 2
         outside = max(0.0, whole - float(np.linalg.norm(self.tensor)) ** 2)  # what a kept leg cuts away of W

@@ -92,34 +92,36 @@ class Als:
     # -- what is contracted -----------------------------------------------------------------------------------
 
     def _update(self, position: int) -> _Update:
-        cores = self.network.topology.cores
-        core = cores[position]
-        others = [other for i, other in enumerate(cores) if i != position]
+        cores, modes = self.network.topology.cores, self.network.topology.modes
+        core, others = cores[position], [*cores[:position], *cores[position + 1 :]]
         around = {leg for other in others for leg in other.legs} | set(self.metric)
-        modes = self.network.topology.modes
         unknown = tuple(leg for leg in core.legs if leg not in modes or leg in self.weighed)
         batch = tuple(leg for leg in core.legs if leg not in unknown and leg in around)
         free = tuple(leg for leg in core.legs if leg not in unknown and leg not in batch)
-        doubled = {leg for leg in (*modes, *self.network.ranks) if leg not in modes or leg in self.weighed}
-        bras = [tuple(_primed(leg) if leg in doubled else leg for leg in other.legs) for other in others]
         names = [other.name for other in others]
-        metric = ([self.metric], [":metric"]) if self.weighed else ([], [])
-        around_twice = [*(other.legs for other in others), *bras, *metric[0]]
-        twice = [*names, *(_primed(name) for name in names), *metric[1]]
-        outer = (*batch, *map(_primed, unknown))
-        normal = self._contraction(around_twice, twice, (*outer, *unknown))
-        times = self._contraction([core.legs, *around_twice], [":unknown", *twice], (*outer, *free))
-        k = self._size(unknown)
-        direct = self._macs(normal) + self._size(batch) * k * k * (k + self._size(free))
-        large = direct > _EXACTNESS * _STEPS * self._macs(times)
-        work = _STEPS * self._macs(times) if large else direct
         right = self._contraction(
             [*(other.legs for other in others), held_modes(self.network.topology)],
-            [*(_primed(name) for name in names), ":target"],
+            [*map(_primed, names), ":target"],
             (*batch, *unknown, *free),
         )
-        work += self._macs(right)
-        return _Update(core.name, core.legs, batch, unknown, free, large, times if large else normal, right, work)
+        # The network beside its conjugate, without this core: N, or with it once: N times the core.
+        tensors = [*(other.legs for other in others), *(self._bra(other.legs) for other in others)]
+        arrays = [*names, *map(_primed, names)]
+        if self.weighed:
+            tensors, arrays = [*tensors, self.metric], [*arrays, ":metric"]
+        outer = (*batch, *map(_primed, unknown))
+        normal = self._contraction(tensors, arrays, (*outer, *unknown))
+        times = self._contraction([core.legs, *tensors], [":unknown", *arrays], (*outer, *free))
+        k, steps = self._size(unknown), _STEPS * self._macs(times)
+        direct = self._macs(normal) + self._size(batch) * k * k * (k + self._size(free))
+        large = direct > _EXACTNESS * steps
+        macs = self._macs(right) + (steps if large else direct)
+        return _Update(core.name, core.legs, batch, unknown, free, large, times if large else normal, right, macs)
+
+    def _bra(self, legs: Legs) -> Legs:
+        """Legs of a conjugated core: open ones are summed with those of the core itself, unless inputs are weighed."""
+        modes = self.network.topology.modes
+        return tuple(leg if leg in modes and leg not in self.weighed else _primed(leg) for leg in legs)
 
     def _macs(self, job: _Contraction) -> int:
         return path_macs(job.tensors, job.output, self.sizes, job.path) if job.tensors else 0

@@ -83,19 +83,21 @@ class Fitter:
         exact = tree is not None and (not weighed or self.corner is not None or method == "svd")
         self.method = "als" if method == "als" or not exact else "svd"
         self.whitener: Array | None = None
-        matrix = target.padded
-        if self.corner is not None:
-            values, vectors = np.linalg.eigh(target.ridged)
-            matrix = matrix @ (vectors * np.sqrt(values))
-            self.whitener = (vectors / np.sqrt(values)).conj().T
-        self.tensor = target.tensor(matrix)
-        # Ranks are chosen on what the outputs see: W times the symmetric root of the covariance, which mixes inputs
-        # as little as can be.
-        self._seen = self.tensor
-        if weighed and self.corner is None and tree is not None:
-            values, vectors = np.linalg.eigh(target.ridged)
-            self._seen = target.tensor(target.padded @ (vectors * np.sqrt(values)) @ vectors.conj().T)
+        self.tensor = self._seen = target.tensor(target.padded)
+        if weighed and tree is not None:
+            self._whiten()
         self._tails: Tails | None = None
+
+    def _whiten(self) -> None:
+        """Weighs W by the inputs: where one core holds them all, that is what is fitted; elsewhere ranks are chosen on
+        it, with the symmetric root of the covariance, which mixes inputs as little as can be."""
+        values, vectors = np.linalg.eigh(self.target.ridged)
+        root = vectors * np.sqrt(values)
+        if self.corner is None:
+            self._seen = self.target.tensor(self.target.padded @ root @ vectors.conj().T)
+            return
+        self.tensor = self._seen = self.target.tensor(self.target.padded @ root)
+        self.whitener = (vectors / np.sqrt(values)).conj().T
 
     @property
     def tails(self) -> Tails:

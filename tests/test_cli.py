@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tn4nn as tn
 from tn4nn import _cli, _files
 
 pytest.importorskip("torch")
@@ -55,6 +57,39 @@ def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):
     assert "test accuracy" in capsys.readouterr().out
     assert json.loads((tmp_path / "t.json").read_text())["test_accuracy"] > 10
     assert (tmp_path / "c.st").exists()
+
+
+def test_decompose(monkeypatch, tmp_path, capsys):
+    w = np.kron(np.arange(1.0, 5).reshape(2, 2), np.eye(4))
+    np.save(tmp_path / "w.npy", w)
+    made = [tmp_path / "n.safetensors", tmp_path / "d.json"]
+    arguments = ["decompose", tmp_path / "w.npy", "mpo", "--params", 60, "--out", made[0], "--json", made[1]]
+    assert call(monkeypatch, *arguments) == 0
+    assert "compressible: a random matrix of this shape has error" in capsys.readouterr().out
+    record = json.loads(made[1].read_text())
+    assert record["params"] <= 60
+    assert record["error"] < 1e-6
+    assert record["compressible"]
+    net, weights = tn.load(made[0])
+    assert net.to_dict() == record["network"]
+    np.testing.assert_allclose(net.to_dense(weights), w, atol=1e-5)
+
+
+def test_decompose_a_tensor_of_a_model_on_calibration_inputs(monkeypatch, tmp_path, capsys):
+    model = tn.Sequential(first=tn.Linear(6, 4))
+    tn.save(tmp_path / "m.safetensors", model, model.init(0))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((20, 6)))
+    text = "x=6 -> y=4 : x a, a y"
+    arguments = ["decompose", tmp_path / "m.safetensors", text, "--rank", 1, "--inputs", tmp_path / "x.npy"]
+    assert call(monkeypatch, *arguments, "--tensor", "first.core0") == 0
+    assert "of the outputs on the calibration inputs" in capsys.readouterr().out
+    assert call(monkeypatch, *arguments) == 1
+    assert "expected the name of a tensor, received None. Known: 'first.core0'" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    for name, word in (("missing.npy", "cannot be read as a .npy file"), ("missing", "cannot be read as a .npy or")):
+        assert call(monkeypatch, "decompose", tmp_path / name, "mpo", "--rank", 1) == 1
+        assert word in " ".join(capsys.readouterr().err.split())
 
 
 def test_backends_lists_ours(monkeypatch, tmp_path, capsys):

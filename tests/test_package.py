@@ -89,7 +89,7 @@ def test_doctests(name):
     assert failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/topologies.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/topologies.md", "docs/decomposition.md"])
 def test_the_pages_are_true(page):
     import doctest
 
@@ -155,5 +155,9 @@ def test_names_that_the_design_promises():
         "Dropout",
         "Residual",
         "Parallel",
+        "decompose",
+        "entanglement",
+        "save",
+        "load",
     ]
     assert [name for name in promised if not hasattr(tn, name)] == []

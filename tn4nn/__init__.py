@@ -74,11 +74,17 @@ if TYPE_CHECKING:
     from ._compare import Candidate, Report, compare, read_topologies
     from ._data import Dataset
     from ._data import load as load_data
+    from ._decompose import Decomposition, decompose, mps
+    from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
+    from ._gauge import balance, canonicalise, gauge_error
+    from ._io import load, save
+    from ._round import rounded
+    from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
 
     __version__: str
 
-# Training, comparing and data bring half of the standard library: they are imported when they are asked for.
+# Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
 _LAZY = {
     "Candidate": ("_compare", "Candidate"),
     "Report": ("_compare", "Report"),
@@ -86,6 +92,21 @@ _LAZY = {
     "read_topologies": ("_compare", "read_topologies"),
     "Dataset": ("_data", "Dataset"),
     "load_data": ("_data", "load"),
+    "Decomposition": ("_decompose", "Decomposition"),
+    "decompose": ("_decompose", "decompose"),
+    "mps": ("_decompose", "mps"),
+    "Cut": ("_entanglement", "Cut"),
+    "Entanglement": ("_entanglement", "Entanglement"),
+    "entanglement": ("_entanglement", "entanglement"),
+    "entanglement_nulls": ("_entanglement", "entanglement_nulls"),
+    "load": ("_io", "load"),
+    "save": ("_io", "save"),
+    "rounded": ("_round", "rounded"),
+    "balance": ("_gauge", "balance"),
+    "canonicalise": ("_gauge", "canonicalise"),
+    "gauge_error": ("_gauge", "gauge_error"),
+    "Factors": ("_svd", "Factors"),
+    "low_rank_factors": ("_svd", "low_rank_factors"),
     "Epoch": ("_train", "Epoch"),
     "Run": ("_train", "Run"),
     "train": ("_train", "train"),
@@ -120,12 +141,14 @@ __all__ = [
     "backend",
     "BackendError",
     "backends",
+    "balance",
     "BatchNorm",
     "block_term",
     "btt",
     "BudgetError",
     "build",
     "Candidate",
+    "canonicalise",
     "catalogue",
     "CheckpointError",
     "compare",
@@ -134,13 +157,21 @@ __all__ = [
     "Core",
     "Cost",
     "cp",
+    "Cut",
     "DataError",
     "Dataset",
+    "decompose",
+    "Decomposition",
     "dense",
     "Dropout",
     "Embedding",
+    "Entanglement",
+    "entanglement",
+    "entanglement_nulls",
     "Epoch",
+    "Factors",
     "Flatten",
+    "gauge_error",
     "GELU",
     "installed_backends",
     "kronecker",
@@ -148,14 +179,17 @@ __all__ = [
     "LayerNorm",
     "learning_rates",
     "Linear",
+    "load",
     "load_data",
     "low_rank",
+    "low_rank_factors",
     "MaxPool",
     "mera",
     "model_from_json",
     "modes_for",
     "monarch",
     "mpo",
+    "mps",
     "Network",
     "Ordering",
     "Parallel",
@@ -168,7 +202,9 @@ __all__ = [
     "Report",
     "Residual",
     "ring",
+    "rounded",
     "Run",
+    "save",
     "Sequential",
     "ShapeError",
     "Sigmoid",

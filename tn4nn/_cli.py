@@ -178,15 +178,18 @@ def _progress() -> Callable[[str], None]:
 
 def _network(name: str, inputs: int, outputs: int, sites: int | None, budget: int | None, rank: int | None) -> Network:
     """A network from a catalogue name, a .json file, or the text notation with sizes in it."""
-    if name.endswith(".json"):
-        return Network.from_json(Path(name).read_text())
-    if "=" in name:
-        t = _from_text(name)
-    else:
-        t = build(name, inputs, outputs, sites=sites)
+    t = _declared(name, inputs, outputs, sites)
+    if isinstance(t, Network):
+        return t
     if budget is not None:
         return t.with_budget(params=budget)
     return t.with_rank(rank if rank is not None else 4, clip=True)
+
+
+def _declared(name: str, inputs: int, outputs: int, sites: int | None) -> Network | Topology:
+    if name.endswith(".json"):
+        return Network.from_json(Path(name).read_text())
+    return _from_text(name) if "=" in name else build(name, inputs, outputs, sites=sites)
 
 
 def _from_text(text: str) -> Topology:
@@ -315,6 +318,36 @@ def _train(
             {"schema": 1, "model": model.to_dict(), "history": history, "test_accuracy": run.test_accuracy,
              "losses": run.losses.tolist()},
         )  # fmt: skip
+
+
+@app.command("decompose")
+def _decompose(
+    file: Annotated[Path, typer.Argument(help="W of shape (out, in): a .npy file, or a .safetensors file.")],
+    topology: Annotated[str, typer.Argument(help="As for plan; the features are those of W.")],
+    params: Annotated[int | None, typer.Option(min=1, help="Parameters, never more.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of every bond.")] = None,
+    error: Annotated[float | None, typer.Option(help="Largest relative error.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="Which tensor of a .safetensors file.")] = None,
+    inputs: Annotated[Path | None, typer.Option(help="A .npy file of calibration inputs, (rows, in).")] = None,
+    sites: Sites = None,
+    method: Annotated[str, typer.Option(help="auto, svd or als.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also save the network and its weights to this file.")] = None,
+    json: Json = None,
+) -> None:
+    """Put a network in the place of a trained matrix, and tell what is lost."""
+    from ._decompose import decompose
+    from ._io import read_matrix, save
+
+    w = read_matrix(file, tensor)
+    onto = _declared(topology, w.shape[1], w.shape[0], sites)
+    batch = None if inputs is None else read_matrix(inputs)
+    result = decompose(w, onto, rank=rank, params=params, error=error, method=method, inputs=batch, seed=seed)
+    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        save(out, result.network, result.weights)
+    if json is not None:
+        write_json(json, result.to_dict())
 
 
 @app.command("backends")

@@ -350,7 +350,7 @@ class Linear(OnNetwork):
         put = object.__setattr__
         put(self, "network", _network_of(network, out_features, "Linear"))
         put(self, "bias", bool(bias))
-        put(self, "ordering", _ordering_of(ordering, self.topology.in_features))
+        put(self, "ordering", ordering_of(ordering, self.topology.in_features))
         _check_init(init, gain)
         put(self, "init_scheme", init)
         put(self, "gain", float(gain))
@@ -367,7 +367,7 @@ class Linear(OnNetwork):
         return self.core_specs() + self.bias_spec(self.bias)
 
 
-def _ordering_of(given: object, features: int) -> Ordering | None:
+def ordering_of(given: object, features: int) -> Ordering | None:
     if given is None:
         return None
     if isinstance(given, str):

@@ -1,0 +1,203 @@
+"""Files: to the bit through every backend, and a clear word for every file that is none."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
+
+import tn4nn as tn
+from tn4nn import _files, testing
+
+MODEL = tn.Sequential(
+    tn.Linear(tn.mpo((4, 4), (2, 3)).with_rank(3), ordering="hilbert"),
+    tn.ReLU(),
+    tn.BatchNorm(6),
+    first=tn.Linear(6, 4),
+)
+
+
+def written(folder: Path, model: tn.Layer = MODEL) -> tuple[Path, dict[str, np.ndarray]]:
+    weights = testing.weights_for(model)
+    tn.save(folder / "m.safetensors", model, weights)
+    return folder / "m.safetensors", weights
+
+
+def same_bits(one: dict, two: dict) -> bool:
+    return list(one) == list(two) and all(
+        a.dtype == two[n].dtype and a.shape == two[n].shape and a.tobytes() == two[n].tobytes() for n, a in one.items()
+    )
+
+
+@pytest.mark.parametrize("case", testing.CASES, ids=str)
+def test_every_kind_of_layer(case: testing.Case, tmp_path: Path) -> None:
+    path, weights = written(tmp_path, case.model)
+    model, again = tn.load(path)
+    assert model == case.model
+    assert model.fingerprint == case.model.fingerprint
+    assert same_bits(again, weights)
+
+
+def test_a_network_alone(tmp_path: Path) -> None:
+    net = tn.peps((2,) * 4, (2,) * 4).with_rank(3)
+    tn.save(tmp_path / "n", net, net.init(0))
+    again, weights = tn.load(tmp_path / "n")
+    assert again == net
+    assert same_bits(weights, net.init(0))
+
+
+@pytest.mark.parametrize("route", [("torch", "jax", "torch"), ("jax", "torch", "jax"), ("numpy", "torch", "jax")])
+def test_bits_survive_every_framework(route: tuple[str, ...], tmp_path: Path) -> None:
+    for name in route:
+        if name != "numpy":
+            pytest.importorskip(name)
+    _, start = written(tmp_path)
+    model, weights = MODEL, start
+    for step, name in enumerate(route):
+        backend = tn.backend(name)
+        module = model.build(name, weights, dtype="float32")
+        path = tmp_path / f"{step}.safetensors"
+        tn.save(path, model, backend.weights(module))
+        model, weights = tn.load(path)
+        assert model == MODEL
+        assert same_bits(weights, start)
+
+
+def test_a_torch_user_needs_no_tn4nn_to_read_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    path, weights = written(tmp_path)
+    module = MODEL.build("torch", seed=9)
+    module.load_state_dict(load_file(path))
+    assert same_bits(tn.backend("torch").weights(module), weights)
+
+
+def test_arrays_that_do_not_lie_in_order(tmp_path: Path) -> None:
+    """safetensors writes the buffer of an array as it lies: that is the trap, and save does not step into it."""
+    model = tn.Linear(3, 2, bias=False)
+    array = np.arange(6, dtype=np.float32).reshape(3, 2).T
+    assert not array.flags.c_contiguous
+    tn.save(tmp_path / "t", model, {"core0": array})
+    np.testing.assert_array_equal(tn.load(tmp_path / "t")[1]["core0"], array)
+    strided = np.arange(24, dtype=np.float32).reshape(4, 6)[::2, ::2]
+    tn.save(tmp_path / "s", model, {"core0": strided})
+    np.testing.assert_array_equal(tn.load(tmp_path / "s")[1]["core0"], strided)
+    swapped = array.astype(">f4")
+    tn.save(tmp_path / "b", model, {"core0": swapped})
+    np.testing.assert_array_equal(tn.load(tmp_path / "b")[1]["core0"], array)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", "complex64"])
+def test_other_dtypes(kind: str, tmp_path: Path) -> None:
+    net = tn.low_rank(3, 2).with_rank(2)
+    weights = {n: a.astype(kind) for n, a in net.init(0).items()}
+    tn.save(tmp_path / "d", net, weights)
+    assert same_bits(tn.load(tmp_path / "d")[1], weights)
+
+
+def test_loaded_arrays_are_the_callers_own(tmp_path: Path) -> None:
+    path, weights = written(tmp_path)
+    _, one = tn.load(path)
+    one["0.core0"][...] = 0
+    assert same_bits(tn.load(path)[1], weights)
+
+
+def test_what_stands_in_the_file(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path, _ = written(tmp_path)
+    with safe_open(path, framework="numpy") as file:
+        record = json.loads(file.metadata()["tn4nn"])
+    assert record["schema"] == 1
+    assert set(record["versions"]) == {"tn4nn", "numpy"}
+    assert tn.model_from_json(json.dumps({"model": record["model"]})) == MODEL
+
+
+# -- what is refused --------------------------------------------------------------------------------------------
+
+
+def spoilt(path: Path, change) -> None:
+    """The file with its record and arrays changed."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        record = json.loads(file.metadata()["tn4nn"])
+    arrays = from_bytes(path.read_bytes())
+    text = change(record, arrays)
+    path.write_bytes(to_bytes(arrays, {"tn4nn": json.dumps(record) if text is None else text}))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda r, a: r.update(schema=9), "has schema 9, written by tn4nn"),
+        (lambda r, a: r.update(schema=9, versions=0), "by tn4nn of an unknown version; this version reads schema 1"),
+        (lambda r, a: a.__delitem__("0.core1"), "do not fit: weight '0.core1' of shape (3, 4, 3) is missing"),
+        (lambda r, a: a.update({"0.core7": a["0.bias"]}), "'0.core7' is no weight of this model. Did you mean '0.core"),
+        (lambda r, a: a.update({"0.bias": a["0.bias"][:2]}), "'0.bias': expected shape (6,), received (2,)"),
+        (lambda r, a: r.__delitem__("model"), "do not fit: 'model'"),
+        (lambda r, a: r.update(model={"kind": "Magic"}), "unknown kind of layer 'Magic'"),
+        (lambda r, a: r.update(model=3), "a layer is an object in model data, received 3"),
+        (lambda r, a: "[1]", "are no object, received list"),
+        (lambda r, a: "{", "are no JSON"),
+    ],
+)  # fmt: skip
+def test_files_of_another_making(change, text: str, tmp_path: Path) -> None:
+    path, _ = written(tmp_path)
+    spoilt(path, change)
+    with pytest.raises(tn.CheckpointError, match=re.escape(text)) as caught:
+        tn.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_no_file_no_safetensors_and_not_ours(tmp_path: Path) -> None:
+    with pytest.raises(tn.DataError, match="cannot be read"):
+        tn.load(tmp_path / "missing")
+    with pytest.raises(tn.DataError, match="cannot be read"):
+        tn.load(tmp_path)
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").write_bytes(b"")
+    path, _ = written(tmp_path)
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-3])
+    for name in ("text", "empty", "cut"):
+        with pytest.raises(tn.CheckpointError, match="is no safetensors file that can be read here"):
+            tn.load(tmp_path / name)
+    (tmp_path / "other").write_bytes(to_bytes({"w": np.zeros(3)}))
+    with pytest.raises(tn.CheckpointError, match=re.escape("but not one of tn4nn.save: its metadata have no 'tn4nn'")):
+        tn.load(tmp_path / "other")
+
+
+def test_nothing_is_written_for_wrong_weights(tmp_path: Path) -> None:
+    weights = MODEL.init(0)
+    path = tmp_path / "never"
+    with pytest.raises(tn.ShapeError, match=re.escape("'0.core9' is no weight of this model")):
+        tn.save(path, MODEL, {**weights, "0.core9": weights["0.core0"]})
+    with pytest.raises(tn.ShapeError, match=re.escape("'0.bias' must hold numbers that numpy has, received <U1")):
+        tn.save(path, MODEL, {**weights, "0.bias": np.array(["a"] * 6)})
+    with pytest.raises(tn.ShapeError, match="save takes a model or a Network, then its weights; received dict"):
+        tn.save(path, weights, MODEL)  # type: ignore[arg-type]
+    with pytest.raises(tn.TopologyError, match="stands on a topology without ranks"):
+        tn.save(path, tn.Linear(tn.mpo((2, 2), (2, 2))), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, weights = written(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_files, "_write_all", full)
+    with pytest.raises(tn.WriteError, match="No space left"):
+        tn.save(path, MODEL, MODEL.init(5))
+    monkeypatch.undo()
+    assert same_bits(tn.load(path)[1], weights)
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,248 @@
+"""Alternating least squares: the best core with all others held, one after another, on any graph.
+
+For one core the error is quadratic: its legs that other tensors hold too (bonds, and input legs where inputs are
+weighed) are the unknowns of normal equations N G = R, open legs on several cores make one system for each of
+their values, and the other open legs are right-hand sides. N and R are contractions of the network with itself
+and with W, along paths found once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ._network import Network
+from ._paths import EXHAUSTIVE, Legs, Path, find_paths, greedy_path, legs_along, path_macs
+from ._svd import Array
+from ._target import Target
+from ._tree import held_modes
+from .reference import contract
+
+_STEPS = 8  # of conjugate gradients from the core before
+_EXACTNESS = 2.0  # a system is solved directly where that costs at most so many times these steps
+_PULL = 1e-10  # towards the core before, of the mean eigenvalue of N: keeps singular systems quiet
+_SETTLED = 1e-5  # relative change of the squared error in a sweep below which nothing is expected any more
+_SWEEPS = (12, 1000)  # fewest and most
+_WORK = 4e10  # multiply-adds that all sweeps together may take
+
+
+def _primed(leg: str) -> str:
+    return leg + ":"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contraction:
+    """Tensors by name of their array, along a path."""
+
+    tensors: tuple[Legs, ...]
+    arrays: tuple[str, ...]
+    output: Legs
+    path: Path
+
+    def run(self, arrays: Mapping[str, Array]) -> Array:
+        return contract(self.tensors, [arrays[name] for name in self.arrays], self.output, self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Update:
+    """How one core is found. `batch`, `unknown` and `free` are its legs; `normal` gives N, or where that is too
+    `large`, N times the core; `macs` are the multiply-adds of it all."""
+
+    core: str
+    legs: Legs
+    batch: Legs
+    unknown: Legs
+    free: Legs
+    large: bool
+    normal: _Contraction
+    right: _Contraction
+    macs: int
+
+
+class Als:
+    """One fit of a network to a target.
+
+    Args:
+        target: what is fitted; with a covariance, the error is that of the outputs.
+        network: its ranks are kept.
+    """
+
+    def __init__(self, target: Target, network: Network) -> None:
+        self.network = network
+        t = network.topology
+        self.weighed = frozenset(t.inputs) - set(t.kept) if target.covariance is not None else frozenset[str]()
+        self.metric = tuple(leg for leg in t.inputs if leg in held_modes(t)) if self.weighed else ()
+        self.metric += tuple(_primed(leg) for leg in self.metric if leg in self.weighed)
+        self.fixed: dict[str, Array] = {}
+        matrix = target.padded
+        if self.weighed:
+            covariance = target.ridged
+            self.fixed[":metric"] = _metric(network, covariance, self.metric)
+            self.scale = float(np.einsum("oi,oi->", matrix @ covariance, matrix.conj()).real)
+            matrix = matrix @ covariance
+        self.fixed[":target"] = target.tensor(matrix)
+        if not self.weighed:
+            self.scale = float(np.linalg.norm(self.fixed[":target"]) ** 2) or 1.0
+        self.sizes = {**network.sizes, **{_primed(leg): size for leg, size in network.sizes.items()}}
+        self.updates = [self._update(i) for i in range(len(t.cores))]
+
+    # -- what is contracted -----------------------------------------------------------------------------------
+
+    def _update(self, position: int) -> _Update:
+        cores, modes = self.network.topology.cores, self.network.topology.modes
+        core, others = cores[position], [*cores[:position], *cores[position + 1 :]]
+        around = {leg for other in others for leg in other.legs} | set(self.metric)
+        unknown = tuple(leg for leg in core.legs if leg not in modes or leg in self.weighed)
+        batch = tuple(leg for leg in core.legs if leg not in unknown and leg in around)
+        free = tuple(leg for leg in core.legs if leg not in unknown and leg not in batch)
+        names = [other.name for other in others]
+        right = self._contraction(
+            [*(other.legs for other in others), held_modes(self.network.topology)],
+            [*map(_primed, names), ":target"],
+            (*batch, *unknown, *free),
+        )
+        # The network beside its conjugate, without this core: N, or with it once: N times the core.
+        tensors = [*(other.legs for other in others), *(self._bra(other.legs) for other in others)]
+        arrays = [*names, *map(_primed, names)]
+        if self.weighed:
+            tensors, arrays = [*tensors, self.metric], [*arrays, ":metric"]
+        outer = (*batch, *map(_primed, unknown))
+        normal = self._contraction(tensors, arrays, (*outer, *unknown))
+        times = self._contraction([core.legs, *tensors], [":unknown", *arrays], (*outer, *free))
+        k, steps = self._size(unknown), _STEPS * self._macs(times)
+        direct = self._macs(normal) + self._size(batch) * k * k * (k + self._size(free))
+        large = direct > _EXACTNESS * steps
+        macs = self._macs(right) + (steps if large else direct)
+        return _Update(core.name, core.legs, batch, unknown, free, large, times if large else normal, right, macs)
+
+    def _bra(self, legs: Legs) -> Legs:
+        """Legs of a conjugated core: open ones are summed with those of the core itself, unless inputs are weighed."""
+        modes = self.network.topology.modes
+        return tuple(leg if leg in modes and leg not in self.weighed else _primed(leg) for leg in legs)
+
+    def _macs(self, job: _Contraction) -> int:
+        return path_macs(job.tensors, job.output, self.sizes, job.path) if job.tensors else 0
+
+    def _contraction(self, tensors: Sequence[Legs], arrays: Sequence[str], output: Legs) -> _Contraction:
+        path: Path = ()
+        if len(tensors) > EXHAUSTIVE:
+            path = greedy_path(tensors, output, self.sizes)
+        elif tensors:
+            path = find_paths(tensors, output, self.sizes)[0]
+        return _Contraction(tuple(tensors), tuple(arrays), output, path)
+
+    def _size(self, legs: Iterable[str]) -> int:
+        return math.prod(self.sizes[leg] for leg in legs)
+
+    @property
+    def bytes(self) -> int:
+        """An estimate of the most memory that a sweep takes."""
+        most = 0
+        for update in self.updates:
+            for job in (update.normal, update.right):
+                made = legs_along(job.tensors, job.output, job.path)
+                most = max([most, *(3 * self._size(legs) for legs in made)])
+        item = self.fixed[":target"].itemsize
+        return item * (most + sum(array.size for array in self.fixed.values()))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one sweep, the solving of the systems included."""
+        return sum(update.macs for update in self.updates)
+
+    # -- fitting ----------------------------------------------------------------------------------------------
+
+    def sweep(self, weights: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
+        """New cores, and the squared error of what is fitted, relative to the squared norm."""
+        arrays = dict(self.fixed)
+        for name, core in weights.items():
+            arrays[name], arrays[_primed(name)] = core, core.conj()
+        lost = 1.0
+        for update in self.updates:
+            found, lost = self._solve(update, arrays)
+            arrays[update.core], arrays[_primed(update.core)] = found, found.conj()
+        return _balanced({update.core: arrays[update.core] for update in self.updates}), lost
+
+    def _solve(self, update: _Update, arrays: Mapping[str, Array]) -> tuple[Array, float]:
+        order = (*update.batch, *update.unknown, *update.free)
+        have = [update.legs.index(leg) for leg in order]
+        before = arrays[update.core].transpose(have)
+        right = update.right.run(arrays).reshape(before.shape)
+        solve = self._by_gradients if update.large else self._directly
+        found, times = solve(update, arrays, before, right)
+        lost = 1 + float(np.vdot(found, times - 2 * right).real) / self.scale
+        return found.transpose(np.argsort(have)), max(lost, 0.0)
+
+    def _directly(
+        self, update: _Update, arrays: Mapping[str, Array], before: Array, right: Array
+    ) -> tuple[Array, Array]:
+        """The core, and N times it."""
+        b, k, f = (self._size(legs) for legs in (update.batch, update.unknown, update.free))
+        # One core alone has nothing around it: it is the target itself.
+        normal = update.normal.run(arrays).reshape(b, k, k) if update.normal.tensors else np.ones((b, k, k))
+        pull = _PULL * np.trace(normal, axis1=1, axis2=2).real.mean() / k + np.finfo(float).tiny
+        wanted = (right + pull * before).reshape(b, k, f)
+        found = np.linalg.solve(normal + pull * np.eye(k), wanted)
+        return found.reshape(before.shape), (normal @ found).reshape(before.shape)
+
+    def _by_gradients(
+        self, update: _Update, arrays: Mapping[str, Array], before: Array, right: Array
+    ) -> tuple[Array, Array]:
+        """Some steps of conjugate gradients, which never form N; the error falls with each."""
+        order = (*update.batch, *update.unknown, *update.free)
+        back = [order.index(leg) for leg in update.legs]
+
+        def normal(core: Array) -> Array:
+            return update.normal.run({**arrays, ":unknown": core.transpose(back)}).reshape(before.shape)
+
+        found, times = before, normal(before)
+        rest = right - times
+        way, square = rest, float(np.vdot(rest, rest).real)
+        for _ in range(_STEPS):
+            ahead = normal(way)
+            curve = float(np.vdot(way, ahead).real)
+            if curve <= 0 or square <= 1e-28 * float(np.vdot(right, right).real):
+                break
+            step = square / curve
+            found, times, rest = found + step * way, times + step * ahead, rest - step * ahead
+            square, last = float(np.vdot(rest, rest).real), square
+            way = rest + square / last * way
+        return found, times
+
+    def run(self, starts: Sequence[Mapping[str, Array]], sweeps: int | None = None) -> dict[str, Array]:
+        """Fits from the best of several starts: each gets some sweeps, and the best of them goes on."""
+        most = int(min(_SWEEPS[1], max(_SWEEPS[0], _WORK // max(1, self.macs)))) if sweeps is None else sweeps
+        tried = [self._go_on(_balanced(start), _SWEEPS[0] // 2, 0.0) for start in starts]
+        weights, lost = min(tried, key=lambda made: made[1])
+        return self._go_on(weights, most, lost)[0]
+
+    def _go_on(self, weights: dict[str, Array], sweeps: int, before: float) -> tuple[dict[str, Array], float]:
+        lost = before
+        for _ in range(sweeps):
+            weights, lost = self.sweep(weights)
+            if (before - lost <= _SETTLED * lost and before >= lost > 0) or lost < 1e-15:
+                break
+            before = lost
+        return weights, lost
+
+
+def _balanced(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Cores of one norm each, their product unchanged."""
+    norms = {name: float(np.linalg.norm(core)) for name, core in weights.items()}
+    if min(norms.values()) == 0:
+        return dict(weights)
+    mean = math.exp(sum(map(math.log, norms.values())) / len(norms))
+    return {name: core * (mean / norms[name]) for name, core in weights.items()}
+
+
+def _metric(network: Network, covariance: Array, legs: Legs) -> Array:
+    """The covariance over input legs and their primes; of kept legs the diagonal, or its mean."""
+    ins = network.topology.inputs
+    number = {leg: i for i, leg in enumerate(ins)} | {_primed(leg): len(ins) + i for i, leg in enumerate(ins)}
+    second = [number[leg if leg in network.topology.kept else _primed(leg)] for leg in ins]
+    array = covariance.reshape([*ins.values(), *ins.values()])
+    found = np.einsum(array, [*(number[leg] for leg in ins), *second], [number[leg] for leg in legs])
+    return np.asarray(found / math.prod(size for leg, size in ins.items() if leg not in legs))

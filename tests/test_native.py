@@ -208,7 +208,7 @@ def test_ways_come_best_first_and_from_the_cache(monkeypatch):
     found = ways(net, 64, "train")
     predicted = [way.cost.predicted_s for way in found]
     assert predicted == sorted(predicted)
-    monkeypatch.setattr(_native_plan, "_searched", None)
+    monkeypatch.setattr(_native_plan, "candidates", None)
     assert ways(net, 64, "train") == found
 
 

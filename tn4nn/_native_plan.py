@@ -135,7 +135,7 @@ def ways(
     stored = _cache.get(key) if cache else None
     found = None if stored is None else _restored(stored, len(network.topology.cores) + 1)
     if found is None:
-        found = _searched(network, batch, phase, minimize, itemsize, machine)
+        found = candidates(network, batch, phase, minimize, itemsize, machine)[:_TRIED]
         if tune:
             found = measured(network, batch, phase, found, itemsize)
         if cache:
@@ -143,15 +143,22 @@ def ways(
     return found
 
 
-def _searched(
-    network: Network, batch: int, phase: str, minimize: str, itemsize: int, machine: Machine
+def candidates(
+    network: Network,
+    batch: int,
+    phase: str,
+    minimize: str = "time",
+    itemsize: int = 4,
+    machine: Machine | None = None,
 ) -> tuple[Way, ...]:
+    """Everything that is considered, best first; see `ways`."""
+    machine = machine or Machine()
     made = [
         way
         for order, path in paths(network, batch, phase)
         for way in _layouts(_Pricer(network, path, order, batch, phase, itemsize, machine), minimize)
     ]
-    return tuple(sorted(made, key=lambda way: way.cost.score(minimize))[:_TRIED])
+    return tuple(sorted(made, key=lambda way: way.cost.score(minimize)))
 
 
 def paths(network: Network, batch: int, phase: str = "train") -> list[tuple[str, Path]]:

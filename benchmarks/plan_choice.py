@@ -1,0 +1,118 @@
+"""How well the native runtime's plans are chosen: predicted against measured, over all candidates of a cell.
+
+    python benchmarks/plan_choice.py --only 1024-chi4,tree --json choice.json
+
+A cell is a network of the work set, a batch and a phase. All candidates are run, interleaved, in one thread; reported are the
+time of the plan that is predicted fastest and of the best of the first eight (what tune=True takes), each over that of
+the fastest of all, and the median of |predicted / measured - 1|.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parent))
+
+import _measure
+import _workset
+from rich.console import Console
+from rich.table import Table
+
+from tn4nn._native_plan import Way, candidates, measured
+
+TRIED = 8  # what tune=True measures
+MOST = 40  # candidates of a cell
+SLOW = 3.0  # candidates predicted that many times slower than the first are not run
+
+
+def cell(case: _workset.Case, batch: int, phase: str) -> dict[str, Any]:
+    """One cell: ratios, and every candidate."""
+    network = case.network()
+    every = candidates(network, batch, phase)
+    kept = [way for way in every if way.cost.predicted_s <= SLOW * every[0].cost.predicted_s][:MOST]
+    times = {_key(way): way.measured_s or math.nan for way in measured(network, batch, phase, kept)}
+    found = [times[_key(way)] for way in kept]
+    errors = [abs(way.cost.predicted_s / seconds - 1) for way, seconds in zip(kept, found, strict=True)]
+    return {
+        "case": case.name,
+        "batch": batch,
+        "phase": phase,
+        "candidates": len(kept),
+        "first": found[0] / min(found),
+        "tuned": min(found[:TRIED]) / min(found),
+        "error": statistics.median(errors),
+        "seconds": min(found),
+        "ways": [{**dataclasses.asdict(way), "measured_s": seconds} for way, seconds in zip(kept, found, strict=True)],
+    }
+
+
+def _key(way: Way) -> tuple[Any, ...]:
+    return way.path, way.layouts, way.block
+
+
+def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over all cells: how often a choice is within 10% and 30% of the best, and the worst."""
+    made: dict[str, Any] = {"cells": len(cells), "median_error": statistics.median(c["error"] for c in cells)}
+    for name in ("first", "tuned"):
+        ratios = [c[name] for c in cells]
+        made[name] = {
+            "within_10_percent": sum(r <= 1.1 for r in ratios) / len(ratios),
+            "within_30_percent": sum(r <= 1.3 for r in ratios) / len(ratios),
+            "mean": _measure.geometric_mean(ratios),
+            "worst": max(ratios),
+        }
+    return made
+
+
+def main(
+    only: Annotated[str | None, typer.Option(help="Parts of case/batch/phase, by commas.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The cells of step_time.py --quick.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+) -> None:
+    """Measures how well plans are chosen."""
+    console, cells = Console(), []
+    console = console if console.is_terminal else Console(width=120)
+    for case, batch, phase in _workset.questions(quick, only):
+        made = cell(case, batch, phase)
+        cells.append(made)
+        console.print(
+            f"{_workset.label(case.name, batch, phase):32} {made['candidates']:3} candidates, best {made['seconds'] * 1e3:9.3f} ms: "
+            f"first {made['first']:.2f}, tuned {made['tuned']:.2f}, error {made['error']:.0%}",
+            highlight=False,
+        )
+        if json_file is not None:
+            data = {
+                "machine": _measure.machine(),
+                "versions": _measure.versions(),
+                "summary": summary(cells),
+                "cells": cells,
+            }
+            json_file.write_text(json.dumps(data, indent=1) + "\n")
+    table = Table(title="Choice of plans, over the best candidate")
+    for name in ("", "within 10%", "within 30%", "geometric mean", "worst"):
+        table.add_column(name)
+    found = summary(cells)
+    for name in ("first", "tuned"):
+        row = found[name]
+        table.add_row(
+            name,
+            f"{row['within_10_percent']:.0%}",
+            f"{row['within_30_percent']:.0%}",
+            f"{row['mean']:.3f}",
+            f"{row['worst']:.2f}",
+        )
+    console.print(table)
+    console.print(f"{found['cells']} cells, median error of predictions {found['median_error']:.0%}", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

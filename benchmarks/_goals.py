@@ -141,7 +141,7 @@ def _saved(cells: Iterable[Cell]) -> Goal:
     excess = {}
     for cell in cells:
         ours = row(cell, "tn4nn-torch")
-        if ours is None or ours["saved_bytes"] is None or not ours["notes"].get("block"):
+        if ours is None or ours["saved_bytes"] is None or not 0 < ours["notes"].get("block", 0) < cell["batch"]:
             continue
         allowed = 4 * cell["batch"] * (cell["in_features"] + cell["out_features"]) + 10**6
         excess[name_of(cell)] = ours["saved_bytes"] / allowed

@@ -2,9 +2,9 @@
 
     python benchmarks/plan_choice.py --only 1024-chi4,tree --json choice.json
 
-A cell is a network of the work set, a batch and a phase. All candidates are run, interleaved, in one thread; reported are the
-time of the plan that is predicted fastest and of the best of the first eight (what tune=True takes), each over that of
-the fastest of all, and the median of |predicted / measured - 1|.
+A cell is a network of the work set, a batch and a phase. All candidates are run, interleaved, in one thread; reported
+are the time of the plan that is predicted fastest and of the best of the first eight (what tune=True takes), each over
+that of the fastest of all, and the median of |predicted / measured - 1|.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def main(
         made = cell(case, batch, phase)
         cells.append(made)
         console.print(
-            f"{_workset.label(case.name, batch, phase):32} {made['candidates']:3} candidates, best {made['seconds'] * 1e3:9.3f} ms: "
-            f"first {made['first']:.2f}, tuned {made['tuned']:.2f}, error {made['error']:.0%}",
+            f"{_workset.label(case.name, batch, phase):32} {made['candidates']:3} candidates, "
+            f"best {made['seconds'] * 1e3:9.3f} ms: first {made['first']:.2f}, "
+            f"tuned {made['tuned']:.2f}, error {made['error']:.0%}",
             highlight=False,
         )
         if json_file is not None:

@@ -315,3 +315,57 @@ def test_offsets_are_those_of_the_array():
     place, sizes = _tasks.Place(0, 0, ("a", "b", "c"), 24), {"a": 2, "b": 3, "c": 4}
     expected = np.arange(48).reshape(2, 2, 3, 4)[:, :, 0, :].transpose(0, 2, 1).reshape(-1)
     assert np.array_equal(_tasks.offsets(("c", "a"), place, sizes, rows=2), expected)
+
+
+# -- plans ------------------------------------------------------------------------------------------------------
+
+
+def test_a_native_plan_prints_its_tasks():
+    p = tn.plan(network("mpo-3"), 32, "train", runtime="native")
+    text = str(p)
+    assert p.runtime == "native"
+    assert p.block == p.way.block
+    assert "native runtime" in text
+    assert "once: made[" in text or len(p.way.recipe(p.network).prologue) == 0
+    assert "dcore0[" in text
+    forward = sum(row.macs for row in p.way.table(p.network, "forward") if row.text.startswith("block"))
+    blocks, left = divmod(32, p.block)
+    assert left or forward * blocks < p.cost.macs
+
+
+def test_a_memory_cap_is_kept_or_the_smallest_is_said():
+    net = tn.mpo((4,) * 5, (4,) * 5).with_rank(16)
+    free = tn.plan(net, 256, "train", runtime="native")
+    least = tn.plan(net, 256, "train", runtime="native", minimize="memory").cost.peak
+    assert least < free.cost.peak
+    assert tn.plan(net, 256, "train", runtime="native", memory=least).cost.peak <= least
+    with pytest.raises(tn.TN4NNError, match=r"at most 1000 bytes: the smallest found needs \d+ bytes"):
+        tn.plan(net, 256, "train", runtime="native", memory=1000)
+
+
+def test_what_the_native_runtime_cannot_do_is_an_error():
+    net = network("mpo-3")
+    with pytest.raises(tn.TN4NNError, match="runtime must be one of program, native, received 'cpu'"):
+        tn.plan(net, runtime="cpu")
+    with pytest.raises(tn.TN4NNError, match="tune measures the native runtime.*pass runtime='native'"):
+        tn.plan(net, tune=True)
+    with pytest.raises(tn.TN4NNError, match="float32 and float64 rows.*received form='gather', itemsize=4"):
+        tn.plan(net, runtime="native", form="gather")
+
+
+@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("batch", [1, 4096])
+def test_merged_cores_give_the_same(name, batch):
+    net = network(name, 3)
+    layer = TNLinear(net, seed=1, ordering=np.random.default_rng(0).permutation(net.in_features))
+    frozen, x = layer.merge(batch), rows_of(net, 9)
+    assert close(frozen(x), layer(x))
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert frozen.bias.data_ptr() != layer.bias.data_ptr()
+
+
+def test_a_large_batch_merges_to_the_matrix_itself():
+    net = tn.mpo((4,) * 5, (4,) * 5).with_rank(32)
+    frozen = TNLinear(net).merge(batch=2048)
+    assert frozen.core0.shape == (4,) * 10
+    assert frozen.network.num_params == 1024 * 1024

@@ -23,13 +23,16 @@ from ._plan import Cost, Machine, Search, is_path
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
-NATIVE_PLANNER = 1  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 2  # raised when the same question may find another answer: old cache files then rest
 
-_PATHS = 10  # paths that are priced with all their layouts
+_PATHS = 12  # paths that are priced with all their layouts
+_KEPT = 4  # blocks of a path that stay candidates
 _TRIED = 8  # candidates that are measured
 _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _TABLES = 1 << 22  # entries of the largest table of offsets
-_STATES = 1 << 30  # bytes of the states of a block, at most
+_STATES = 1 << 28  # bytes of the states of a block, at most
+_PEAK = 1 << 31  # bytes above which a way is only taken where there is none below half of it
+_SILLY = 50  # times the fewest multiply-adds: paths beyond are not priced
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ def _row(made: Recipe, when: str, task: Task) -> TaskRow:
 def _tasks_of(made: Recipe, phase: str) -> tuple[Sequence[Task], Sequence[Task], Sequence[Task]]:
     """The tasks that run once before, for each block of rows, and once after."""
     before, through = made.ahead(made.prologue), made.ahead(made.stream)
-    if phase == "forward":
-        return before, through, ()
+    if phase != "train":  # "frozen": what is made of cores is there already
+        return before if phase == "forward" else (), through, ()
     cores = frozenset(range(len(made.bases.slopes)))
     again = (*made.ahead(made.passes[:-1]), *made.back(made.passes, True, cores))
     return before, (*through, *again), made.back(made.prologue, False, cores)
@@ -121,7 +124,7 @@ def ways(
     Args:
         network: what is applied.
         batch: rows of x.
-        phase: "forward" or "train".
+        phase: "forward", "train", or "frozen" for a forward pass that finds the operands made.
         minimize: "time", "flops" or "memory".
         itemsize: 4 or 8 bytes of a number.
         tune: measure the best few, and put the fastest first.
@@ -158,7 +161,8 @@ def candidates(
         for order, path in paths(network, batch, phase)
         for way in _layouts(_Pricer(network, path, order, batch, phase, itemsize, machine), minimize)
     ]
-    return tuple(sorted(made, key=lambda way: way.cost.score(minimize)))
+    most = max(_PEAK, 2 * min(way.cost.peak for way in made))
+    return tuple(sorted((way for way in made if way.cost.peak <= most), key=lambda way: way.cost.score(minimize)))
 
 
 def paths(network: Network, batch: int, phase: str = "train") -> list[tuple[str, Path]]:
@@ -175,9 +179,13 @@ def paths(network: Network, batch: int, phase: str = "train") -> list[tuple[str,
         found.setdefault(path, "smallest intermediate found")
     for order, path in search.merges():
         found.setdefault(path, order)
-    cheap = sorted(found, key=search.macs_of)[:_PATHS]
+    macs = {path: search.macs_of(path) for path in found}
+    least = min(macs.values())
+    cheap = [path for path in sorted(found, key=macs.__getitem__)[:_PATHS] if macs[path] <= _SILLY * least]
     first = search.dense_first(greedy=not few)
-    return [(found[path], path) for path in cheap if path != first] + [("W first", first)]
+    if search.macs_of(first) <= _SILLY * least or len(cheap) < 2:
+        cheap = [path for path in cheap if path != first] + [first]
+    return [(found.get(path, "W first"), path) for path in cheap]
 
 
 # -- pricing ----------------------------------------------------------------------------------------------------
@@ -219,14 +227,19 @@ class _Pricer:
                 macs += times * shape.macs
                 moved += times * task_bytes(shape, item)
                 seconds += times * task_seconds(shape, self.machine, item)
-                if rows > 1 and max(work, task_bytes(shape, item)) > self.machine.cache_bytes:
-                    seconds += times * task_bytes(shape, item) / self.machine.bytes_per_s
+                if rows > 1:
+                    seconds += times * self._memory(task_bytes(shape, item), work)
         passes = 2 if train else 1
-        seconds += passes * self.batch * row * item / self.machine.bytes_per_s
+        seconds += passes * self.batch * row * item / self.machine.memory_bytes_per_s + self.machine.call_s
         kept = r.lengths[b.made] * item
         peak = self.batch * row * item + held * item + kept + (r.lengths[b.made_slopes] * item if train else 0)
         saved = self.batch * max(place.row for place in rows_in) * item + kept if train else 0
         return Cost(int(macs), int(moved), peak, saved, seconds)
+
+    def _memory(self, moved: int, work: int) -> float:
+        """Seconds that a task loses since what a block works on does not fit the cache."""
+        within = min(1.0, self.machine.cache_bytes / max(work, moved))
+        return (1 - within) * moved / self.machine.memory_bytes_per_s
 
 
 def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:
@@ -246,7 +259,7 @@ def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:
             if score(way) < score(best):
                 best, layouts = way, changed
     found = sorted((pricer.way(layouts, block) for block in blocks), key=score)
-    yield from found[:2]
+    yield from found[:_KEPT]
 
 
 def _blocks(probe: Recipe, batch: int) -> list[int]:

@@ -37,7 +37,18 @@ class Machine:
         op_s: seconds for calling one array operation.
         matrix_s: seconds for starting one matrix of a batched product.
         edge: a matrix dimension at which a product runs at half speed.
-        kernel_macs_per_s: multiply-adds of the native kernel, per second.
+        kernel_macs_per_s: multiply-adds of a kernel of small tiles on a GPU, per second.
+        vector_bytes: of the native runtime's vectors; this and what follows is the native runtime's.
+        tile_macs_per_s: multiply-adds of its tiles, per second.
+        tile_s: seconds for starting a tile.
+        vector_s: seconds for moving one vector.
+        columns: seconds for packing one vector out of columns, in `vector_s`.
+        scatter: seconds for moving one number out of a vector, in `vector_s`.
+        across: how many times slower tiles are whose vectors lie along h.
+        task_s: seconds for starting a task.
+        call_s: seconds for a call.
+        cache_bytes: of a block's states from which memory is felt.
+        memory_bytes_per_s: of memory, as streams of rows feel it.
     """
 
     macs_per_s: float = 35e9
@@ -47,12 +58,17 @@ class Machine:
     matrix_s: float = 0.1e-6
     edge: float = 4.0
     kernel_macs_per_s: float = 22e9
-    cache_bytes: int = 1 << 20
     vector_bytes: int = 64
-    tile_macs_per_s: float = 45e9
-    tile_s: float = 8e-9
-    vector_s: float = 0.5e-9
-    task_s: float = 50e-9
+    tile_macs_per_s: float = 47e9
+    tile_s: float = 5.4e-9
+    vector_s: float = 0.35e-9
+    columns: float = 3.2
+    scatter: float = 0.94
+    across: float = 2.0
+    task_s: float = 0.1e-6
+    call_s: float = 3.1e-6
+    cache_bytes: int = 1_900_000
+    memory_bytes_per_s: float = 44e9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

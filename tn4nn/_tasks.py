@@ -172,19 +172,20 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     width = machine.vector_bytes // itemsize
     if across:
         vectors, tiles = -(-h // width), -(-m // 4) * -(-n // 4)
-        work = vectors * (m * n * k / machine.tile_macs_per_s * width + tiles * machine.tile_s / 2)
+        macs_per_s = machine.tile_macs_per_s / machine.across
+        work = vectors * (m * n * k / macs_per_s * width + tiles * machine.tile_s / 2)
         return work + vectors * k * (m * -(-n // 4) + n * -(-m // 4)) * machine.vector_s / 4 + machine.task_s
     vectors = -(-n // width)
     b_vectors, c_vectors = b_run % width == 0, c_run % width == 0
     tiles = -(-m // 8) * -(-vectors // 3)
     seconds = m * vectors * k * width / machine.tile_macs_per_s + tiles * machine.tile_s
     if not (b_vectors and (m < 64 or k * n * itemsize <= 1 << 15)):
-        each = 1 if b_vectors else 2 if k_run % width == 0 and n >= width else width
+        each = 1 if b_vectors else machine.columns if k_run % width == 0 and n >= width else width
         seconds += vectors * k * each * machine.vector_s
     if n > 6 * width and (n > 8 * width or a_run == k) and k >= 16:
         seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
     stores = -(-k // 256) if k > 256 and n > 6 * width else 1
-    seconds += m * vectors * (1 if c_vectors else width) * machine.vector_s * stores
+    seconds += m * vectors * (1 if c_vectors else width * machine.scatter) * machine.vector_s * stores
     return h * seconds + machine.task_s
 
 

@@ -17,6 +17,7 @@ import tn4nn._layers as layers
 from tn4nn._conv import ConvPlan, conv_plan
 from tn4nn._errors import BackendError, ShapeError
 from tn4nn._layers import OnNetwork
+from tn4nn._merge import merged
 from tn4nn._native import Native, native
 from tn4nn._native_plan import ways
 from tn4nn._network import Network
@@ -276,6 +277,31 @@ class TNLinear(_Planned):
         if bias is not None:
             y = y + bias
         return y.reshape(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
+
+    def merge(self, batch: int = 1) -> TNLinear:
+        """A copy for inference: cores contracted ahead as far as it pays at this batch, no gradients.
+
+        At a large batch this may be the dense matrix. The layer itself stays as it is.
+
+        Args:
+            batch: rows that come at a time.
+
+        Example:
+            >>> import torch, tn4nn as tn
+            >>> layer = TNLinear(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4))
+            >>> frozen, x = layer.merge(batch=32), torch.ones(32, 784)
+            >>> torch.allclose(frozen(x), layer(x), atol=1e-5)
+            True
+        """
+        held = {name: p.detach().cpu().double().numpy() for name, p in self.named_parameters()}
+        network, weights = merged(self.network, held, batch)
+        bias = self.bias_or_none
+        layer = layers.Linear(network, bias=bias is not None, ordering=getattr(self.layer, "ordering", None))
+        if bias is not None:
+            weights["bias"] = held["bias"]
+        where, dtype = self.cores()[0].device, self.cores()[0].dtype
+        made = TNLinear(layer, weights=weights, batch=batch, phase="forward", device=where, dtype=dtype)
+        return made.requires_grad_(False)
 
 
 class TNConv2d(_Planned):

@@ -23,7 +23,7 @@ from ._plan import Cost, Machine, Search, is_path
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
-NATIVE_PLANNER = 2  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 3  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 12  # paths that are priced with all their layouts
 _KEPT = 4  # blocks of a path that stay candidates
@@ -227,8 +227,7 @@ class _Pricer:
                 macs += times * shape.macs
                 moved += times * task_bytes(shape, item)
                 seconds += times * task_seconds(shape, self.machine, item)
-                if rows > 1:
-                    seconds += times * self._memory(task_bytes(shape, item), work)
+                seconds += times * self._memory(task_bytes(shape, item), work if rows > 1 else 0)
         passes = 2 if train else 1
         seconds += passes * self.batch * row * item / self.machine.memory_bytes_per_s + self.machine.call_s
         kept = r.lengths[b.made] * item

@@ -149,6 +149,7 @@ class Shape(NamedTuple):
     c_run: int
     k_run: int
     a_run: int
+    m_run: int
     across: bool
 
     @property
@@ -163,12 +164,23 @@ def shape_of(task: Task, sizes: Mapping[str, int], rows: int) -> Shape:
     b_run, c_run = run_length(task.n, task.b.legs, sizes), run_length(task.n, task.c.legs, sizes)
     k_run, a_run = run_length(task.k, task.b.legs, sizes), run_length(task.k, task.a.legs, sizes)
     count = {"m": (rows, 1, 1), "k": (1, rows, 1), "n": (1, 1, rows), "": (1, 1, 1)}[task.rows]
-    return Shape(h, m * count[0], k * count[1], n * count[2], b_run, c_run, k_run, a_run, task.across)
+    return Shape(
+        h,
+        m * count[0],
+        k * count[1],
+        n * count[2],
+        b_run,
+        c_run,
+        k_run,
+        a_run,
+        run_length(task.m, task.a.legs, sizes),
+        task.across,
+    )
 
 
 def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     """Predicted seconds of a task in the native runtime, its arrays in the second-level cache."""
-    h, m, k, n, b_run, c_run, k_run, a_run, across = shape
+    h, m, k, n, b_run, c_run, k_run, a_run, m_run, across = shape
     width = machine.vector_bytes // itemsize
     if across:
         vectors, tiles = -(-h // width), -(-m // 4) * -(-n // 4)
@@ -181,7 +193,9 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     seconds = m * vectors * k * width / machine.tile_macs_per_s + tiles * machine.tile_s
     if not (b_vectors and (m < 64 or k * n * itemsize <= 1 << 15)):
         each = 1 if b_vectors else machine.columns if k_run % width == 0 and n >= width else width
-        seconds += vectors * k * each * machine.vector_s
+        seconds += vectors * k * each * machine.vector_s + (b_run == k_run == 1 < n) * n * k * machine.far_s
+    if a_run == m_run == 1 < m * k:
+        seconds += m * k * -(-vectors // 3) * machine.far_s
     if n > 6 * width and (n > 8 * width or a_run == k) and k >= 16:
         seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
     stores = -(-k // 256) if k > 256 and n > 6 * width else 1

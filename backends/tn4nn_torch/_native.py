@@ -80,7 +80,8 @@ class _Native(torch.autograd.Function):
 
 
 # Function.apply looks for torch.func's wrappers, which `usable` has ruled out: 6 us a call.
-_apply: Any = super(torch.autograd.Function, _Native).apply
+_plain_function: Any = super(torch.autograd.Function, _Native)
+_apply: Any = _plain_function.apply
 
 
 def _again(plain: Any, x: Tensor, cores: Sequence[Tensor], gy: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:

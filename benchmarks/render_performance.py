@@ -201,6 +201,70 @@ def _refusals(data: Results) -> Iterator[str]:
         yield f"* {peer}: {status} ({count} cells): {reason}"
 
 
+# -- beside it: the choice of plans, and scaling ---------------------------------------------------------------
+
+
+def beside(folder: Path) -> str:
+    """The sections of plan_choice.json and scaling.json, where they stand in the folder of the results."""
+    made = [_choice(folder / "plan_choice.json"), _scaling(folder / "scaling.json")]
+    return "\n".join(line for lines in made for line in lines)
+
+
+def _other(path: Path) -> dict[str, Any] | None:
+    return dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def _choice(path: Path) -> Iterator[str]:
+    data = _other(path)
+    if data is None:
+        return
+    found = data["summary"]
+    yield "## How well plans are chosen"
+    yield ""
+    yield (
+        f"All candidates of {found['cells']} cells, measured in the native runtime (`benchmarks/plan_choice.py`, "
+        f"{data['machine']['cpu']}); time of the chosen one over that of the fastest. Median error of the predicted "
+        f"time: {found['median_error']:.0%}."
+    )
+    yield ""
+    yield "| choice | within 10% | within 30% | geometric mean | worst |"
+    yield "|--|--|--|--|--|"
+    for name, label in (("first", "predicted"), ("tuned", "tune=True, the best eight measured")):
+        r = found[name]
+        shares = f"{r['within_10_percent']:.0%} | {r['within_30_percent']:.0%}"
+        yield f"| {label} | {shares} | {r['mean']:.3f} | {r['worst']:.2f} |"
+    yield ""
+
+
+def _scaling(path: Path) -> Iterator[str]:
+    data = _other(path)
+    if data is None:
+        return
+    yield "## How it grows"
+    yield ""
+    yield (
+        "Slopes in log-log of a training step in the native runtime (`benchmarks/scaling.py`), one quantity varied, "
+        "the others at batch 256, chi 4, 5 sites, 1024 -> 1024; in brackets the last value at which the layer is "
+        "faster than dense."
+    )
+    yield ""
+    axes = list(dict.fromkeys(found["axis"] for found in data["rows"]))
+    yield f"| topology | {' | '.join(f'time ~ {axis} (faster up to)' for axis in axes)} | saved ~ batch |"
+    yield "|--" * (len(axes) + 2) + "|"
+    rows = {(found["topology"], found["axis"]): found for found in data["rows"]}
+    for topology in dict.fromkeys(found["topology"] for found in data["rows"]):
+        entries = [_grown(rows.get((topology, axis))) for axis in axes]
+        saved = rows.get((topology, "batch"), {}).get("saved")
+        yield f"| {topology} | {' | '.join(entries)} | {'-' if saved is None else f'{saved:.2f}'} |"
+    yield ""
+
+
+def _grown(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["seconds"] is None:
+        return "-"
+    return f"{found['seconds']:.2f} ({found['worth_up_to'] or 'never'})"
+
+
 # -- the figure ----------------------------------------------------------------------------------------------
 
 
@@ -269,7 +333,7 @@ def main(
         raise typer.Exit(2) from error
     figure = out.with_suffix(".png")
     draw(data[0], figure)
-    out.write_text(page(data[0], files[0].as_posix(), figure.name))
+    out.write_text(page(data[0], files[0].as_posix(), figure.name) + beside(files[0].parent))
     typer.echo(f"{out}, {figure}")
 
 

@@ -289,6 +289,7 @@ def _chosen(names: str | None) -> list[Peer]:
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="A few cells, under 3 minutes.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="The rounds of --quick for all cells.")] = False,
     only: Annotated[str | None, typer.Option(help="Parts of case/batch/phase, by commas.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of every framework.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows here.")] = None,
@@ -302,7 +303,7 @@ def main(
         raise typer.BadParameter(f"no cell matches {only!r}; a cell is case/batch/phase", param_hint="--only")
     limit_threads(threads)
     started = time.perf_counter()
-    settings = _measure.QUICK if quick else _measure.Settings()
+    settings = _measure.QUICK if quick or short else _measure.Settings()
     limits, console = _measure.probe(device), Console()
     console = console if console.is_terminal else Console(width=120)
     console.print(

@@ -369,3 +369,29 @@ def test_a_large_batch_merges_to_the_matrix_itself():
     frozen = TNLinear(net).merge(batch=2048)
     assert frozen.core0.shape == (4,) * 10
     assert frozen.network.num_params == 1024 * 1024
+
+
+def test_a_way_of_another_network_is_refused():
+    way = ways(network("mpo-3"), 8, "forward")[0]
+    with pytest.raises(tn.TN4NNError, match="none over the 2 cores of 'low_rank' and x: was it planned for another"):
+        way.recipe(network("low_rank"))
+
+
+@pytest.mark.parametrize(("flag", "width"), [("-mno-avx512f", 32), ("-mno-avx", 16)])
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
+    if _compiled.platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("these flags are x86's")
+    monkeypatch.setattr(_native, "vector_bytes", lambda: width)
+    monkeypatch.setattr(_native, "_EXTRA", (flag,))
+    _native.runtime.cache_clear()
+    try:
+        for name in ("mpo-3", "ring", "cp", "vectors", "across"):
+            net = network(name, 3)
+            dtype = np.float32 if itemsize == 4 else np.float64
+            layer, other = forced(net, paths(net, 21)[0][1], 8, itemsize=itemsize), plain(net)
+            x = rows_of(net, 21, dtype=dtype)
+            expected = (other.to(x.dtype)(x), *slopes(other, x))
+            assert all(close(a, b) for a, b in zip((layer(x), *slopes(layer, x)), expected, strict=True))
+    finally:
+        _native.runtime.cache_clear()

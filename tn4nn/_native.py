@@ -26,6 +26,7 @@ from ._tasks import Offsets, Place, Recipe, Task, contracted, offsets, shape_of
 _LETTERS = {4: ("float", "int"), 8: ("double", "long")}
 _B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS = 1, 2, 4, 8, 16, 32
 _TABLES = ("ah", "am", "ak", "bh", "bk", "bn", "ch", "cm", "cn")
+_EXTRA: tuple[str, ...] = ()  # flags of the compiler, for tests of other vectors than this processor's
 _ROWS = {"": 0, "m": 1, "k": 2, "n": 3}
 
 
@@ -47,7 +48,7 @@ def runtime(itemsize: int) -> ctypes.CDLL | None:
         return None
     text = (importlib.resources.files("tn4nn") / "_contract.c").read_text()
     real, whole = _LETTERS[itemsize]
-    return library(text, functools.partial(_agrees, itemsize), (f"-DREAL={real}", f"-DWHOLE={whole}"))
+    return library(text, functools.partial(_agrees, itemsize), (f"-DREAL={real}", f"-DWHOLE={whole}", *_EXTRA))
 
 
 class Tasks:

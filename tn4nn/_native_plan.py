@@ -313,21 +313,25 @@ def _run_of(network: Network, way: Way, batch: int, phase: str, itemsize: int) -
     return run
 
 
+_HOPELESS = 1.3  # times the fastest: a way that slow is not run again
+
+
 def _interleaved(runs: Sequence[Any], least: float = 2e-3, rounds: int = 5) -> list[float]:
-    """The least time of each, over rounds that go through all of them."""
-    repeats = []
-    for run in runs:
-        run()
-        start = time.perf_counter()
-        run()
-        repeats.append(max(1, min(1000, int(least / max(1e-7, time.perf_counter() - start)))))
-    best = [math.inf] * len(runs)
-    for _ in range(rounds):
+    """The least time of each, over rounds that go through all that are still in sight of the fastest."""
+    best, repeats = [math.inf] * len(runs), [1] * len(runs)
+    for turn in range(rounds + 1):
+        ahead = _HOPELESS * min(best)
         for i, run in enumerate(runs):
+            if best[i] > ahead and turn > 1:
+                continue
             start = time.perf_counter()
             for _ in range(repeats[i]):
                 run()
-            best[i] = min(best[i], (time.perf_counter() - start) / repeats[i])
+            spent = (time.perf_counter() - start) / repeats[i]
+            if turn:  # the first time only warms up and says how long a call takes
+                best[i] = min(best[i], spent)
+            else:
+                repeats[i] = max(1, min(1000, int(least / max(1e-7, spent))))
     return best
 
 

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ._errors import TN4NNError
 from ._network import Network
 from ._paths import Path, legs_along
-from ._plan import Machine, problem
+from ._plan import Machine, is_path, problem
 from ._program import BATCH, Legs
 
 Offsets = NDArray[np.int32]
@@ -295,9 +296,17 @@ def recipe(network: Network, path: Path, block: int, *, itemsize: int = 4, layou
         block: rows at a time.
         itemsize: bytes of one number.
         layouts: for each pass but the last, how the new state lies, one of `LAYOUTS`; left out, 0.
+
+    Raises:
+        TN4NNError: the path is of another network.
     """
     tensors, _, output = problem(network, "apply")
     cores = len(tensors) - 1
+    if not is_path(path, len(tensors)):
+        raise TN4NNError(
+            f"this path has {len(path)} steps and is none over the {cores} cores of {network.topology.name!r} and x: "
+            "was it planned for another network?"
+        )
     sizes = {leg: size for leg, size in {**network.sizes, BATCH: 1}.items() if size != 1 and leg != BATCH}
     kept = [tuple(leg for leg in legs if leg in sizes) for legs in tensors]
     final = tuple(leg for leg in output if leg in sizes)

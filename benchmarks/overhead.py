@@ -1,0 +1,156 @@
+"""What is not arithmetic: the overhead of a call at batch 1, the time to plan, the time to import.
+
+    python benchmarks/overhead.py --json benchmarks/results/overhead.json
+
+Calls are of layers so small that only the call counts, forward without gradients and a training step, beside nn.Linear
+in the same process and thread. Plans are of the native runtime and of programs, without any cache and from the disk in
+a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parent))
+
+import _measure
+from rich.console import Console
+from rich.table import Table
+
+import tn4nn as tn
+
+LIMITS = {"2 cores": 1.5, "5 cores": 3.0}  # of nn.Linear's call
+
+
+def call_seconds(call: Callable[[], object], times: int = 2000, rounds: int = 9) -> float:
+    """The least of some rounds."""
+    call()
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        best = min(best, (time.perf_counter() - start) / times)
+    return best
+
+
+def calls() -> list[dict[str, Any]]:
+    """A row for each number of cores and phase."""
+    import torch
+    from tn4nn_torch import TNLinear
+
+    torch.set_num_threads(1)
+    rows = []
+    for cores, label in ((2, "2 cores"), (5, "5 cores")):
+        net = tn.mpo((2,) * cores, (2,) * cores).with_rank(2)
+        width = net.in_features
+        ours, dense = TNLinear(net, bias=False, batch=1), torch.nn.Linear(width, width, bias=False)
+        x, gy = torch.ones(1, width), torch.ones(1, width)
+        xg = x.clone().requires_grad_(True)
+        for phase in ("forward", "train"):
+            seconds = []
+            for layer in (ours, dense):
+                wanted = [xg, *layer.parameters()]
+
+                def forward(layer: Any = layer) -> object:
+                    with torch.no_grad():
+                        return layer(x)
+
+                def train(layer: Any = layer, wanted: Any = wanted) -> object:
+                    return torch.autograd.grad(layer(xg), wanted, gy)
+
+                seconds.append(call_seconds(forward if phase == "forward" else train))
+            rows.append({"what": label, "phase": phase, "ours_s": seconds[0], "dense_s": seconds[1]})
+    return rows
+
+
+_CHILD = """
+import sys, time
+start = time.perf_counter()
+import tn4nn as tn
+imported = time.perf_counter() - start
+net = tn.Network.from_json(sys.stdin.read())
+tn.plan(tn.low_rank(4, 4).with_rank(1), 2, cache=False)  # what only the first plan of a process imports
+start = time.perf_counter()
+tn.plan(net, 256, "train", runtime=sys.argv[1])
+print(imported, time.perf_counter() - start)
+"""
+
+
+def plans() -> list[dict[str, Any]]:
+    """A row for each network: planned anew, then from the disk, each in a process of its own."""
+    networks = {
+        "mpo, 5 cores": tn.mpo((4,) * 5, (4,) * 5).with_rank(4),
+        "tree, 16 sites": tn.build("tree", 2**16, 2**16, sites=16, pad=False).with_rank(4),
+        "peps 4x4": tn.build("peps", 2**16, 2**16, grid=(4, 4), pad=False).with_rank(2),
+        "mpo, 64 cores": tn.mpo((2,) * 20 + (1,) * 44, (2,) * 20 + (1,) * 44).with_rank(3),
+    }
+    rows = []
+    for name, net in networks.items():
+        for runtime in ("program", "native"):
+            with tempfile.TemporaryDirectory() as folder:
+                environment = {**os.environ, "TN4NN_CACHE": folder}
+                command = [sys.executable, "-c", _CHILD, runtime]
+                found = []
+                for _ in range(2):
+                    done = subprocess.run(
+                        command, input=net.to_json(), capture_output=True, text=True, env=environment, check=True
+                    )
+                    found.append([float(part) for part in done.stdout.split()])
+            rows.append(
+                {
+                    "what": name,
+                    "runtime": runtime,
+                    "cold_s": found[0][1],
+                    "warm_s": found[1][1],
+                    "import_s": min(found[0][0], found[1][0]),
+                }
+            )
+    return rows
+
+
+def main(json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None) -> None:
+    """Measures overheads."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=120)
+    made = {"calls": calls(), "plans": plans()}
+    table = Table(title="A call at batch 1")
+    for name in ("layer", "phase", "us", "nn.Linear us", "ratio", "goal"):
+        table.add_column(name)
+    for row in made["calls"]:
+        ratio, limit = row["ours_s"] / row["dense_s"], LIMITS[row["what"]]
+        verdict = f"<= {limit}: {'holds' if ratio <= limit else 'DOES NOT HOLD'}" if row["phase"] == "forward" else ""
+        table.add_row(
+            row["what"],
+            row["phase"],
+            f"{row['ours_s'] * 1e6:.1f}",
+            f"{row['dense_s'] * 1e6:.1f}",
+            f"{ratio:.2f}",
+            verdict,
+        )
+    console.print(table)
+    table = Table(title="Planning a training step at batch 256")
+    for name in ("network", "runtime", "cold s", "warm ms", "import s"):
+        table.add_column(name)
+    for row in made["plans"]:
+        figures = (f"{row['cold_s']:.2f}", f"{row['warm_s'] * 1e3:.2f}", f"{row['import_s']:.2f}")
+        table.add_row(row["what"], row["runtime"], *figures)
+    console.print(table)
+    if json_file is not None:
+        data = {"machine": _measure.machine(), "versions": _measure.versions(), **made}
+        json_file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -46,9 +46,26 @@ def test_plan_and_cost(monkeypatch, tmp_path, capsys):
     assert "W first" in shown
     assert json.loads((tmp_path / "p.json").read_text())["batch"] == 8
     assert call(monkeypatch, "cost", "x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a", "--json", tmp_path / "c.json") == 0
+    assert "fewest FLOPs" in capsys.readouterr().out
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]
-    assert [(row["batch"], row["phase"]) for row in rows[:3]] == [(1, "forward"), (1, "train"), (32, "forward")]
-    assert rows[0]["dense_macs"] == 128
+    assert [(row["batch"], row["phase"]) for row in rows[::6][:3]] == [(1, "forward"), (1, "train"), (32, "forward")]
+    assert rows[2]["way"] == "dense"
+    assert rows[2]["macs"] == 128
+
+
+def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
+    equation = ["cost", "xa,ay->xy", "--shapes", "4x2,2x8", "--input-legs", "x", "--batches", "3"]
+    assert call(monkeypatch, *equation, "--json", tmp_path / "e.json") == 0
+    record = json.loads((tmp_path / "e.json").read_text())
+    net = tn.Network.from_dict(record["network"])
+    assert (net.in_features, net.out_features, net.num_params) == (4, 8, 24)
+    assert {row["measured_s"] for row in record["rows"]} == {None}
+    (tmp_path / "net.json").write_text(net.to_json())
+    assert call(monkeypatch, "cost", tmp_path / "net.json", "--batches", "3", "--json", tmp_path / "f.json") == 0
+    assert json.loads((tmp_path / "f.json").read_text()) == record
+    capsys.readouterr()
+    assert call(monkeypatch, "cost", "xa,ay->xy", "--shapes", "4,by") == 2
+    assert "expected shapes like 4x5x3,3x6x2" in capsys.readouterr().err
 
 
 def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):

@@ -66,12 +66,13 @@ from ._model_budget import with_budget
 from ._modes import modes_for
 from ._network import Network
 from ._ordering import Ordering
-from ._plan import Cost, Plan, plan
+from ._plan import Cost, Machine, Plan, plan
 from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
 
 if TYPE_CHECKING:
     from ._compare import Candidate, Report, compare, read_topologies
+    from ._cost import CostReport, CostRow, cost
     from ._data import Dataset
     from ._data import load as load_data
     from ._decompose import Decomposition, decompose, mps
@@ -90,6 +91,9 @@ _LAZY = {
     "Report": ("_compare", "Report"),
     "compare": ("_compare", "compare"),
     "read_topologies": ("_compare", "read_topologies"),
+    "CostReport": ("_cost", "CostReport"),
+    "CostRow": ("_cost", "CostRow"),
+    "cost": ("_cost", "cost"),
     "Dataset": ("_data", "Dataset"),
     "load_data": ("_data", "load"),
     "Decomposition": ("_decompose", "Decomposition"),
@@ -156,6 +160,9 @@ __all__ = [
     "Conv2d",
     "Core",
     "Cost",
+    "cost",
+    "CostReport",
+    "CostRow",
     "cp",
     "Cut",
     "DataError",
@@ -183,6 +190,7 @@ __all__ = [
     "load_data",
     "low_rank",
     "low_rank_factors",
+    "Machine",
     "MaxPool",
     "mera",
     "model_from_json",

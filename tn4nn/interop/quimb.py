@@ -38,7 +38,7 @@ def from_quimb(q: Any, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[N
 
     Index names become leg names, except that commas, colons and spaces turn into underscores (``k0,1`` into ``k0_1``)
     and that names which quimb has drawn at random, others in every process, turn into bond0, bond1, ... A core is named
-    after the first tag that no other tensor has, in the same way, else core0, core1, ... All tags and index names are in
+    after the first tag that no other tensor has, in the same way, else core0, core1, ... All tags and names are in
     `weights.tags` and `weights.indices`. An index on three or more tensors is a hyperedge, one in inputs and outputs is
     kept. Arrays are copied to numpy in their dtype; a factor that quimb keeps aside (`q.exponent`) is spread over them.
 

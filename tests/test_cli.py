@@ -53,6 +53,17 @@ def test_plan_and_cost(monkeypatch, tmp_path, capsys):
     assert rows[2]["macs"] == 128
 
 
+def test_plan_explained(monkeypatch, tmp_path, capsys):
+    arguments = ["plan", "mpo", "--rank", 4, "--batch", 8, "--runtime", "native", "--explain"]
+    assert call(monkeypatch, *arguments, "--json", tmp_path / "p.json") == 0
+    shown = capsys.readouterr().out
+    assert "dominating: " in shown
+    assert "bond a1: rank 3 for 4" in shown
+    told = json.loads((tmp_path / "p.json").read_text())["explained"]
+    assert 0 < told["share"] <= 1
+    assert {change["what"] for change in told["changes"]} >= {"program runtime", "bond a0: rank 1 for 4"}
+
+
 def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     equation = ["cost", "xa,ay->xy", "--shapes", "4x2,2x8", "--input-legs", "x", "--batches", "3"]
     assert call(monkeypatch, *equation, "--json", tmp_path / "e.json") == 0
@@ -137,6 +148,7 @@ def test_catalogue_and_version(monkeypatch, capsys):
         (["compare", "--seeds", "0"], 2, "--seeds"),
         (["plan", "x0=4 -> y0 : x0 y0"], 1, "expected 'x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a'"),
         (["plan", "missing.json"], 1, "missing.json"),
+        (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),
         (["plan", "mpo", "--memory", "10"], 1, "no plan of 'mpo'"),
         (["plan", "mpo", "--budget", "10"], 1, "the smallest feasible one is 128"),
         (["nonsense"], 2, "No such command"),

@@ -30,6 +30,7 @@ from ._compare import (
 from ._cost import BATCHES, cost
 from ._data import load as load_data
 from ._errors import TN4NNError
+from ._explain import explain
 from ._network import Network
 from ._plan import Plan, plan
 from ._report import print_table, write_json
@@ -239,18 +240,27 @@ def _plan(
     phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
     minimize: Annotated[str, typer.Option(help="time, flops or memory.")] = "time",
     memory: Annotated[int | None, typer.Option(min=1, help="Cap on the peak, in bytes.")] = None,
+    runtime: Annotated[str, typer.Option(help="program, or native: torch's layers on a CPU.")] = "program",
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
     net = _network(network, inputs, outputs, sites, budget, rank)
     say = _progress()
-    p = plan(net, batch, phase, minimize=minimize, memory=memory, progress=say)
+    p = plan(net, batch, phase, minimize=minimize, memory=memory, runtime=runtime, progress=say)
     _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
     _out.print("considered:")
     for order, of in p.candidates:
         _out.print(f"  {order:<28} {of.macs:>14,} MACs  {of.predicted_s * 1e3:>9.3g} ms predicted", highlight=False)
+    row = _cost_row(p)
+    if explained:
+        told = explain(p)
+        _out.print(str(told), highlight=False, markup=False, soft_wrap=True)
+        row["explained"] = told.to_dict()
     if json is not None:
-        write_json(json, _cost_row(p))
+        write_json(json, row)
 
 
 @app.command("cost")

@@ -71,6 +71,7 @@ from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
 
 if TYPE_CHECKING:
+    from ._calibrate import Calibration, calibrate, calibrated
     from ._compare import Candidate, Report, compare, read_topologies
     from ._cost import CostReport, CostRow, cost
     from ._data import Dataset
@@ -87,6 +88,9 @@ if TYPE_CHECKING:
 
 # Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
 _LAZY = {
+    "Calibration": ("_calibrate", "Calibration"),
+    "calibrate": ("_calibrate", "calibrate"),
+    "calibrated": ("_calibrate", "calibrated"),
     "Candidate": ("_compare", "Candidate"),
     "Report": ("_compare", "Report"),
     "compare": ("_compare", "compare"),
@@ -151,6 +155,9 @@ __all__ = [
     "btt",
     "BudgetError",
     "build",
+    "calibrate",
+    "calibrated",
+    "Calibration",
     "Candidate",
     "canonicalise",
     "catalogue",

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from . import __version__
 from ._backend import backend, backends
+from ._calibrate import calibrate
 from ._catalogue import build, catalogue
 from ._compare import (
     DEFAULT_TOPOLOGIES,
@@ -363,6 +364,19 @@ def _decompose(
         save(out, result.network, result.weights)
     if json is not None:
         write_json(json, result.to_dict())
+
+
+@app.command("calibrate")
+def _calibrate(
+    itemsize: Annotated[int, typer.Option(help="Bytes of a number: 4 or 8.")] = 4,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which nothing new is run.")] = 40.0,
+    json: Json = None,
+) -> None:
+    """Measure this processor for the native runtime's cost model, in one thread, and keep the figures."""
+    found = calibrate(itemsize=itemsize, time_limit=time_limit, progress=_progress())
+    _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    if json is not None:
+        write_json(json, found.to_dict())
 
 
 @app.command("backends")

@@ -9,6 +9,7 @@ import pytest
 import tn4nn as tn
 from tn4nn._errors import BackendError, ShapeError, TopologyError
 from tn4nn.interop import _graph
+from tn4nn.interop.chain import from_chain
 from tn4nn.interop.einsum import from_einsum, to_einsum
 from tn4nn.interop.quimb import from_quimb, to_quimb
 from tn4nn.interop.tensornetwork import from_tensornetwork, to_tensornetwork
@@ -149,8 +150,7 @@ NAMES = ["mpo", "peps", "pepo", *(f"{n}{s}" for n in ("regular", "tree") for s i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_random_quimb_networks_are_the_same_numbers_in_torch(qtn, name):
-    torch = pytest.importorskip("torch")
+def test_random_quimb_networks_are_the_same_numbers(qtn, name):
     q, inputs, outputs = random_quimb(qtn)[name]
     net, weights = from_quimb(q, inputs, outputs)
     expected = quimb_dense(q, inputs, outputs)
@@ -158,11 +158,19 @@ def test_random_quimb_networks_are_the_same_numbers_in_torch(qtn, name):
     index = weights.indices
     sides = [[index[leg] for leg in side] for side in (net.topology.inputs, net.topology.outputs)]
     assert sides == [list(inputs), list(outputs)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_quimb_networks_run_as_layers(qtn, trained_backend, name):
+    q, inputs, outputs = random_quimb(qtn)[name]
+    net, weights = from_quimb(q, inputs, outputs)
+    expected = quimb_dense(q, inputs, outputs)
     x = np.random.default_rng(0).standard_normal((5, net.in_features)).astype(np.float32)
-    module = tn.Linear(net, bias=False).build("torch", weights=weights, batch=5, phase="forward")
-    with torch.no_grad():
-        y = module(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(y, x @ expected.T, rtol=1e-4, atol=1e-5 * abs(expected).max() * np.sqrt(x.shape[1]))
+    model = tn.Linear(net, bias=False)
+    backend = tn.backend(trained_backend)
+    y = backend.forward(model.build(trained_backend, weights=weights, batch=5, phase="forward"), x)
+    scale = abs(expected).max() * np.sqrt(x.shape[1])
+    np.testing.assert_allclose(y, x @ expected.T, rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -332,3 +340,73 @@ def test_a_missing_library_gives_the_pip_line(monkeypatch, name):
 
 def test_core_names_are_unique():
     assert _graph.core_names(["core1", None, "a b", "a_b", "bias"]) == ["core1", "core1_", "a_b", "core3", "core4"]
+
+
+# -- chains -----------------------------------------------------------------------------------------------------
+
+
+def chain(ranks, outputs=(3, 2, 4), inputs=(2, 5, 3)):
+    rng = np.random.default_rng(0)
+    ends = zip(ranks, outputs, inputs, [*ranks[1:], ranks[0]], strict=True)
+    return [rng.standard_normal(shape) for shape in ends]
+
+
+@pytest.mark.parametrize("ranks", [(1, 3, 2), (2, 3, 4)])
+def test_a_chain_is_the_matrix_of_its_cores(ranks):
+    cores = chain(ranks)
+    net, weights = from_chain(cores)
+    w = np.einsum("aoib,bpjc,cqka->opqijk", *cores).reshape(24, 30)
+    np.testing.assert_allclose(net.to_dense(weights), w, rtol=1e-12, atol=1e-12)
+    assert net.topology.name == ("mpo" if ranks[0] == 1 else "ring")
+    turned, others = from_chain([core.transpose(2, 0, 3, 1) for core in cores], axes="ilro")
+    assert turned == net
+    assert all(np.array_equal(others[name], weights[name]) for name in weights)
+
+
+def test_an_open_chain_is_the_mpo_of_the_catalogue():
+    net, _ = from_chain(chain((1, 3, 2)))
+    assert net == tn.mpo((2, 5, 3), (3, 2, 4)).with_ranks({"a0": 3, "a1": 2})
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_chain_of_one_core(rank):
+    (core,) = chain((rank,), (4,), (5,))
+    net, weights = from_chain([core])
+    np.testing.assert_allclose(net.to_dense(weights), np.einsum("aoia->oi", core), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cores", "axes", "message"),
+    [
+        ([], "loir", "a chain needs at least one core, received none"),
+        ([np.ones((1, 2, 1))], "loir", "core0: expected four axes (left bond, output, input, right bond), received"),
+        ([np.ones((1, 2, 2, 3)), np.ones((2, 2, 2, 1))], "loir", "core0 has a right bond of size 3, core1 a left bond"),
+        ([np.ones((1, 2, 2, 3))], "loir", "core0 has a right bond of size 3, core0 a left bond of size 1"),
+        ([np.ones((1, 2, 2, 1), complex)], "loir", "expected real numbers, received complex128"),
+        ([np.ones((1, 2, 2, 1))], "lior.", "axes must be the letters l, o, i, r in some order, received 'lior.'"),
+    ],
+)
+def test_chains_that_cannot_be(cores, axes, message):
+    with pytest.raises(ShapeError) as error:
+        from_chain(cores, axes)
+    assert message in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.parametrize("library", ["torchtt", "tltorch"])
+def test_layers_of_torchtt_and_tltorch_are_the_same_function(library):
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip(library)
+    inputs, outputs, x = (2, 5, 3), (3, 2, 4), torch.randn(7, 30)
+    if library == "torchtt":
+        layer = theirs.nn.LinearLayerTT(list(inputs), list(outputs), [1, 3, 2, 1], dtype=torch.float32)
+        cores, y = layer.cores, layer(x.reshape(7, *inputs)).reshape(7, 24)
+        bias = layer.bias.reshape(-1)
+    else:
+        layer = theirs.FactorizedLinear(inputs, outputs, bias=True, rank=(1, 3, 2, 1), factorization="blocktt")
+        layer.weight.normal_(0.0, 0.1)
+        cores, y, bias = layer.weight.factors, layer(x), layer.bias
+    net, weights = from_chain(cores)
+    assert (net.in_features, net.out_features) == (30, 24)
+    w = torch.from_numpy(net.to_dense(weights))
+    torch.testing.assert_close(x @ w.T + bias.detach(), y.detach(), rtol=1e-4, atol=1e-5)

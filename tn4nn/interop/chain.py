@@ -60,7 +60,9 @@ def _network(ordered: list[NDArray[Any]]) -> tuple[Network, dict[str, NDArray[An
     count, around = len(ordered), ordered[0].shape[0]
     if around > 1 and count == 1:  # the bond of a ring of one core is a trace
         ordered, around = [ordered[0].trace(axis1=0, axis2=3)[None, ..., None]], 1
-    tensors, sizes, weights = [], {}, {}
+    tensors: list[tuple[str, tuple[str, ...]]] = []
+    sizes: dict[str, int] = {}
+    weights: dict[str, NDArray[Any]] = {}
     for i, array in enumerate(ordered):
         left, right = f"a{i - 1}" if i else f"a{count - 1}", f"a{i}"
         legs, core = [left, f"x{i}", f"y{i}", right], array.transpose(0, 2, 1, 3)

@@ -233,6 +233,12 @@ def test_the_factor_that_quimb_keeps_aside_is_in_the_weights(qtn):
     np.testing.assert_allclose(net.to_dense(weights), expected, rtol=1e-10)
 
 
+def test_a_single_tensor_is_a_network_of_one(qtn):
+    tensor = qtn.Tensor(np.arange(6.0).reshape(2, 3), ("x", "y"), tags="T")
+    net, weights = from_quimb(tensor, ["x"], ["y"])
+    np.testing.assert_array_equal(net.to_dense(weights), tensor.data.T)
+
+
 def test_weights_are_copies(qtn):
     q = qtn.MPO_rand(3, 2, phys_dim=2, seed=4)
     net, weights = from_quimb(q, q.lower_inds, q.upper_inds)
@@ -297,6 +303,27 @@ def test_nodes_of_every_backend(google, backend):
     assert net.ranks["r"] == 2
     w = np.einsum("xa,ayb,bz->yxz", *arrays).reshape(3, 8)
     np.testing.assert_allclose(net.to_dense(weights), w, rtol=1e-5)
+
+
+def test_copy_nodes_that_meet_are_one_leg(google):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((size, 3)) for size in (2, 4, 5)]
+    a, b, c = (google.Node(array, name=name) for array, name in zip(arrays, "abc", strict=True))
+    left, right = google.CopyNode(3, 3, name="left"), google.CopyNode(3, 3, name="right")
+    for end, hub in ((a[1], left[0]), (b[1], left[1]), (left[2], right[0]), (c[1], right[1])):
+        google.connect(end, hub)
+    net, weights = from_tensornetwork([a, left, b, right, c], inputs=[a[0], b[0]], outputs=[c[0], right[2]])
+    assert list(weights) == ["a", "b", "c"]
+    assert net.topology.bonds == ()  # the leg of both CopyNodes is open at right[2]
+    w = np.einsum("xr,yr,zr->zrxy", *arrays).reshape(15, 8)
+    np.testing.assert_allclose(net.to_dense(weights), w, rtol=1e-12)
+
+
+def test_two_inputs_on_one_copy_node_are_refused(google):
+    a, hub = google.Node(np.ones((3, 4)), "a"), google.CopyNode(3, 3)
+    google.connect(a[0], hub[0])
+    with pytest.raises(TopologyError, match="inputs: two of the edges are one leg"):
+        from_tensornetwork([a, hub], inputs=[hub[1], hub[2]], outputs=[a[1]])
 
 
 def test_what_tensornetwork_holds_and_a_layer_cannot(google):

@@ -66,6 +66,7 @@ def from_quimb(q: Any, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[N
         True
     """
     library("quimb.tensor")
+    q = q.as_network()  # a single tensor is a network of one
     tensors = list(q.tensors)
     holders = Counter(tag for t in tensors for tag in t.tags)
     names = core_names(next((tag for tag in t.tags if holders[tag] == 1), None) for t in tensors)

@@ -234,10 +234,11 @@ class _Question:
 
 def _dense_run(network: Network, batch: int, phase: str, itemsize: int) -> Callable[[], object]:
     """One pass of the dense layer through numpy's BLAS."""
-    rng, kind = np.random.default_rng(0), f"f{itemsize}"
-    x = rng.standard_normal((batch, network.in_features)).astype(kind)
-    w = rng.standard_normal((network.out_features, network.in_features)).astype(kind)
-    gy = rng.standard_normal((batch, network.out_features)).astype(kind)
+    rng = np.random.default_rng(0)
+    kind: type[np.float32 | np.float64] = np.float32 if itemsize == 4 else np.float64
+    x = rng.standard_normal((batch, network.in_features), dtype=kind)
+    w = rng.standard_normal((network.out_features, network.in_features), dtype=kind)
+    gy = rng.standard_normal((batch, network.out_features), dtype=kind)
     if phase == "forward":
         return lambda: x @ w.T
     return lambda: (x @ w.T, gy.T @ x, gy @ w)

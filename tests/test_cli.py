@@ -46,9 +46,37 @@ def test_plan_and_cost(monkeypatch, tmp_path, capsys):
     assert "W first" in shown
     assert json.loads((tmp_path / "p.json").read_text())["batch"] == 8
     assert call(monkeypatch, "cost", "x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a", "--json", tmp_path / "c.json") == 0
+    assert "fewest FLOPs" in capsys.readouterr().out
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]
-    assert [(row["batch"], row["phase"]) for row in rows[:3]] == [(1, "forward"), (1, "train"), (32, "forward")]
-    assert rows[0]["dense_macs"] == 128
+    assert [(row["batch"], row["phase"]) for row in rows[::6][:3]] == [(1, "forward"), (1, "train"), (32, "forward")]
+    assert rows[2]["way"] == "dense"
+    assert rows[2]["macs"] == 128
+
+
+def test_plan_explained(monkeypatch, tmp_path, capsys):
+    arguments = ["plan", "mpo", "--rank", 4, "--batch", 8, "--runtime", "native", "--explain"]
+    assert call(monkeypatch, *arguments, "--json", tmp_path / "p.json") == 0
+    shown = capsys.readouterr().out
+    assert "dominating: " in shown
+    assert "bond a1: rank 3 for 4" in shown
+    told = json.loads((tmp_path / "p.json").read_text())["explained"]
+    assert 0 < told["share"] <= 1
+    assert {change["what"] for change in told["changes"]} >= {"program runtime", "bond a0: rank 1 for 4"}
+
+
+def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
+    equation = ["cost", "xa,ay->xy", "--shapes", "4x2,2x8", "--input-legs", "x", "--batches", "3"]
+    assert call(monkeypatch, *equation, "--json", tmp_path / "e.json") == 0
+    record = json.loads((tmp_path / "e.json").read_text())
+    net = tn.Network.from_dict(record["network"])
+    assert (net.in_features, net.out_features, net.num_params) == (4, 8, 24)
+    assert {row["measured_s"] for row in record["rows"]} == {None}
+    (tmp_path / "net.json").write_text(net.to_json())
+    assert call(monkeypatch, "cost", tmp_path / "net.json", "--batches", "3", "--json", tmp_path / "f.json") == 0
+    assert json.loads((tmp_path / "f.json").read_text()) == record
+    capsys.readouterr()
+    assert call(monkeypatch, "cost", "xa,ay->xy", "--shapes", "4,by") == 2
+    assert "expected shapes like 4x5x3,3x6x2" in capsys.readouterr().err
 
 
 def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):
@@ -120,6 +148,7 @@ def test_catalogue_and_version(monkeypatch, capsys):
         (["compare", "--seeds", "0"], 2, "--seeds"),
         (["plan", "x0=4 -> y0 : x0 y0"], 1, "expected 'x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a'"),
         (["plan", "missing.json"], 1, "missing.json"),
+        (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),
         (["plan", "mpo", "--memory", "10"], 1, "no plan of 'mpo'"),
         (["plan", "mpo", "--budget", "10"], 1, "the smallest feasible one is 128"),
         (["nonsense"], 2, "No such command"),

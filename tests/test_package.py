@@ -75,21 +75,23 @@ def modules():
         except ImportError:
             continue
         yield package
-        yield from (f"{package}.{found.name}" for found in pkgutil.iter_modules(root.__path__))
+        yield from (found.name for found in pkgutil.walk_packages(root.__path__, f"{package}."))
 
 
 @pytest.mark.parametrize("name", list(modules()))
 def test_doctests(name):
     import doctest
 
-    if name.endswith("_triton_kernels"):
-        pytest.importorskip("triton")
+    needs = {"_triton_kernels": "triton", "interop.quimb": "quimb.tensor", "interop.tensornetwork": "tensornetwork"}
+    for ending, library in needs.items():
+        if name.endswith(ending):
+            pytest.importorskip(library)
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/topologies.md", "docs/decomposition.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/topologies.md", "docs/decomposition.md", "docs/interop.md"])
 def test_the_pages_are_true(page):
     import doctest
 

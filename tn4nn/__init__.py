@@ -66,12 +66,14 @@ from ._model_budget import with_budget
 from ._modes import modes_for
 from ._network import Network
 from ._ordering import Ordering
-from ._plan import Cost, Plan, plan
+from ._plan import Cost, Machine, Plan, plan
 from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
 
 if TYPE_CHECKING:
+    from ._calibrate import Calibration, calibrate, calibrated
     from ._compare import Candidate, Report, compare, read_topologies
+    from ._cost import CostReport, CostRow, cost
     from ._data import Dataset
     from ._data import load as load_data
     from ._decompose import Decomposition, decompose, mps
@@ -86,10 +88,16 @@ if TYPE_CHECKING:
 
 # Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
 _LAZY = {
+    "Calibration": ("_calibrate", "Calibration"),
+    "calibrate": ("_calibrate", "calibrate"),
+    "calibrated": ("_calibrate", "calibrated"),
     "Candidate": ("_compare", "Candidate"),
     "Report": ("_compare", "Report"),
     "compare": ("_compare", "compare"),
     "read_topologies": ("_compare", "read_topologies"),
+    "CostReport": ("_cost", "CostReport"),
+    "CostRow": ("_cost", "CostRow"),
+    "cost": ("_cost", "cost"),
     "Dataset": ("_data", "Dataset"),
     "load_data": ("_data", "load"),
     "Decomposition": ("_decompose", "Decomposition"),
@@ -147,6 +155,9 @@ __all__ = [
     "btt",
     "BudgetError",
     "build",
+    "calibrate",
+    "calibrated",
+    "Calibration",
     "Candidate",
     "canonicalise",
     "catalogue",
@@ -156,6 +167,9 @@ __all__ = [
     "Conv2d",
     "Core",
     "Cost",
+    "cost",
+    "CostReport",
+    "CostRow",
     "cp",
     "Cut",
     "DataError",
@@ -183,6 +197,7 @@ __all__ = [
     "load_data",
     "low_rank",
     "low_rank_factors",
+    "Machine",
     "MaxPool",
     "mera",
     "model_from_json",

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from . import __version__
 from ._backend import backend, backends
+from ._calibrate import calibrate
 from ._catalogue import build, catalogue
 from ._compare import (
     DEFAULT_TOPOLOGIES,
@@ -27,13 +28,16 @@ from ._compare import (
     read_topologies,
     use_threads,
 )
+from ._cost import BATCHES, cost
 from ._data import load as load_data
 from ._errors import TN4NNError
+from ._explain import explain
 from ._network import Network
 from ._plan import Plan, plan
 from ._report import print_table, write_json
 from ._topology import Topology, parse
 from ._train import train
+from .interop.einsum import from_einsum
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _out = Console()
@@ -237,18 +241,27 @@ def _plan(
     phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
     minimize: Annotated[str, typer.Option(help="time, flops or memory.")] = "time",
     memory: Annotated[int | None, typer.Option(min=1, help="Cap on the peak, in bytes.")] = None,
+    runtime: Annotated[str, typer.Option(help="program, or native: torch's layers on a CPU.")] = "program",
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
     net = _network(network, inputs, outputs, sites, budget, rank)
     say = _progress()
-    p = plan(net, batch, phase, minimize=minimize, memory=memory, progress=say)
+    p = plan(net, batch, phase, minimize=minimize, memory=memory, runtime=runtime, progress=say)
     _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
     _out.print("considered:")
-    for order, cost in p.candidates:
-        _out.print(f"  {order:<28} {cost.macs:>14,} MACs  {cost.predicted_s * 1e3:>9.3g} ms predicted", highlight=False)
+    for order, of in p.candidates:
+        _out.print(f"  {order:<28} {of.macs:>14,} MACs  {of.predicted_s * 1e3:>9.3g} ms predicted", highlight=False)
+    row = _cost_row(p)
+    if explained:
+        told = explain(p)
+        _out.print(str(told), highlight=False, markup=False, soft_wrap=True)
+        row["explained"] = told.to_dict()
     if json is not None:
-        write_json(json, _cost_row(p))
+        write_json(json, row)
 
 
 @app.command("cost")
@@ -259,28 +272,31 @@ def _cost(
     sites: Sites = None,
     budget: Budget = None,
     rank: Rank = None,
-    batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = "1,32,256,2048",
+    shapes: Annotated[
+        str | None, typer.Option(help="Shapes of the operands of an einsum equation: 4x5x3,3x6x2.")
+    ] = None,
+    input_legs: Annotated[str, typer.Option(help="The letters of an einsum equation that meet the input.")] = "",
+    batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = ",".join(map(str, BATCHES)),
+    measure: Annotated[bool, typer.Option("--measure", help="Also run it on random numbers, in one thread.")] = False,
     json: Json = None,
 ) -> None:
-    """Show what a network costs for several batches, forward and training, beside the dense layer."""
-    from rich.table import Table
-
-    net = _network(network, inputs, outputs, sites, budget, rank)
+    """Show what a network costs for several batches, forward and training, beside dense and other orders."""
+    if shapes is None:
+        net = _network(network, inputs, outputs, sites, budget, rank)
+    else:
+        net = from_einsum(network, _shapes(shapes), inputs=input_legs)
     _out.print(str(net), highlight=False, markup=False)
-    table = Table("batch", "phase", "MACs", "dense MACs", "moved", "peak", "saved", "predicted ms", "order")
-    rows = []
-    for size in _whole_numbers(batches) or []:
-        for phase in ("forward", "train"):
-            p = plan(net, size, phase)
-            dense = size * net.dense_params * (3 if phase == "train" else 1)
-            cost = p.cost
-            cells = (size, phase, f"{cost.macs:,}", f"{dense:,}", cost.bytes_moved, cost.peak, cost.saved)
-            table.add_row(*map(str, cells), f"{cost.predicted_s * 1e3:.3g}", p.order)
-            rows.append(_cost_row(p) | {"dense_macs": dense})
-    _out.print(table)
-    _out.print("MACs = multiply-adds; moved, peak, saved in bytes at float32", style="dim")
+    report = cost(net, _whole_numbers(batches) or [], measure=measure)
+    _out.print(str(report), highlight=False, markup=False, soft_wrap=True)
     if json is not None:
-        write_json(json, {"schema": 1, "network": net.to_dict(), "rows": rows})
+        write_json(json, report.to_dict())
+
+
+def _shapes(text: str) -> list[tuple[int, ...]]:
+    try:
+        return [tuple(int(size) for size in part.split("x")) for part in _listed(text)]
+    except ValueError:
+        raise typer.BadParameter(f"expected shapes like 4x5x3,3x6x2, received {text!r}") from None
 
 
 @app.command("train")
@@ -348,6 +364,19 @@ def _decompose(
         save(out, result.network, result.weights)
     if json is not None:
         write_json(json, result.to_dict())
+
+
+@app.command("calibrate")
+def _calibrate(
+    itemsize: Annotated[int, typer.Option(help="Bytes of a number: 4 or 8.")] = 4,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which nothing new is run.")] = 40.0,
+    json: Json = None,
+) -> None:
+    """Measure this processor for the native runtime's cost model, in one thread, and keep the figures."""
+    found = calibrate(itemsize=itemsize, time_limit=time_limit, progress=_progress())
+    _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    if json is not None:
+        write_json(json, found.to_dict())
 
 
 @app.command("backends")

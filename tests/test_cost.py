@@ -1,0 +1,94 @@
+"""Costs of a network beside dense and other orders."""
+
+import pytest
+
+import tn4nn as tn
+from tn4nn import _native
+from tn4nn._errors import TN4NNError
+
+NET = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(3)
+
+
+def by_way(report):
+    return {(row.batch, row.phase, row.way, row.runtime): row for row in report.rows}
+
+
+def test_multiply_adds_of_every_way():
+    rows = by_way(tn.cost(NET, [16]))
+    assert len(rows) == 12
+    for phase, times in (("forward", 1), ("train", 3)):
+        assert rows[16, phase, "dense", "program"].macs == times * 16 * 64 * 64
+    # W first: core0 with core1, then core2, then x, or the other way round; both need the same here.
+    assert rows[16, "forward", "W first", "native"].macs == 16 * 16 * 9 + 256 * 16 * 3 + 16 * 64 * 64
+    # From the left: 16 rows; legs summed and opened one by one.
+    left = 16 * (16 * 4 * 4 * 3 + 4 * 4 * 4 * 4 * 3 * 3 + 16 * 4 * 4 * 3)
+    assert rows[16, "forward", "left to right", "native"].macs == left
+    fewest = rows[16, "forward", "fewest FLOPs", "native"].macs
+    assert fewest == min(row.macs for row in rows.values() if row.phase == "forward" and row.way != "dense")
+
+
+def test_bytes_kept_and_made_on_the_way():
+    rows = by_way(tn.cost(NET, [16], itemsize=8))
+    assert rows[16, "forward", "W first", "native"].largest == 64 * 64 * 8
+    assert rows[16, "forward", "dense", "program"].largest == 0
+    assert rows[16, "train", "dense", "program"].saved == 16 * 64 * 8
+    assert all(row.saved == 0 for row in rows.values() if row.phase == "forward")
+    row = rows[16, "train", "dense", "program"]
+    assert row.intensity == row.macs / row.bytes_moved
+
+
+def test_ours_is_the_plan_and_never_predicted_slower_than_the_other_orders():
+    report = tn.cost(NET, [1, 64])
+    for (batch, phase, way, runtime), row in by_way(report).items():
+        if way == "ours":
+            assert row.predicted_s == tn.plan(NET, batch, phase, runtime=runtime).cost.predicted_s
+        elif runtime == "native":
+            assert row.predicted_s >= by_way(report)[batch, phase, "ours", "native"].predicted_s
+
+
+def test_the_text_is_the_table():
+    report = tn.cost(NET, [16], phases=["train"])
+    lines = repr(report).splitlines()
+    assert lines[0] == "Cost of 'mpo' 64 -> 64, 240 params"
+    assert len(lines) == 2 + 6 + 1
+    assert "196,608" in lines[4]
+    assert str(report) == repr(report)
+
+
+def test_measured_where_there_is_something_to_run():
+    report = tn.cost(NET, [16], phases=["train"], measure=True)
+    for row in report.rows:
+        runs = row.way == "dense" or (row.runtime == "native" and _native.runtime(4) is not None)
+        assert (row.measured_s is not None) == runs
+        assert row.measured_s is None or 0 < row.measured_s < 1
+
+
+def test_what_would_take_too_long_is_not_measured(monkeypatch):
+    monkeypatch.setattr("tn4nn._cost._LONGEST", 0.0)
+    report = tn.cost(NET, [16], phases=["forward"], measure=True)
+    assert {row.measured_s for row in report.rows} == {None}
+
+
+def test_the_machine_is_the_one_given():
+    slow = tn.cost(NET, [64], phases=["forward"], machine=tn.Machine(macs_per_s=1e6, tile_macs_per_s=1e6))
+    assert all(row.predicted_s > 0.9 * row.macs / 1e6 for row in slow.rows)
+
+
+def test_hyperedges_and_kept_legs_have_a_cost_too():
+    for name in ("btt", "cp", "block_term"):
+        rows = by_way(tn.cost(tn.build(name, 64, 64).with_rank(2), [8], phases=["forward"]))
+        assert rows[8, "forward", "dense", "program"].macs == 8 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": []}, "a cost needs at least one batch, received none"),
+        ({"batches": [0]}, "a plan needs a batch of at least 1 row, received 0"),
+        ({"phases": ["back"]}, "phase must be one of forward, train, received 'back'"),
+        ({"itemsize": 2}, "itemsize 4 or 8"),
+    ],
+)
+def test_questions_that_cannot_be(arguments, message):
+    with pytest.raises(TN4NNError, match=message):
+        tn.cost(NET, **{"batches": [4], **arguments})

@@ -1,0 +1,64 @@
+"""What a plan spends its time on, and what would change it."""
+
+import dataclasses
+
+import pytest
+
+import tn4nn as tn
+from tn4nn._explain import explain
+
+NET = tn.mpo((4, 8, 4), (4, 8, 4)).with_ranks({"a0": 6, "a1": 2})
+
+
+@pytest.mark.parametrize("runtime", ["program", "native"])
+def test_every_change_is_the_plan_of_what_it_says(runtime):
+    p = tn.plan(NET, 64, "train", runtime=runtime)
+    told = {change.what: change for change in explain(p).changes}
+    again = {
+        "bond a0: rank 5 for 6": (
+            tn.plan(NET.topology.with_ranks({"a0": 5, "a1": 2}), 64, "train", runtime=runtime),
+            1,
+        ),
+        "bond a0: rank 1 for 6": (
+            tn.plan(NET.topology.with_ranks({"a0": 1, "a1": 2}), 64, "train", runtime=runtime),
+            1,
+        ),
+        "batch 256, for 64 rows of it": (tn.plan(NET, 256, "train", runtime=runtime), 4),
+        "least memory": (tn.plan(NET, 64, "train", runtime=runtime, minimize="memory"), 1),
+    }
+    for what, (other, rows) in again.items():
+        assert told[what].predicted_s == pytest.approx(other.cost.predicted_s / rows)
+        assert told[what].params == other.network.num_params
+        assert told[what].ratio == pytest.approx(told[what].predicted_s / p.cost.predicted_s)
+    other = "native" if runtime == "program" else "program"
+    assert f"{other} runtime" in told
+    assert [what for what in told if "a1" in what] == ["bond a1: rank 1 for 2"]  # one lower is 1
+    assert any(what.startswith("order: ") for what in told)
+
+
+def test_the_fastest_change_stands_first():
+    changes = explain(tn.plan(NET, 64, "train")).changes
+    assert [c.predicted_s for c in changes] == sorted(c.predicted_s for c in changes)
+
+
+@pytest.mark.parametrize("runtime", ["program", "native"])
+def test_the_dearest_step_is_named(runtime):
+    told = explain(tn.plan(tn.low_rank(2048, 64).with_rank(16), 64, "forward", runtime=runtime))
+    assert "core0" in told.parts[0].text  # 2048 of the 2048 + 64 products of a row and rank
+    assert 0.8 < told.share < 1
+    assert told.to_dict()["dominating"] == told.parts[0].text
+    assert f"dominating: {told.parts[0].text}" in str(told)
+
+
+def test_the_figures_of_the_machine_are_those_given():
+    slow = dataclasses.replace(tn.Machine(), macs_per_s=1e6)
+    p = tn.plan(NET, 64, machine=slow)
+    told = explain(p, machine=slow)
+    assert {change.what: change for change in told.changes}["least memory"].predicted_s > 0.9 * p.cost.predicted_s
+
+
+def test_no_bond_and_a_batch_of_one():
+    p = tn.plan(tn.dense((4,), (4,)).with_rank(1), 1, "forward")
+    assert [c.what for c in explain(p).changes if "bond" in c.what or "batch" in c.what] == [
+        "batch 4, for 1 rows of it"
+    ]

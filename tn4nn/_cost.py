@@ -1,0 +1,244 @@
+"""What a network costs over batches, beside what else a person could run; predicted, and measured where asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._catalogue import dense
+from ._errors import TN4NNError
+from ._native_plan import Way, _interleaved, _layouts, _Pricer, _run_of
+from ._network import Network
+from ._paths import Path, find_paths, legs_along
+from ._plan import PHASES, Cost, Machine, Search, _bytes, plan
+
+BATCHES = (1, 32, 256, 2048)
+_LONGEST = 1.0  # seconds: what is predicted to take longer is not measured
+
+
+@dataclasses.dataclass(frozen=True)
+class CostRow:
+    """What one way of applying a network costs for one batch and phase.
+
+    Attributes:
+        batch: rows of x.
+        phase: "forward", or "train" for forward and backward.
+        way: "ours", "dense", "W first", "left to right" or "fewest FLOPs".
+        runtime: "native" (the C runtime of torch's layers on a CPU), or "program" (array operations of a framework).
+        order: in words, where the order comes from.
+        macs: multiply-adds, half the FLOPs.
+        bytes_moved: bytes read and written by all steps.
+        largest: bytes of the largest array between x, the cores and y; 0 where there is none.
+        saved: bytes kept between forward and backward.
+        predicted_s: seconds by the cost model.
+        measured_s: seconds in the native runtime, or of numpy's product for dense; None where not measured.
+    """
+
+    batch: int
+    phase: str
+    way: str
+    runtime: str
+    order: str
+    macs: int
+    bytes_moved: int
+    largest: int
+    saved: int
+    predicted_s: float
+    measured_s: float | None = None
+
+    @property
+    def intensity(self) -> float:
+        """Multiply-adds for each byte moved."""
+        return self.macs / max(1, self.bytes_moved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain data."""
+        return {**dataclasses.asdict(self), "intensity": self.intensity}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CostReport:
+    """What `cost` found; its text is the table.
+
+    Attributes:
+        network: what was priced.
+        rows: for each batch and phase, ours first.
+    """
+
+    network: Network
+    rows: tuple[CostRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {"schema": 1, "network": self.network.to_dict(), "rows": [row.to_dict() for row in self.rows]}
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Cost of {self.network.topology.name!r} {self.network.in_features} -> {self.network.out_features}, "
+            f"{self.network.num_params:,} params",
+            f"{'batch':>6} {'phase':<8}{'way':<14}{'runtime':<9}{'MACs':>15} {'moved':>10} {'largest':>10} "
+            f"{'saved':>10} {'MACs/B':>7} {'predicted':>11} {'measured':>11}",
+        ]
+        for row in self.rows:
+            measured = "" if row.measured_s is None else _milliseconds(row.measured_s)
+            sizes = " ".join(f"{_bytes(number):>10}" for number in (row.bytes_moved, row.largest, row.saved))
+            lines.append(
+                f"{row.batch:>6} {row.phase:<8}{row.way:<14}{row.runtime:<9}{row.macs:>15,} {sizes} "
+                f"{row.intensity:>7.3g} {_milliseconds(row.predicted_s):>11} {measured:>11}"
+            )
+        lines.append("MACs are multiply-adds; bytes at the size of one number that was asked for")
+        return "\n".join(lines)
+
+    __str__ = __repr__
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def cost(
+    network: Network,
+    batches: Iterable[int] = BATCHES,
+    *,
+    phases: Sequence[str] = PHASES,
+    itemsize: int = 4,
+    machine: Machine | None = None,
+    measure: bool = False,
+    cache: bool = True,
+) -> CostReport:
+    """What a network costs for several batches, forward and training, beside the other ways to run it.
+
+    For each batch and phase: our plan in the native runtime and as a program; the dense layer of the same features as
+    one matrix product; W built first, x through the cores from left to right, and the order with the fewest FLOPs
+    (exhaustive up to nine tensors, the best found above), these three in the native runtime too.
+
+    Args:
+        network: what is applied.
+        batches: rows of x.
+        phases: "forward", "train" or both.
+        itemsize: 4 or 8 bytes of a number.
+        machine: figures of the cost model (default: one CPU core).
+        measure: also run the rows of the native runtime, and numpy's product for dense, on random numbers; the least
+            time of several interleaved rounds. What is predicted to take more than a second is left out.
+        cache: False plans anew and stores nothing.
+
+    Raises:
+        TN4NNError: an unknown phase, a batch below 1, no batch at all.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> report = tn.cost(tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), [64], phases=["forward"])
+        >>> [row.way for row in report.rows]
+        ['ours', 'ours', 'dense', 'W first', 'left to right', 'fewest FLOPs']
+        >>> report.rows[2].macs == 64 * 128 * 128
+        True
+    """
+    sizes = tuple(batches)
+    if not sizes:
+        raise TN4NNError("a cost needs at least one batch, received none")
+    rows: list[CostRow] = []
+    for batch in sizes:
+        for phase in phases:
+            asked = _Question(network, batch, phase, itemsize, machine or Machine(), cache)
+            rows += asked.measured() if measure else [row for row, _ in asked.rows()]
+    return CostReport(network, tuple(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    network: Network
+    batch: int
+    phase: str
+    itemsize: int
+    machine: Machine
+    cache: bool
+
+    def rows(self) -> Iterator[tuple[CostRow, Way | None]]:
+        """Each row, with what the native runtime would run for it."""
+        for runtime in ("native", "program"):
+            p = self._plan(self.network, runtime)
+            yield self._row("ours", runtime, p.order, p.path, p.cost, p.block), p.way
+        p = self._plan(dense((self.network.in_features,), (self.network.out_features,)).with_rank(1), "program")
+        yield self._row("dense", "program", "one product", (), p.cost, 0), None
+        for name, path in self._others():
+            way = self.native(name, path)
+            yield self._row(name, "native", name, path, way.cost, way.block), way
+
+    def native(self, name: str, path: Path) -> Way:
+        """The best layouts and block of a path in the native runtime."""
+        pricer = _Pricer(self.network, path, name, self.batch, self.phase, self.itemsize, self.machine)
+        return next(iter(_layouts(pricer, "time")))
+
+    def measured(self) -> list[CostRow]:
+        """The rows, those of the native runtime and dense measured in turns."""
+        found = list(self.rows())
+        runs = [self._run(row, way) for row, way in found]
+        times = iter(_interleaved([run for run in runs if run is not None]))
+        return [
+            row if run is None else dataclasses.replace(row, measured_s=next(times))
+            for (row, _), run in zip(found, runs, strict=True)
+        ]
+
+    def _plan(self, network: Network, runtime: str) -> Any:
+        return plan(
+            network,
+            self.batch,
+            self.phase,
+            runtime=runtime,
+            itemsize=self.itemsize,
+            machine=self.machine,
+            cache=self.cache,
+        )
+
+    def _others(self) -> list[tuple[str, Path]]:
+        search = Search(self.network, self.batch, self.phase, "time", "apply", self.itemsize, self.machine)
+        fewest = find_paths(search.tensors, search.output, search.sizes)[0]
+        first = search.dense_first(greedy=len(search.tensors) > 24)
+        return [("W first", first), ("left to right", search.chains()[0]), ("fewest FLOPs", fewest)]
+
+    def _row(self, name: str, runtime: str, order: str, path: Path, cost: Cost, block: int) -> CostRow:
+        largest = self._largest(path, min(block or self.batch, self.batch))
+        return CostRow(
+            self.batch,
+            self.phase,
+            name,
+            runtime,
+            order,
+            cost.macs,
+            cost.bytes_moved,
+            largest,
+            cost.saved,
+            cost.predicted_s,
+        )
+
+    def _largest(self, path: Path, rows: int) -> int:
+        """Bytes of the largest array that a path makes on its way, `rows` at a time."""
+        search = Search(self.network, rows, self.phase, "time", "apply", self.itemsize, self.machine)
+        legs = legs_along(search.tensors, search.output, path)[len(search.tensors) : -1]
+        return max((math.prod(search.sizes[leg] for leg in on) for on in legs), default=0) * self.itemsize
+
+    def _run(self, row: CostRow, way: Way | None) -> Callable[[], object] | None:
+        if row.predicted_s > _LONGEST:
+            return None
+        if row.way == "dense":
+            return _dense_run(self.network, self.batch, self.phase, self.itemsize)
+        found: Callable[[], object] | None = (
+            None if way is None else _run_of(self.network, way, self.batch, self.phase, self.itemsize)
+        )
+        return found
+
+
+def _dense_run(network: Network, batch: int, phase: str, itemsize: int) -> Callable[[], object]:
+    """One pass of the dense layer through numpy's BLAS."""
+    rng = np.random.default_rng(0)
+    kind: type[np.float32 | np.float64] = np.float32 if itemsize == 4 else np.float64
+    x = rng.standard_normal((batch, network.in_features), dtype=kind)
+    w = rng.standard_normal((network.out_features, network.in_features), dtype=kind)
+    gy = rng.standard_normal((batch, network.out_features), dtype=kind)
+    if phase == "forward":
+        return lambda: x @ w.T
+    return lambda: (x @ w.T, gy.T @ x, gy @ w)

@@ -56,23 +56,22 @@ def calls() -> list[dict[str, Any]]:
         net = tn.mpo((2,) * cores, (2,) * cores).with_rank(2)
         width = net.in_features
         ours, dense = TNLinear(net, bias=False, batch=1), torch.nn.Linear(width, width, bias=False)
-        x, gy = torch.ones(1, width), torch.ones(1, width)
-        xg = x.clone().requires_grad_(True)
         for phase in ("forward", "train"):
-            seconds = []
-            for layer in (ours, dense):
-                wanted = [xg, *layer.parameters()]
-
-                def forward(layer: Any = layer) -> object:
-                    with torch.no_grad():
-                        return layer(x)
-
-                def train(layer: Any = layer, wanted: Any = wanted) -> object:
-                    return torch.autograd.grad(layer(xg), wanted, gy)
-
-                seconds.append(call_seconds(forward if phase == "forward" else train))
+            seconds = [_layer_seconds(layer, width, phase) for layer in (ours, dense)]
             rows.append({"what": label, "phase": phase, "ours_s": seconds[0], "dense_s": seconds[1]})
     return rows
+
+
+def _layer_seconds(layer: Any, width: int, phase: str) -> float:
+    import torch
+
+    x, gy = torch.ones(1, width), torch.ones(1, width)
+    if phase == "forward":
+        with torch.no_grad():
+            return call_seconds(lambda: layer(x))
+    x.requires_grad_(True)
+    wanted = [x, *layer.parameters()]
+    return call_seconds(lambda: torch.autograd.grad(layer(x), wanted, gy))
 
 
 _CHILD = """
@@ -81,7 +80,8 @@ start = time.perf_counter()
 import tn4nn as tn
 imported = time.perf_counter() - start
 net = tn.Network.from_json(sys.stdin.read())
-tn.plan(tn.low_rank(4, 4).with_rank(1), 2, cache=False)  # what only the first plan of a process imports
+small = tn.low_rank(4, 4).with_rank(1)
+tn.plan(small, 2, runtime=sys.argv[1], cache=False)  # what only the first plan imports
 start = time.perf_counter()
 tn.plan(net, 256, "train", runtime=sys.argv[1])
 print(imported, time.perf_counter() - start)

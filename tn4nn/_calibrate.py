@@ -1,9 +1,9 @@
 """The figures of the cost model for this processor, fitted to what the native runtime takes on it.
 
-The predicted seconds of a way are a sum of multiply-adds, tiles, vectors, tasks and bytes, each times one figure of
-`Machine`. So ways of a few networks are run, and the five figures are fitted to their times: by least squares of the
-relative errors, each figure within a tenth and ten times its default. The cost model itself says how many of each a
-way has, by pricing it with one figure at a time.
+The predicted seconds of a way are a sum of multiply-adds, tiles, vectors, strided reads, tasks, calls and bytes, each
+times one figure of `Machine`. So ways of a few networks are run, and these figures are fitted to their times: by least
+squares of the relative errors, each figure within a tenth and ten times its default. The cost model itself says how
+many of each a way has, by pricing it with one figure at a time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ._network import Network
 from ._plan import Machine
 from ._topology import fingerprint_of
 
-FIGURES = ("tile_macs_per_s", "tile_s", "vector_s", "task_s", "bytes_per_s")
-_RATES = ("tile_macs_per_s", "bytes_per_s")  # per second; the others are seconds
+FIGURES = ("tile_macs_per_s", "tile_s", "vector_s", "far_s", "task_s", "call_s", "memory_bytes_per_s")
+_RATES = ("tile_macs_per_s", "memory_bytes_per_s")  # per second; the others are seconds
 _RANGE = 10.0  # how far from its default a figure may go
 _RIDGE = 3e-4  # pull to the default, for figures that the samples say little about
 _LONGEST = 0.02  # seconds: a way that is predicted to take longer is no sample
-_SHORTEST = 1e-5  # seconds: what takes less is mostly the call from Python, which the model leaves out
+_SHORTEST = 3e-6  # seconds: what takes less is nothing but the call from Python
 _HELD = 3  # one sample in so many is held out of the fit, drawn with a fixed seed
 _SCHEMA = 1
 
@@ -88,8 +88,8 @@ def calibrate(
 ) -> Calibration:
     """Measures this processor for the cost model of the native runtime, and keeps the figures in the cache folder.
 
-    Ways of a dozen small networks are run in one thread; `calibrated` gives the figures later on. The planner does not
-    read them by itself: pass `machine=`.
+    Ways of a dozen small networks are run in one thread; `calibrated` gives the figures later on. The planner reads
+    them where no `machine=` is passed.
 
     Args:
         itemsize: 4 or 8 bytes of a number.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._cache import plans as _cache
-from ._compiled import processor
+from ._compiled import processor, vector_bytes
 from ._errors import TN4NNError
 from ._network import Network
 from ._paths import Path, find_paths
@@ -32,6 +32,7 @@ _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _TABLES = 1 << 22  # entries of the largest table of offsets
 _STATES = 1 << 28  # bytes of the states of a block, at most
 _PEAK = 1 << 31  # bytes above which a way is only taken where there is none below half of it
+_SINGLY = 10  # states of a path whose layouts are improved one at a time
 _SILLY = 50  # times the fewest multiply-adds: paths beyond are not priced
 
 
@@ -80,7 +81,9 @@ def _row(made: Recipe, when: str, task: Task) -> TaskRow:
     shape = shape_of(task, made.sizes, 1 if when == "once" else made.block)
     a, b, c = (f"{made.bases.name(p.base)}[{' '.join(p.legs)}]" for p in (task.a, task.b, task.c))
     sizes = f"{shape.h} x {shape.m} x {shape.k} x {shape.n}"
-    return TaskRow(f"{when}: {c} = {a} * {b}", sizes, shape.macs, task_seconds(shape, Machine(), made.itemsize))
+    return TaskRow(
+        f"{when}: {c} = {a} * {b}", sizes, shape.macs, task_seconds(shape, machine_here(made.itemsize), made.itemsize)
+    )
 
 
 def _tasks_of(made: Recipe, phase: str) -> tuple[Sequence[Task], Sequence[Task], Sequence[Task]]:
@@ -91,6 +94,13 @@ def _tasks_of(made: Recipe, phase: str) -> tuple[Sequence[Task], Sequence[Task],
     cores = frozenset(range(len(made.bases.slopes)))
     again = (*made.ahead(made.passes[:-1]), *made.back(made.passes, True, cores))
     return before, (*through, *again), made.back(made.prologue, False, cores)
+
+
+def machine_here(itemsize: int = 4) -> Machine:
+    """The figures of this processor: those that `calibrate` has kept, else the defaults with its vectors."""
+    from ._calibrate import calibrated
+
+    return calibrated(itemsize=itemsize) or Machine(vector_bytes=vector_bytes())
 
 
 def within(memory: int, network: Network, batch: int, phase: str, **options: Any) -> tuple[Way, ...]:
@@ -131,7 +141,7 @@ def ways(
         machine: figures of the cost model.
         cache: False searches anew and stores nothing.
     """
-    machine = machine or Machine()
+    machine = machine or machine_here(itemsize)
     question = [NATIVE_PLANNER, "native", network.fingerprint, batch, phase, minimize, itemsize, tune]
     question += [dataclasses.astuple(machine), processor() if tune else ""]
     key = fingerprint_of(question)
@@ -155,7 +165,7 @@ def candidates(
     machine: Machine | None = None,
 ) -> tuple[Way, ...]:
     """Everything that is considered, best first; see `ways`."""
-    machine = machine or Machine()
+    machine = machine or machine_here(itemsize)
     made = [
         way
         for order, path in paths(network, batch, phase)
@@ -251,9 +261,12 @@ def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:
     blocks = _blocks(probe, pricer.batch)
     best = min((pricer.way((), block) for block in blocks), key=score)
     layouts = [0] * (len(probe.passes) - 1)
-    for position in reversed(range(len(layouts))):
+    single = len(layouts) <= _SINGLY  # a longer chain has one layout for all of its states
+    for position in reversed(range(len(layouts))) if single else range(1):
         for code in LAYOUTS[1:]:
-            changed = [*layouts[:position], code, *layouts[position + 1 :]]
+            changed = [code] * len(layouts)
+            if single:
+                changed = [*layouts[:position], code, *layouts[position + 1 :]]
             way = pricer.way(changed, best.block)
             if score(way) < score(best):
                 best, layouts = way, changed
@@ -289,11 +302,11 @@ def _run_of(network: Network, way: Way, batch: int, phase: str, itemsize: int) -
     made = native(way.recipe(network, itemsize))
     if made is None:
         return None
-    rng, kind = np.random.default_rng(0), f"f{itemsize}"
+    rng, kind = np.random.default_rng(0), np.float32 if itemsize == 4 else np.float64
     t, sizes = network.topology, network.sizes
-    cores = [rng.standard_normal([sizes[leg] for leg in core.legs]).astype(kind) for core in t.cores]
-    x = rng.standard_normal((batch, math.prod(t.inputs.values()))).astype(kind)
-    y = rng.standard_normal((batch, math.prod(t.outputs.values()))).astype(kind)
+    cores = [rng.standard_normal([sizes[leg] for leg in core.legs], dtype=kind) for core in t.cores]
+    x = rng.standard_normal((batch, math.prod(t.inputs.values())), dtype=kind)
+    y = rng.standard_normal((batch, math.prod(t.outputs.values())), dtype=kind)
     gy, gx, kept, slopes = (
         np.ones_like(y),
         np.empty_like(x),
@@ -320,7 +333,7 @@ def _interleaved(runs: Sequence[Any], least: float = 2e-3, rounds: int = 5) -> l
     """The least time of each, over rounds that go through all that are still in sight of the fastest."""
     best, repeats = [math.inf] * len(runs), [1] * len(runs)
     for turn in range(rounds + 1):
-        ahead = _HOPELESS * min(best)
+        ahead = _HOPELESS * min(best, default=math.inf)
         for i, run in enumerate(runs):
             if best[i] > ahead and turn > 1:
                 continue

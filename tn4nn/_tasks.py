@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ._compiled import vector_bytes
 from ._errors import TN4NNError
 from ._network import Network
 from ._paths import Path, legs_along
@@ -212,7 +213,7 @@ def task_bytes(shape: Shape, itemsize: int) -> int:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _best(a: Place, b: Place, c: Place, adds: bool, sizes: frozenset[tuple[str, int]], rows: int, item: int) -> Task:
-    known, machine = dict(sizes), Machine()
+    known, machine = dict(sizes), Machine(vector_bytes=vector_bytes())
     options = []
     for first, second in ((a, b), (b, a)):
         task = contracted(first, second, c, adds)

@@ -71,6 +71,7 @@ from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
 
 if TYPE_CHECKING:
+    from ._autorank import AutoRank
     from ._compare import Candidate, Report, compare, read_topologies
     from ._data import Dataset
     from ._data import load as load_data
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
     from ._io import load, save
+    from ._ranks import cut, grow
     from ._round import rounded
     from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
@@ -86,6 +88,9 @@ if TYPE_CHECKING:
 
 # Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
 _LAZY = {
+    "AutoRank": ("_autorank", "AutoRank"),
+    "cut": ("_ranks", "cut"),
+    "grow": ("_ranks", "grow"),
     "Candidate": ("_compare", "Candidate"),
     "Report": ("_compare", "Report"),
     "compare": ("_compare", "compare"),
@@ -137,6 +142,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AutoRank",
     "AvgPool",
     "backend",
     "BackendError",
@@ -158,6 +164,7 @@ __all__ = [
     "Cost",
     "cp",
     "Cut",
+    "cut",
     "DataError",
     "Dataset",
     "decompose",
@@ -173,6 +180,7 @@ __all__ = [
     "Flatten",
     "gauge_error",
     "GELU",
+    "grow",
     "installed_backends",
     "kronecker",
     "Layer",

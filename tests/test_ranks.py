@@ -264,3 +264,34 @@ def test_an_auto_rank_is_plain_data() -> None:
     assert not dataclasses.replace(auto, every=2).due(3, 10)
     assert not auto.due(7, 10)
     assert not dataclasses.replace(auto, until=1.0).due(10, 10)
+
+
+# -- entanglement over epochs -----------------------------------------------------------------------------------
+
+
+def test_entanglement_is_followed_while_ranks_move(trained_backend: str) -> None:
+    log = tn.EntanglementLog(MODEL)
+    last: dict[str, Any] = {}
+
+    def watch(epoch: tn.Epoch, trainer: Any) -> None:
+        log(epoch, trainer)
+        last["bounds"] = [cut.bound for cut in log.epochs[-1]["0"]]
+
+    run = tn.train(
+        MODEL, data(), backend=trained_backend, epochs=4, lr=1e-2, ranks=AutoRank(params=240), callback=watch
+    )
+    entropies = log.entropies("0")
+    assert entropies.shape == (4, 1)
+    assert len(np.unique(entropies)) == 4
+    network = run.model.networks()["0"]
+    final = {core: run.weights[f"0.{core}"] for core in network.shapes}
+    assert entropies[-1] == pytest.approx(tn.entanglement(network, final).entropies)
+    assert last["bounds"] == pytest.approx([np.log(network.ranks["a0"])])
+    assert (entropies[-1] <= np.array(last["bounds"]) + 1e-9).all()
+
+
+def test_errors_of_the_log() -> None:
+    with pytest.raises(tn.TN4NNError, match="no network with bonds: there is no entanglement to follow"):
+        tn.EntanglementLog(tn.Linear(4, 2))
+    with pytest.raises(tn.TN4NNError, match="'1' is no layer with bonds of this model. Known: '0', '2'"):
+        tn.EntanglementLog(MODEL).entropies("1")

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from ._round import rounded
     from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
+    from ._watch import EntanglementLog
 
     __version__: str
 
@@ -115,6 +116,7 @@ _LAZY = {
     "Epoch": ("_train", "Epoch"),
     "Run": ("_train", "Run"),
     "train": ("_train", "train"),
+    "EntanglementLog": ("_watch", "EntanglementLog"),
 }
 
 
@@ -175,6 +177,7 @@ __all__ = [
     "Entanglement",
     "entanglement",
     "entanglement_nulls",
+    "EntanglementLog",
     "Epoch",
     "Factors",
     "Flatten",

@@ -183,7 +183,7 @@ def test_every_row_is_seen_once_in_an_epoch(trained_backend):
     from tn4nn._train import _Loop
 
     spy = Spy(MODEL, MODEL.init(0), _spec())
-    loop = _Loop(spy, make(53), None, 10, 0, [1e-3] * 12, 6, None, "cross_entropy")
+    loop = _Loop(spy, make(53), None, 10, 0, [1e-3] * 12, 6, None, "cross_entropy", MODEL)
     loop.run(None, lambda *_: None, None)
     epochs = [np.concatenate([i.ravel() for i in seen[:2]]), np.concatenate([i.ravel() for i in seen[2:]])]
     for order in epochs:

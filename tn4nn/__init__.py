@@ -71,6 +71,7 @@ from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
 
 if TYPE_CHECKING:
+    from ._autorank import AutoRank
     from ._calibrate import Calibration, calibrate, calibrated
     from ._compare import Candidate, Report, compare, read_topologies
     from ._cost import CostReport, CostRow, cost
@@ -80,9 +81,11 @@ if TYPE_CHECKING:
     from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
     from ._io import load, save
+    from ._ranks import cut, grow
     from ._round import rounded
     from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
+    from ._watch import EntanglementLog
 
     __version__: str
 
@@ -91,6 +94,9 @@ _LAZY = {
     "Calibration": ("_calibrate", "Calibration"),
     "calibrate": ("_calibrate", "calibrate"),
     "calibrated": ("_calibrate", "calibrated"),
+    "AutoRank": ("_autorank", "AutoRank"),
+    "cut": ("_ranks", "cut"),
+    "grow": ("_ranks", "grow"),
     "Candidate": ("_compare", "Candidate"),
     "Report": ("_compare", "Report"),
     "compare": ("_compare", "compare"),
@@ -118,6 +124,7 @@ _LAZY = {
     "Epoch": ("_train", "Epoch"),
     "Run": ("_train", "Run"),
     "train": ("_train", "train"),
+    "EntanglementLog": ("_watch", "EntanglementLog"),
 }
 
 
@@ -145,6 +152,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AutoRank",
     "AvgPool",
     "backend",
     "BackendError",
@@ -172,6 +180,7 @@ __all__ = [
     "CostRow",
     "cp",
     "Cut",
+    "cut",
     "DataError",
     "Dataset",
     "decompose",
@@ -182,11 +191,13 @@ __all__ = [
     "Entanglement",
     "entanglement",
     "entanglement_nulls",
+    "EntanglementLog",
     "Epoch",
     "Factors",
     "Flatten",
     "gauge_error",
     "GELU",
+    "grow",
     "installed_backends",
     "kronecker",
     "Layer",

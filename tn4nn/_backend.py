@@ -75,7 +75,11 @@ class TrainSpec:
 
 
 class Trainer(Protocol):
-    """One model in training on one device. Nothing here waits for the device unless it says so."""
+    """One model in training on one device. Nothing here waits for the device unless it says so.
+
+    A trainer that can go on with other ranks (`tn.train(..., ranks=)`) has `slots()` too: key of `state` -> (weight,
+    degree), for each array that holds a mean of gradients (degree 1) or of their squares (2).
+    """
 
     def put(self, array: NDArray[Any]) -> Any:
         """A host array as a device array (float data in the trainer's dtype, labels as integers)."""

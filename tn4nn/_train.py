@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._autorank import AutoRank, managed, moved
 from ._backend import Module, Trainer, TrainSpec
 from ._backend import backend as load_backend
 from ._data import Dataset
-from ._errors import CheckpointError, DataError, ShapeError, TN4NNError
+from ._errors import BackendError, CheckpointError, DataError, ShapeError, TN4NNError
 from ._files import atomic_write
 from ._init import rng_for
 from ._layers import Layer
@@ -74,6 +75,8 @@ class Run:
         module: the native trained module, with the last weights.
         samples_per_s: training throughput.
         stopped_early: whether `patience` ended it.
+        model: the layer graph of `weights`: what was given, or with `ranks=` what it became.
+        ranks: with `ranks=` the ranks after each change, by epoch: layer -> bond -> rank.
     """
 
     losses: NDArray[np.float64]
@@ -87,6 +90,8 @@ class Run:
     module: Module
     samples_per_s: float
     stopped_early: bool
+    model: Layer
+    ranks: Mapping[int, Mapping[str, Mapping[str, int]]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{'epoch':>5} {'loss':>10} {'val loss':>10} {'val acc %':>10} {'s':>7}"]
@@ -128,6 +133,7 @@ def train(
     resume: bool = True,
     progress: bool = False,
     callback: Callable[[Epoch, Trainer], None] | None = None,
+    ranks: AutoRank | None = None,
 ) -> Run:
     """Trains a model on any backend.
 
@@ -163,11 +169,15 @@ def train(
         resume: go on from the checkpoint file where it is there; the result is the same to the bit.
         progress: show a bar with loss, accuracy and samples/s.
         callback: called after each epoch with its Epoch and the Trainer.
+        ranks: move ranks between the bonds of all layers during training, see `AutoRank`; `run.model` is then another
+            model than the one that was given, and the best weights are looked for after the last change. Not with
+            `checkpoint`.
 
     Raises:
         DataError: NaN, labels out of range, no rows, x and y of different length.
         ShapeError: data that does not fit the model.
         CheckpointError: a checkpoint that cannot be read or belongs to another run.
+        BudgetError: networks that are above the budget of `ranks` at the start.
 
     Example:
         >>> import numpy as np, tn4nn as tn
@@ -183,6 +193,12 @@ def train(
     _one_of(precision, PRECISIONS, "precision")
     _at_least(1, epochs=epochs, batch_size=batch_size)
     model.require_ranks()
+    if ranks is not None:
+        if checkpoint is not None:
+            raise TN4NNError(
+                "ranks= changes the model between epochs, which a checkpoint does not hold: leave one away"
+            )
+        managed(model, ranks)
     if isinstance(data, Dataset):
         test = (data.x_test, data.y_test) if test is None else test
         data = (data.x_train, data.y_train)
@@ -214,7 +230,15 @@ def train(
             [model.fingerprint, backend, dataclasses.asdict(spec), rates, _digest(*fitting), _digest(*start.values())]
         )
         keeper = _Keeper(Path(checkpoint), identity, checkpoint_every)
-    loop = _Loop(trainer, fitting, held_out, batch_size, seed, rates, per_epoch, patience, loss)
+    loop = _Loop(trainer, fitting, held_out, batch_size, seed, rates, per_epoch, patience, loss, model)
+    if ranks is not None:
+
+        def again(changed: Layer, start: Mapping[str, NDArray[Any]]) -> Trainer:
+            factors, decay = _factors(changed, lr_factors), _decay(changed, weight_decay)
+            now = dataclasses.replace(spec, lr_factors=factors, decay=decay)
+            return load_backend(backend).trainer(changed, start, now)
+
+        loop.mover = _Mover(ranks, epochs, again)
     if keeper is not None and resume:
         keeper.restore(loop)
     with _bar(progress, len(rates)) as show:
@@ -239,7 +263,10 @@ class _Loop:
         per_epoch: int,
         patience: int | None,
         loss: str,
+        model: Layer,
     ) -> None:
+        self.model = model
+        self.mover: _Mover | None = None
         self.trainer, self.rates, self.per_epoch = trainer, rates, per_epoch
         self.batch_size, self.seed, self.patience, self.loss = batch_size, seed, patience, loss
         self.rows = len(fitting[0])
@@ -271,6 +298,8 @@ class _Loop:
                 self._end_epoch()
                 if callback is not None:
                     callback(self.history[-1], self.trainer)
+                if self.mover is not None and not self.stopped:
+                    self.mover.move(self)
             if keeper is not None and keeper.due(before, self.step, self.per_epoch):
                 keeper.write(self)
             accuracy = self.history[-1].accuracy if self.history else float("nan")
@@ -327,7 +356,39 @@ class _Loop:
             module=trainer.module(),
             samples_per_s=self.rows * len(self.history) / seconds if seconds else float("nan"),
             stopped_early=self.stopped,
+            model=self.model,
+            ranks={} if self.mover is None else self.mover.ranks,
         )
+
+
+class _Mover:
+    """Changes the ranks of a run between two epochs, optimizer state and all."""
+
+    def __init__(
+        self, auto: AutoRank, epochs: int, again: Callable[[Layer, Mapping[str, NDArray[Any]]], Trainer]
+    ) -> None:
+        self.auto, self.epochs, self.again = auto, epochs, again
+        self.ranks: dict[int, dict[str, dict[str, int]]] = {}
+
+    def move(self, loop: _Loop) -> None:
+        """Changes the ranks where it is time."""
+        epoch = loop.step // loop.per_epoch
+        if not self.auto.due(epoch, self.epochs):
+            return
+        slots = getattr(loop.trainer, "slots", None)
+        if slots is None:
+            raise BackendError("this backend's trainer has no slots(): it cannot carry its state to other ranks")
+        named: Mapping[str, tuple[str, int]] = slots()
+        state = loop.trainer.state()
+        made = moved(loop.model, loop.trainer.weights(), self.auto, loop.seed + epoch)
+        loop.trainer, loop.model = self.again(made.model, made.weights), made.model
+        carried = {f"weights/{name}": array for name, array in made.weights.items()}
+        for key, array in state.items():
+            if key.startswith("optimizer/"):
+                carried[key] = made.moment(named[key][0], array, named[key][1]) if key in named else array
+        loop.trainer.load(carried)
+        loop.best_epoch = 0
+        self.ranks[epoch] = {layer: dict(change.network.ranks) for layer, change in made.changes.items()}
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------

@@ -326,6 +326,15 @@ class JaxTrainer:
             moved = [to_device(a, leaf.dtype, self._device) for a, leaf in zip(kept, leaves, strict=True)]
             self._optimizer = jax.tree.unflatten(tree, moved)
 
+    def slots(self) -> dict[str, tuple[str, int]]:
+        """Key of `state` -> (weight, 1 for a mean of gradients or 2 for one of their squares)."""
+        found = {}
+        for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(self._optimizer)):
+            words = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+            if words and words[-1] in self._params:
+                found[f"optimizer/{i}"] = (words[-1], 2 if "square" in words else 1)
+        return found
+
     def module(self) -> JaxModule:
         """The trained model as a JaxModule; further training does not reach it."""
         everything = {**self._params, **self._states}

@@ -1,12 +1,25 @@
 """tn4nn's torch backend: plain nn.Modules with ordinary Parameters.
 
 `TNLinear`, `TNConv2d` and `TNEmbedding` stand where nn.Linear, nn.Conv2d and nn.Embedding stood; they need
-nothing else of tn4nn.
+nothing else of tn4nn. `convert` puts them into a trained model, `undo` takes them out again.
 """
 
 from ._backend import TorchBackend
+from ._convert import ConversionPlan, Rule, convert, plan_conversion, undo
 from ._modules import TNConv2d, TNEmbedding, TNLinear, to_module
 
 backend = TorchBackend()
 
-__all__ = ["TNConv2d", "TNEmbedding", "TNLinear", "TorchBackend", "backend", "to_module"]
+__all__ = [
+    "ConversionPlan",
+    "convert",
+    "plan_conversion",
+    "Rule",
+    "TNConv2d",
+    "TNEmbedding",
+    "TNLinear",
+    "TorchBackend",
+    "backend",
+    "to_module",
+    "undo",
+]

@@ -207,6 +207,12 @@ class _Planned(nn.Module):
         w: Tensor = run(OPS, program, self.cores())
         return w[: t.out_features, : t.in_features]
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the dense layer that this one stands in for, made anew at every look: for code that reads
+        `layer.weight`. Differentiable; writing to it changes nothing."""
+        return self.to_dense()
+
     def extra_repr(self) -> str:
         """What print shows between the brackets."""
         return self.layer.describe()
@@ -263,6 +269,12 @@ class TNLinear(_Planned):
         )
         order = None if layer.ordering is None else torch.tensor(layer.ordering.permutation, device=device)
         self.register_buffer("_order", order, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """W of shape (out_features, in_features), for inputs in their own order."""
+        w, order = self.to_dense(), self._buffers["_order"]
+        return w if order is None else w[:, torch.argsort(order)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -369,6 +381,11 @@ class TNConv2d(_Planned):
             self._plans[key] = conv_plan(self.conv, key[0], shape, self.phase, self.minimize, **self._figures)
         return self._plans[key]
 
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, of shape (out_channels, channels, kh, kw)."""
+        return self.to_dense().reshape(self.out_features, self.conv.in_channels, *self.conv.kernel)
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, out_channels, height', width')."""
         if x.dim() != 4:
@@ -437,6 +454,11 @@ class TNEmbedding(_Planned):
         """Plans the contraction of the picked rows."""
         figures = self._figures
         return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize, form="gather", **figures).program
+
+    @property
+    def weight(self) -> Tensor:
+        """The table, of shape (tokens, dimensions)."""
+        return self.to_dense().T
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) integers -> (..., dimensions)."""

@@ -148,6 +148,12 @@ class TorchTrainer:
             if slots:
                 self.optimizer.state[parameter] = slots
 
+    def slots(self) -> dict[str, tuple[str, int]]:
+        """Key of `state` -> (weight, 1 for a mean of gradients or 2 for one of their squares)."""
+        degrees = {"exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1}
+        names = [name for name, _ in self.net.named_parameters()]
+        return {f"optimizer/{name}/{key}": (name, degree) for name in names for key, degree in degrees.items()}
+
     def module(self) -> nn.Module:
         """See `Trainer.module`."""
         return self.net.eval()

@@ -123,6 +123,8 @@ def _head(data: Results, source: str) -> Iterator[str]:
         "rounds; ratios are paired within rounds."
     )
     yield ""
+    if data.get("note"):
+        yield f"* {data['note']}"
     where = f"device {data['device']}; {data['threads']} thread(s)"
     yield f"* Machine: {machine['cpu']}, {machine['cores']} cores; {where}"
     yield (

@@ -201,6 +201,7 @@ def _refusals(data: Results) -> Iterator[str]:
     yield ""
     for (peer, status, reason), count in sorted(counts.items()):
         yield f"* {peer}: {status} ({count} cells): {reason}"
+    yield ""
 
 
 # -- beside it: the choice of plans, and scaling ---------------------------------------------------------------

@@ -196,8 +196,8 @@ def probe(device: str) -> Limits:
     source = torch.randn(16 * 2**20, device=device)
     target = torch.empty_like(source)
     out = torch.empty_like(a)
-    product = _best(lambda: (torch.mm(a, b, out=out), sync()))
-    copy = _best(lambda: (target.copy_(source), sync()))
+    product = best(lambda: (torch.mm(a, b, out=out), sync()))
+    copy = best(lambda: (target.copy_(source), sync()))
     return Limits(n**3 / product, 2 * 4 * source.numel() / copy)
 
 
@@ -208,16 +208,17 @@ def _probe_numpy() -> Limits:
     a = np.ones((n, n), np.float32)
     source = np.ones(16 * 2**20, np.float32)
     target = np.empty_like(source)
-    return Limits(n**3 / _best(lambda: a @ a), 2 * source.nbytes / _best(lambda: np.copyto(target, source)))
+    return Limits(n**3 / best(lambda: a @ a), 2 * source.nbytes / best(lambda: np.copyto(target, source)))
 
 
-def _best(call: Any, times: int = 7) -> float:
-    best = math.inf
+def best(call: Any, times: int = 7) -> float:
+    """The least seconds of some calls."""
+    least = math.inf
     for _ in range(times):
         start = time.perf_counter()
         call()
-        best = min(best, time.perf_counter() - start)
-    return best
+        least = min(least, time.perf_counter() - start)
+    return least
 
 
 def synchronise(device: str) -> Any:

@@ -15,8 +15,7 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,17 +95,8 @@ def dense_seconds(features: int, batch: int) -> float:
         np.matmul(gy, w, out=gx)
         np.matmul(gy.T, x, out=gw)
 
-    return _best(step)
-
-
-def _best(call: Callable[[], None], rounds: int = 5) -> float:
-    call()
-    best = math.inf
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
+    step()
+    return _measure.best(step, 5)
 
 
 def points(topology: str, axis: str) -> Iterator[Point]:

@@ -65,7 +65,8 @@ class Way:
         made = self.recipe(network, itemsize)
         before, through, after = _tasks_of(made, phase)
         named = [("once", before), ("block", through), ("once", after)]
-        return [_row(made, when, task) for when, tasks in named for task in tasks]
+        machine = machine_here(itemsize)
+        return [_row(made, when, task, machine) for when, tasks in named for task in tasks]
 
 
 class TaskRow(NamedTuple):
@@ -77,13 +78,11 @@ class TaskRow(NamedTuple):
     seconds: float
 
 
-def _row(made: Recipe, when: str, task: Task) -> TaskRow:
+def _row(made: Recipe, when: str, task: Task, machine: Machine) -> TaskRow:
     shape = shape_of(task, made.sizes, 1 if when == "once" else made.block)
     a, b, c = (f"{made.bases.name(p.base)}[{' '.join(p.legs)}]" for p in (task.a, task.b, task.c))
     sizes = f"{shape.h} x {shape.m} x {shape.k} x {shape.n}"
-    return TaskRow(
-        f"{when}: {c} = {a} * {b}", sizes, shape.macs, task_seconds(shape, machine_here(made.itemsize), made.itemsize)
-    )
+    return TaskRow(f"{when}: {c} = {a} * {b}", sizes, shape.macs, task_seconds(shape, machine, made.itemsize))
 
 
 def _tasks_of(made: Recipe, phase: str) -> tuple[Sequence[Task], Sequence[Task], Sequence[Task]]:

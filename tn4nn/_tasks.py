@@ -371,8 +371,8 @@ class _Builder:
                 self.places[node] = self._made(self.bases.made, legs)
                 self.slopes[node] = self._made(self.bases.made_slopes, legs)
                 prologue.append(self._step(node, pair))
-        passes = self._passes(chain, keep=True)
-        stream = self._passes(chain, keep=False)
+        passes = self._passes(chain, layouts, keep=True)
+        stream = self._passes(chain, layouts, keep=False)
         return Recipe(
             self.network, self.path, self.block, self.itemsize, self.sizes, self.bases, tuple(prologue), passes, stream,
             self.lengths,
@@ -412,8 +412,7 @@ class _Builder:
         summed = tuple(leg for leg in state if leg in held and leg not in made)
         return (*both, *stays, *summed) if code == 2 else (*both, *summed, *stays)
 
-    def _passes(self, chain: Chain, *, keep: bool) -> tuple[Step, ...]:
-        layouts = self._spine_layouts(chain)
+    def _passes(self, chain: Chain, layouts: dict[int, Legs], *, keep: bool) -> tuple[Step, ...]:
         steps = []
         for position, (node, pair) in enumerate(chain):
             legs = layouts[node]

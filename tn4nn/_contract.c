@@ -5,6 +5,8 @@
  * the vectors. b is copied into panels where its vectors do not lie in one piece or where it is read often.
  * A group that counts rows has its rows outermost: fewer rows are a prefix of the same table.
  */
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef __AVX__
 #include <immintrin.h>
@@ -42,6 +44,11 @@ typedef struct {
   long at[6];            /* base and offset of a, b, c */
   const int *ah, *am, *ak, *bh, *bk, *bn, *ch, *cm, *cn;
 } Task;
+
+/* A task as it lies in a piece (see below): its tables by their distance from the start of the piece, in ints. */
+typedef struct {
+  long h, m, n, k, rows, flags, at[6], tables[9];
+} Flat;
 
 static int ramp[KC], panel[NV][KC], panel_n[NV * W];
 
@@ -316,19 +323,170 @@ static void contract(const Task *t, long rows, REAL **bases, REAL *scratch, int 
   }
 }
 
-/* `before` tasks once, then `through` tasks for `block` rows at a time, then `after` tasks once; base i moves on by
- * steps[i] numbers a row. */
-void run(const Task *tasks, long before, long through, long after, long rows, long block, REAL **bases,
-         const long *steps, long given, REAL *scratch) {
-  REAL *here[given];
-  for (; before > 0; before--) contract(tasks++, 1, bases, scratch, 0);
-  for (long row = 0; through && row < rows; row += block) {
-    const long now = rows - row < block ? rows - row : block;
-    for (long i = 0; i < given; i++) here[i] = bases[i] + row * steps[i];
-    for (long i = 0; i < through; i++) contract(tasks + i, now, here, scratch, row && tasks[i].flags & ADDS);
+/* -- a recipe in one piece ------------------------------------------------------------------------------------- */
+
+/* Tasks that run once before, those of each block of rows forward and backward, and once after. */
+enum { AHEAD, FORTH, BACK, AFTER, SECTIONS };
+
+/* Everything that a call needs, without an address in it: it may be copied, stored and loaded by another process.
+ * After the head lie `steps` and `sums`, one number for each base; then the tasks; then their tables. */
+typedef struct {
+  long width;               /* numbers in the vectors that it was made for: W or a multiple of it */
+  long bases, cores;        /* memories: cores, x, y, made, states, dy, dx, dmade, dstates, gradients of cores */
+  long block;               /* rows that pass at a time */
+  long first[SECTIONS + 1]; /* the tasks of section s are first[s] .. first[s + 1] - 1 */
+  long made, states, made_slopes, state_slopes; /* numbers in the memories that are not the caller's */
+} Head;
+
+/* Numbers from one row to the next in each memory; 0 where it has no rows. */
+static inline const long *steps_of(const Head *p) { return (const long *)(p + 1); }
+/* Numbers in each memory that blocks of rows add to; 0 for the others. */
+static inline const long *sums_of(const Head *p) { return steps_of(p) + p->bases; }
+static inline const Flat *tasks_of(const Head *p) { return (const Flat *)(sums_of(p) + p->bases); }
+
+static void one(const Head *p, const Flat *f, long rows, REAL **bases, REAL *scratch, int add) {
+  const int *all = (const int *)p;
+  const long *at = f->tables;
+  Task t = {f->h, f->m, f->n, f->k, f->rows, f->flags, {0}, all + at[0], all + at[1], all + at[2], all + at[3],
+            all + at[4], all + at[5], all + at[6], all + at[7], all + at[8]};
+  memcpy(t.at, f->at, sizeof t.at);
+  contract(&t, rows, bases, scratch, add);
+}
+
+static void once(const Head *p, int section, REAL **bases, REAL *scratch) {
+  for (long i = p->first[section]; i < p->first[section + 1]; i++) one(p, tasks_of(p) + i, 1, bases, scratch, 0);
+}
+
+static void blocks(const Head *p, int section, long rows, REAL **bases, REAL *scratch) {
+  REAL *here[p->bases];
+  for (long row = 0; row < rows; row += p->block) {
+    const long now = rows - row < p->block ? rows - row : p->block;
+    for (long i = 0; i < p->bases; i++) here[i] = bases[i] + row * steps_of(p)[i];
+    for (long i = p->first[section]; i < p->first[section + 1]; i++) {
+      const Flat *f = tasks_of(p) + i;
+      one(p, f, now, here, scratch, row && f->flags & ADDS);
+    }
   }
-  for (tasks += through; after > 0; after--) contract(tasks++, 1, bases, scratch, 0);
+}
+
+/* -- memory of our own, one piece for each thread that the next call overwrites: fresh memory costs more than a small
+ * batch does */
+
+typedef struct { long size; char *at; } Room;
+static pthread_key_t rooms;
+
+static void leave(void *room) {
+  free(((Room *)room)->at);
+  free(room);
+}
+
+__attribute__((constructor)) static void open_rooms(void) { pthread_key_create(&rooms, leave); }
+__attribute__((destructor)) static void close_rooms(void) { pthread_key_delete(rooms); }
+
+#define LINE 64
+static inline long padded(long numbers) { return (numbers * (long)sizeof(REAL) + LINE - 1) / LINE * LINE / (long)sizeof(REAL); }
+
+/* The packing comes first, then states, their gradients, what the prologue makes, and its gradients. */
+static REAL *room(const Head *p) {
+  const long numbers = MC * KC + KC * NC + padded(p->states) + padded(p->state_slopes) + padded(p->made) +
+                       padded(p->made_slopes);
+  const long size = numbers * (long)sizeof(REAL);
+  Room *found = pthread_getspecific(rooms);
+  if (!found) {
+    found = calloc(1, sizeof(Room));
+    if (!found) abort();
+    pthread_setspecific(rooms, found);
+  }
+  if (found->size < size) {
+    free(found->at);
+    found->at = aligned_alloc(LINE, size);
+    if (!found->at) abort();
+    found->size = size;
+  }
+  return (REAL *)found->at;
+}
+
+static inline REAL *states_in(REAL *room) { return room + MC * KC + KC * NC; }
+static inline REAL *state_slopes_in(const Head *p, REAL *room) { return states_in(room) + padded(p->states); }
+static inline REAL *made_in(const Head *p, REAL *room) { return state_slopes_in(p, room) + padded(p->state_slopes); }
+static inline REAL *made_slopes_in(const Head *p, REAL *room) { return made_in(p, room) + padded(p->made); }
+
+/* -- calls ------------------------------------------------------------------------------------------------------ */
+
+#define SHARE 32 /* rows below which a thread of its own does not pay */
+
+/* Runs job(data, 0) .. job(data, parts - 1) in any order, side by side where it can. */
+typedef void Job(void *data, long part);
+typedef void Parallel(void *host, long parts, Job *job, void *data);
+
+typedef struct {
+  const Head *p;
+  int section;
+  long rows, parts;
+  REAL **bases, *sums; /* sums: memory for all parts but the first, where more than one add up */
+  long length;         /* of the sums of one part */
+} Share;
+
+static void share(void *data, long part) {
+  const Share *s = data;
+  const Head *p = s->p;
+  REAL *bases[p->bases], *mine = room(p), *sums = s->sums + (part - 1) * s->length;
+  const long each = (s->rows + s->parts - 1) / s->parts, low = part * each;
+  const long high = low + each < s->rows ? low + each : s->rows;
+  if (low >= high) return;
+  for (long i = 0; i < p->bases; i++) bases[i] = s->bases[i] ? s->bases[i] + low * steps_of(p)[i] : 0;
+  bases[p->cores + 3] = states_in(mine);
+  bases[p->cores + 7] = state_slopes_in(p, mine);
+  for (long i = 0; part && s->sums && i < p->bases; i++)
+    if (sums_of(p)[i] && bases[i]) bases[i] = sums, sums += padded(sums_of(p)[i]);
+  blocks(p, s->section, high - low, bases, mine);
+}
+
+static void spread(const Head *p, int section, long rows, REAL **bases, long threads, Parallel *parallel, void *host) {
+  Share s = {p, section, rows, 1, bases, 0, 0};
+  const long most = rows / SHARE < threads ? rows / SHARE : threads;
+  if (!parallel || most < 2) {
+    share(&s, 0);
+    return;
+  }
+  s.parts = most;
+  if (section == BACK) {
+    for (long i = 0; i < p->bases; i++)
+      if (bases[i]) s.length += padded(sums_of(p)[i]);
+    s.sums = calloc((s.parts - 1) * s.length + 1, sizeof(REAL));
+    if (!s.sums) abort();
+  }
+  parallel(host, s.parts, share, &s);
+  if (!s.sums) return;
+  const REAL *from = s.sums;
+  for (long part = 1; part < s.parts; part++)
+    for (long i = 0; i < p->bases; i++)
+      if (sums_of(p)[i] && bases[i]) {
+        for (long j = 0; j < sums_of(p)[i]; j++) bases[i][j] += from[j];
+        from += padded(sums_of(p)[i]);
+      }
+  free(s.sums);
+}
+
+/* y = x W^T. `given` holds cores, x, y, made: what the prologue makes, kept for the backward pass, or 0. */
+void forward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
+  const Head *p = (const Head *)piece;
+  REAL *bases[p->bases], *mine = room(p);
+  memset(bases, 0, sizeof bases);
+  memcpy(bases, given, (p->cores + 3) * sizeof *bases);
+  if (!bases[p->cores + 2]) bases[p->cores + 2] = made_in(p, mine);
+  once(p, AHEAD, bases, mine);
+  spread(p, FORTH, rows, bases, threads, parallel, host);
+}
+
+/* Gradients: dx and those of the cores, where they are given and the piece has tasks for them. */
+void backward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
+  const Head *p = (const Head *)piece;
+  REAL *bases[p->bases], *mine = room(p);
+  memcpy(bases, given, sizeof bases);
+  bases[p->cores + 6] = made_slopes_in(p, mine);
+  spread(p, BACK, rows, bases, threads, parallel, host);
+  once(p, AFTER, bases, mine);
 }
 
 long vector_width(void) { return W; }
-long scratch_size(void) { return MC * KC + KC * NC; }

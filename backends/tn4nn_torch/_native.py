@@ -44,7 +44,7 @@ def apply(
         made: Tensor = _apply(native, plain, x, *cores)
         return made
     x, cores = x.contiguous(), [core.contiguous() for core in cores]
-    return _ahead(native, x, cores, native.spare())
+    return _ahead(native, x, cores, 0)
 
 
 def _ahead(native: Native, x: Tensor, cores: Sequence[Tensor], made: int) -> Tensor:

@@ -138,12 +138,20 @@ class Native:
     Attributes:
         recipe: what is run.
         kept: numbers that the prologue makes and the passes read.
+        inputs: numbers of one row of x.
         outputs: numbers of one row of y.
+        numbers: of each core.
+        host: what a framework has made of it for itself; a copy starts without.
     """
 
     def __init__(self, recipe: Recipe, library: ctypes.CDLL) -> None:
         self.recipe, self.library = recipe, library
-        self.kept, self.outputs = recipe.lengths[recipe.bases.made], recipe.passes[-1].makes.row
+        self.kept = recipe.lengths[recipe.bases.made]
+        self.inputs = max(place.row for place in recipe.passes[0].reads)
+        self.outputs = recipe.passes[-1].makes.row
+        sizes, topology = recipe.network.sizes, recipe.network.topology
+        self.numbers = tuple(math.prod(sizes[leg] for leg in core.legs) for core in topology.cores)
+        self.host: Any = None
         self._pieces: dict[tuple[bool, ...], Piece] = {}
         self._forward_at = self.piece().ctypes.data
 
@@ -164,8 +172,7 @@ class Native:
         again = recipe.ahead(recipe.passes[:-1]) if cores else ()
         back = recipe.back(recipe.passes, x, cores) if any(wanted) else ()
         after = recipe.back(recipe.prologue, False, cores)
-        row_in, row_out = max(place.row for place in recipe.passes[0].reads), self.outputs
-        rows = {bases.x: row_in, bases.gx: row_in, bases.y: row_out, bases.gy: row_out}
+        rows = {bases.x: self.inputs, bases.gx: self.inputs, bases.y: self.outputs, bases.gy: self.outputs}
         memories = (bases.made, bases.states, bases.made_slopes, bases.state_slopes)
         return piece_of(
             (recipe.ahead(recipe.prologue), recipe.ahead(recipe.stream), (*again, *back), after),
@@ -184,12 +191,8 @@ class Native:
         written = {place.base for step in recipe.passes for place in step.read_slopes if not place.row}
         found = [0] * recipe.bases.count
         for base in written:
-            found[base] = recipe.lengths.get(base) or self._numbers(base - recipe.bases.slopes[0])
+            found[base] = recipe.lengths.get(base) or self.numbers[base - recipe.bases.slopes[0]]
         return found
-
-    def _numbers(self, core: int) -> int:
-        network = self.recipe.network
-        return math.prod(network.sizes[leg] for leg in network.topology.cores[core].legs)
 
     def forward(self, rows: int, cores: Sequence[int], made: int, x: int, y: int, threads: int = 1) -> None:
         """y = x W^T, all by address; fills `made` with `kept` numbers, for the backward pass, unless that is 0."""
@@ -207,6 +210,11 @@ class Native:
         given = array.array("q", (*cores, x, 0, made, 0, gy, gx, 0, 0, *slopes))
         at = self.piece(wanted).ctypes.data
         self.library.backward(at, rows, given.buffer_info()[0], threads, _parallel, None)
+
+
+def address_of(library: ctypes.CDLL, function: str) -> int:
+    """Where a function of a library lies."""
+    return int(ctypes.cast(getattr(library, function), ctypes.c_void_p).value or 0)
 
 
 def native(recipe: Recipe) -> Native | None:

@@ -254,6 +254,7 @@ class Recipe:
         passes: steps of x, in order, for a pass that keeps its states.
         stream: the same for a pass that does not.
         lengths: numbers in each memory that is not the caller's, by base.
+        layouts: as they were asked for.
     """
 
     network: Network
@@ -266,6 +267,7 @@ class Recipe:
     passes: tuple[Step, ...]
     stream: tuple[Step, ...]
     lengths: Mapping[int, int]
+    layouts: tuple[int, ...]
 
     def _task(self, a: Place, b: Place, c: Place, adds: bool = False) -> Task:
         rows = self.block if a.row or b.row else 1
@@ -375,7 +377,7 @@ class _Builder:
         stream = self._passes(chain, layouts, keep=False)
         return Recipe(
             self.network, self.path, self.block, self.itemsize, self.sizes, self.bases, tuple(prologue), passes, stream,
-            self.lengths,
+            self.lengths, self.layouts,
         )  # fmt: skip
 
     def _natural(self, node: int, pair: tuple[int, int]) -> Legs:

@@ -5,12 +5,14 @@ nothing else of tn4nn. `convert` puts them into a trained model, `undo` takes th
 """
 
 from ._backend import TorchBackend
+from ._calls import build_extension
 from ._convert import ConversionPlan, Rule, convert, plan_conversion, undo
 from ._modules import TNConv2d, TNEmbedding, TNLinear, to_module
 
 backend = TorchBackend()
 
 __all__ = [
+    "build_extension",
     "ConversionPlan",
     "convert",
     "plan_conversion",

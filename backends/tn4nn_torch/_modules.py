@@ -36,6 +36,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_SHAPES = 64  # that a layer remembers
 _UNPLANNED = 64  # the batch of the plan that is there before any call has shown another
 
 
@@ -85,6 +86,8 @@ class _Planned(nn.Module):
         self._planned = max(1, batch or _UNPLANNED)
         self._programs: dict[int, Program] = {}
         self._natives: dict[tuple[int, int], Native | None] = {}
+        # Shapes and dtypes of x that need nothing but the native runtime.
+        self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
         self._fused: dict[tuple[int, torch.dtype], Fused | None] = {}
         self._figures = figures(self.cores()[0])
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
@@ -96,6 +99,7 @@ class _Planned(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._quick.clear()
         now = figures(self.cores()[0])
         if now != self._figures or self._fused:
             self._figures = now
@@ -182,6 +186,8 @@ class _Planned(nn.Module):
             y = triton(dict(zip(self._names, cores, strict=True)), rows)
         elif usable(rows) and (found := self.native_for(rows.shape[0], ITEMSIZE[rows.dtype])) is not None:
             y = apply(found, cores, rows, self.run_program)
+            if not (self._padding or self._surplus) and len(self._quick) < _SHAPES:
+                self._quick[rows.shape, rows.dtype] = found
         else:
             y = self.run_program(rows, cores)
         return y[:, : self.out_features] if self._surplus else y
@@ -278,6 +284,11 @@ class TNLinear(_Planned):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
+        quick = self._quick.get((x.shape, x.dtype))
+        if quick is not None and self._buffers["_order"] is None and usable(x):
+            y = apply(quick, self.cores(), x, self.run_program)
+            offset = self._parameters.get("bias")
+            return y if offset is None else y + offset
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             self.layer.out_shape(tuple(x.shape))
         rows = self.checked(x).reshape(-1, x.shape[-1]) if x.dim() != 2 else self.checked(x)

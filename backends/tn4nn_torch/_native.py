@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tn4nn._errors import ShapeError
 from tn4nn._native import Native
+
+from ._calls import call, ready
 
 ITEMSIZE = {torch.float32: 4, torch.float64: 8}
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -40,10 +43,21 @@ def apply(
         x: the rows.
         plain: the same function in torch's operations, for second derivatives.
     """
+    address = ready(native)
+    if address is not None:
+        return call(address, x, cores)
+    for position, (core, numbers) in enumerate(zip(cores, native.numbers, strict=True)):
+        if core.numel() != numbers or core.dtype is not x.dtype or not core.is_cpu:  # memory is read by address
+            raise ShapeError(
+                f"core {position}: expected {numbers} numbers of the input's dtype, {x.dtype}, on the CPU, received "
+                f"{core.numel()} of {core.dtype} on {core.device}: give the cores that the layer was built with, or "
+                "others like them"
+            )
+    # Here and not in the function: second derivatives go through what it keeps.
+    x, cores = x.contiguous(), [core.contiguous() for core in cores]
     if _grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores)):
         made: Tensor = _apply(native, plain, x, *cores)
         return made
-    x, cores = x.contiguous(), [core.contiguous() for core in cores]
     return _ahead(native, x, cores, 0)
 
 
@@ -58,7 +72,6 @@ def _ahead(native: Native, x: Tensor, cores: Sequence[Tensor], made: int) -> Ten
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, native: Native, plain: Any, x: Tensor, *cores: Tensor) -> Tensor:
-        x, cores = x.contiguous(), tuple([core.contiguous() for core in cores])
         made = x.new_empty(native.kept)
         ctx.native, ctx.plain = native, plain
         ctx.save_for_backward(x, made, *cores)

@@ -1,0 +1,167 @@
+// The native runtime as a differentiable function of torch, without Python in a call: what `_native.py` does, in C++.
+//
+// It knows the runtime by the addresses of its two functions and recipes as pieces (see `_contract.c` of tn4nn). Two
+// things are asked of Python, by operators that `_calls.py` defines: a piece for gradients that nobody has wanted
+// before, and second derivatives.
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using Job = void(void*, long);
+using Parallel = void(void*, long, Job*, void*);
+using Call = void(const void*, long, void* const*, long, Parallel*, void*);
+
+void side_by_side(void*, long parts, Job* job, void* data) {
+  at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
+    for (; from < to; from++) job(data, from);
+  });
+}
+
+template <class R, class... A>
+R asked(const char* name, A... given) {
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
+  torch::jit::Stack stack{c10::IValue(std::move(given))...};
+  op.callBoxed(&stack);
+  return stack.back().to<R>();
+}
+
+c10::List<bool> listed(const std::vector<bool>& all) {
+  c10::List<bool> list;
+  for (const bool each : all) list.push_back(each);
+  return list;
+}
+
+// A recipe: Python holds it by its address until it lets it go, and so does every result that is to be differentiated.
+struct Runtime : torch::CustomClassHolder {
+  Runtime(std::string recipe, int64_t forward, int64_t backward, int64_t kept, std::vector<int64_t> numbers, Tensor piece)
+      : recipe(std::move(recipe)), forward(reinterpret_cast<Call*>(forward)),
+        backward(reinterpret_cast<Call*>(backward)), kept(kept), numbers(std::move(numbers)), ahead(std::move(piece)) {}
+
+  const std::string recipe;
+  Call *const forward, *const backward;
+  const int64_t kept;                  // numbers that the prologue makes
+  const std::vector<int64_t> numbers;  // of a row of x, of a row of y, and of each core
+  const Tensor ahead;           // the piece of a forward pass
+
+  // The piece for the gradients of x and of the cores that are wanted.
+  Tensor piece(const std::vector<bool>& wanted) {
+    {
+      const std::lock_guard<std::mutex> guard(lock);
+      for (const auto& [known, found] : pieces)
+        if (known == wanted) return found;
+    }
+    // Python's lock is taken here: not while this one is held.
+    const Tensor made = asked<Tensor>("tn4nn_native::piece", recipe, listed(wanted));
+    const std::lock_guard<std::mutex> guard(lock);
+    return pieces.emplace_back(wanted, made).second;
+  }
+
+ private:
+  std::mutex lock;
+  std::vector<std::pair<std::vector<bool>, Tensor>> pieces;
+};
+
+using Held = c10::intrusive_ptr<Runtime>;
+
+Tensor rows_ahead(const Runtime& r, const Tensor& x, at::TensorList cores, void* made) {
+  const Tensor y = at::empty({x.size(0), r.numbers[1]}, x.options());
+  c10::SmallVector<void*, 24> given;
+  for (const auto& core : cores) given.push_back(core.data_ptr());
+  given.insert(given.end(), {x.data_ptr(), y.data_ptr(), made});
+  r.forward(r.ahead.data_ptr(), x.size(0), given.data(), at::get_num_threads(), side_by_side, nullptr);
+  return y;
+}
+
+struct Applied : torch::autograd::Function<Applied> {
+  static Tensor forward(AutogradContext* ctx, Held r, Tensor x, at::TensorList cores) {
+    const Tensor made = r->kept ? at::empty({r->kept}, x.options()) : Tensor();
+    variable_list saved{x, made};
+    saved.insert(saved.end(), cores.begin(), cores.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["runtime"] = c10::IValue::make_capsule(r);
+    return rows_ahead(*r, x, cores, r->kept ? made.data_ptr() : nullptr);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const auto r = c10::static_intrusive_pointer_cast<Runtime>(ctx->saved_data["runtime"].toCapsule());
+    const Tensor &x = saved[0], &made = saved[1];
+    const size_t cores = saved.size() - 2;
+    std::vector<bool> wanted;
+    for (size_t i = 0; i <= cores; i++) wanted.push_back(ctx->needs_input_grad(i));
+    variable_list found(cores + 2);  // of the runtime, x and the cores
+    if (at::GradMode::is_enabled()) {
+      const std::vector<Tensor> held(saved.begin() + 2, saved.end());
+      size_t next = 0;
+      const auto again =
+          asked<std::vector<Tensor>>("tn4nn_native::again", r->recipe, gradients[0], x, held, listed(wanted));
+      for (size_t i = 0; i <= cores; i++)
+        if (wanted[i]) found[i + 1] = again[next++];
+      return found;
+    }
+    const Tensor gy = gradients[0].contiguous(), piece = r->piece(wanted);
+    c10::SmallVector<void*, 48> given;
+    for (size_t i = 0; i < cores; i++) given.push_back(saved[i + 2].data_ptr());
+    for (size_t i = 0; i <= cores; i++)
+      if (wanted[i]) found[i + 1] = at::empty_like(i ? saved[i + 1] : x);
+    const auto at = [](const Tensor& t) { return t.defined() ? t.data_ptr() : nullptr; };
+    given.insert(given.end(), {x.data_ptr(), nullptr, at(made), nullptr, gy.data_ptr(), at(found[1]), nullptr, nullptr});
+    for (size_t i = 0; i < cores; i++) given.push_back(at(found[i + 2]));
+    r->backward(piece.data_ptr(), x.size(0), given.data(), at::get_num_threads(), side_by_side, nullptr);
+    return found;
+  }
+};
+
+// The runtime reads memory by address: nothing but what it was made for may come so far.
+void checked(const Runtime& r, const Tensor& x, at::TensorList cores) {
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) == r.numbers[0] && cores.size() + 2 == r.numbers.size() && x.is_cpu(),
+                    "expected rows of ", r.numbers[0], " numbers on the CPU and ", r.numbers.size() - 2,
+                    " cores, received ", x.sizes(), " on ", x.device(), " and ", cores.size());
+  for (size_t i = 0; i < cores.size(); i++)
+    TORCH_CHECK_VALUE(cores[i].numel() == r.numbers[i + 2] && cores[i].scalar_type() == x.scalar_type() && cores[i].is_cpu(),
+                      "core ", i, ": expected ", r.numbers[i + 2], " numbers of the input's dtype, ", x.scalar_type(),
+                      ", on the CPU, received ", cores[i].numel(), " of ", cores[i].scalar_type(), " on ",
+                      cores[i].device(), ": give the cores that the layer was built with, or others like them");
+}
+
+Tensor apply(int64_t address, const Tensor& x, at::TensorList cores) {
+  const auto r = Held::reclaim_copy(reinterpret_cast<Runtime*>(address));
+  checked(*r, x, cores);
+  bool recorded = x.requires_grad(), contiguous = true;
+  for (const auto& core : cores) {
+    recorded |= core.requires_grad();
+    contiguous &= core.is_contiguous();
+  }
+  std::vector<Tensor> copies;
+  if (!contiguous) {
+    for (const auto& core : cores) copies.push_back(core.contiguous());
+    cores = copies;
+  }
+  if (recorded && at::GradMode::is_enabled()) return Applied::apply(r, x.contiguous(), cores);
+  return rows_ahead(*r, x.contiguous(), cores, nullptr);
+}
+
+int64_t hold(std::string recipe, int64_t forward, int64_t backward, int64_t kept, at::IntArrayRef numbers, Tensor piece) {
+  auto made = c10::make_intrusive<Runtime>(std::move(recipe), forward, backward, kept, numbers.vec(), std::move(piece));
+  return reinterpret_cast<int64_t>(made.release());
+}
+
+void let_go(int64_t address) { Held::reclaim(reinterpret_cast<Runtime*>(address)); }
+
+}  // namespace
+
+// Addresses are plain numbers here: an operator that takes an object is called through Python, which costs 10 us.
+TORCH_LIBRARY(tn4nn_native, m) {
+  m.def("hold(str recipe, int forward, int backward, int kept, int[] numbers, Tensor piece) -> int", hold);
+  m.def("let_go(int address) -> ()", let_go);
+  m.def("apply(int address, Tensor x, Tensor[] cores) -> Tensor", apply);
+}

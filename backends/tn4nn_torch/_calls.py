@@ -1,0 +1,265 @@
+"""Calls of the native runtime through C++ instead of Python: compiled once, in the background, where calls are many.
+
+A training step through `_native.py` spends some 40 us in Python, as much as the arithmetic of a small layer. The C++ of
+`_calls.cpp` does the same in 5, but takes a compiler 10 to 20 s. So a process that makes many calls starts it, as a
+process of its own that outlives it, and every later process of the same torch finds it in the cache folder. With
+TN4NN_EXTENSION=0 in the environment nothing is compiled or loaded but by `build_extension`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn4nn._catalogue import low_rank
+from tn4nn._compiled import tell
+from tn4nn._errors import BackendError
+from tn4nn._files import cache_folder
+from tn4nn._native import Native, address_of, native
+from tn4nn._network import Network
+from tn4nn._plan import plan
+from tn4nn._program import run
+from tn4nn._tasks import Recipe, recipe
+
+from ._ops import OPS
+
+_MANY = 2000  # calls of a process after which it starts the compiler
+_LIMIT = 300  # seconds that the compiler may take when it is waited for
+
+
+class _State:
+    """What this process knows of the extension."""
+
+    calls = 0
+    apply: Any = None  # the operator, once it is loaded
+    off = False  # it failed, and is not asked for again
+    compiling: subprocess.Popen[bytes] | None = None
+
+
+def ready(held: Native) -> int | None:
+    """Where the extension holds the recipe of a native; None where there is no extension yet."""
+    if _State.apply is None:
+        if _State.off or not _looked():
+            return None
+        _load()
+        return ready(held)
+    if held.host is None:
+        held.host = _Held(held)
+    address: int = held.host.address
+    return address
+
+
+def call(address: int, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """y = x W^T for what `ready` has given."""
+    y: Tensor = _State.apply(address, x, cores)
+    return y
+
+
+def build_extension() -> Path:
+    """Compiles now what is otherwise compiled in the background by a process that makes many calls.
+
+    It takes 10 to 20 s, once for each version of torch and of tn4nn, and makes calls of small layers on the CPU about
+    twice as fast.
+
+    Returns:
+        where the library lies, in the cache folder.
+
+    Raises:
+        BackendError: there is no C++ compiler, or it failed, or what it made gives wrong numbers.
+    """
+    if _State.apply is None:
+        _State.off = False
+        path, log = _path(), _log()
+        if not path.exists():
+            log.unlink(missing_ok=True)
+            if _start() is None:
+                raise BackendError("there is no C++ compiler to build tn4nn's torch extension with: install g++")
+            end = time.monotonic() + _LIMIT
+            while not path.exists() and _compiling() and time.monotonic() < end:
+                time.sleep(0.05)
+        if not path.exists():
+            raise BackendError(f"the compiler could not build tn4nn's torch extension; it says, in {log}: {_said()}")
+        _load()
+        if _State.off:
+            raise BackendError(f"{path} does not load or gives wrong numbers: it is not used")
+    return _path()
+
+
+# -- compiling ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _source() -> str:
+    return (importlib.resources.files("tn4nn_torch") / "_calls.cpp").read_text()
+
+
+@functools.cache
+def _path() -> Path:
+    told = "\n".join([torch.__version__, platform.machine(), _source()])
+    return cache_folder() / "kernels" / f"calls-{hashlib.sha256(told.encode()).hexdigest()[:24]}.so"
+
+
+def _log() -> Path:
+    return _path().with_suffix(".log")
+
+
+def _said() -> str:
+    try:
+        return _log().read_text()[:300]
+    except OSError:
+        return "nothing"
+
+
+def _looked() -> bool:
+    """Whether the library is there now; the first of many calls without it starts the compiler."""
+    if _State.compiling is not None:
+        if _compiling():
+            return False
+        _State.compiling = None
+        _State.off = not _path().exists()
+        return not _State.off
+    if os.environ.get("TN4NN_EXTENSION") == "0":
+        _State.off = True
+        return False
+    _State.calls += 1
+    if _State.calls == 1:
+        return _path().exists()
+    if _State.calls == _MANY and not _log().exists():  # else it is being compiled, or could not be
+        _start()
+    elif _State.calls % _MANY == 0:
+        return _path().exists()
+    return False
+
+
+def _compiling() -> bool:
+    return _State.compiling is not None and _State.compiling.poll() is None
+
+
+def _start() -> subprocess.Popen[bytes] | None:
+    """The compiler in a process that goes on when this one ends, and leaves the library whole or not at all."""
+    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
+    if compiler is None:
+        _State.off = True
+        return None
+    root = Path(torch.__file__).parent
+    code, path, log = _path().with_suffix(".cpp"), _path(), _log()
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        code.write_text(_source())
+    except OSError:
+        _State.off = True
+        return None
+    abi = int(torch.compiled_with_cxx11_abi())
+    includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
+    flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", *includes]
+    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    compile_ = shlex.join([compiler, *flags, str(code), "-o", str(part), *libraries])
+    script = f"{compile_} > {shlex.quote(str(log))} 2>&1 && {shlex.join(['mv', str(part), str(path)])}"
+    _State.compiling = subprocess.Popen(
+        ["nice", "-n", "10", "sh", "-c", script] if shutil.which("nice") else ["sh", "-c", script],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    return _State.compiling
+
+
+# -- loading -----------------------------------------------------------------------------------------------------
+
+
+def _load() -> None:
+    """Loads the library; one that does not load or gives other numbers is not used."""
+    try:
+        operators: Any = torch.ops
+        operators.load_library(str(_path()))
+        _define()
+        _State.apply = operators.tn4nn_native.apply.default
+        if _agrees():
+            return
+        tell(f"tn4nn's torch extension {_path()} failed its self-check: it is not used")
+    except (OSError, RuntimeError) as error:
+        tell(f"tn4nn's torch extension {_path()} does not load ({error}): it is not used")
+    _State.apply, _State.off = None, True
+
+
+class _Held:
+    """A recipe in the extension, for as long as this object lives."""
+
+    def __init__(self, held: Native) -> None:
+        calls = [address_of(held.library, name) for name in ("forward", "backward")]
+        operators, piece = torch.ops.tn4nn_native, torch.from_numpy(held.piece())
+        numbers = [held.inputs, held.outputs, *held.numbers]
+        self.address = operators.hold(_text(held.recipe), *calls, held.kept, numbers, piece)
+        self._free = weakref.finalize(self, operators.let_go, self.address)
+
+
+def _text(made: Recipe) -> str:
+    """A recipe in text, for when C++ asks for more of it."""
+    return json.dumps([made.network.to_json(), made.path, made.block, made.itemsize, made.layouts])
+
+
+@functools.lru_cache(maxsize=256)
+def _again(text: str) -> Native:
+    network, path, block, itemsize, layouts = json.loads(text)
+    pairs = tuple((int(a), int(b)) for a, b in path)
+    found = native(recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts))
+    if found is None:
+        raise BackendError("the native runtime is gone: was the cache folder changed?")
+    return found
+
+
+def _piece(text: str, wanted: Sequence[bool]) -> Tensor:
+    return torch.from_numpy(_again(text).piece(tuple(wanted)))
+
+
+def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    """Gradients that can be differentiated once more: the same function in torch's own operations."""
+    program = plan(_again(text).recipe.network, x.shape[0], "train").program
+    inputs = [tensor for tensor, needed in zip((x, *cores), wanted, strict=True) if needed]
+    return list(torch.autograd.grad(run(OPS, program, [*cores, x]), inputs, gy, create_graph=True))
+
+
+_DEFINED: list[Any] = []
+
+
+def _define() -> None:
+    """What the C++ asks of Python."""
+    if _DEFINED:
+        return
+    made: Any = torch.library.Library
+    library = made("tn4nn_native", "FRAGMENT")
+    library.define("piece(str recipe, bool[] wanted) -> Tensor")
+    library.define("again(str recipe, Tensor gy, Tensor x, Tensor[] cores, bool[] wanted) -> Tensor[]")
+    library.impl("piece", _piece, "CompositeImplicitAutograd")
+    library.impl("again", _second, "CompositeImplicitAutograd")
+    _DEFINED.append(library)
+
+
+def _agrees() -> bool:
+    """Whether a call and its gradients are those of torch's own operations."""
+    planned = plan(low_rank(4, 3).with_rank(2), 5, "train", cache=False)
+    net = planned.network
+    held = native(recipe(net, planned.path, 2))
+    if held is None:
+        return False
+    shapes = [(5, 4), *(tuple(net.sizes[leg] for leg in core.legs) for core in net.topology.cores)]
+    x, *cores = (torch.linspace(-1, 2, math.prod(s)).sin().reshape(s).requires_grad_(True) for s in shapes)
+    hosted = _Held(held)
+    results = (call(hosted.address, x, cores), run(OPS, planned.program, [*cores, x]))
+    found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))

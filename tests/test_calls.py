@@ -1,0 +1,266 @@
+"""The C++ extension: what the Python calls give, gradients and errors included, and when it is compiled."""
+
+import copy
+import gc
+import os
+import pickle
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import tn4nn as tn
+from tn4nn import _native
+
+torch = pytest.importorskip("torch")
+import tn4nn_torch  # noqa: E402
+from tn4nn_torch import TNLinear, _calls  # noqa: E402
+
+if _native.runtime(4) is None or _calls.shutil.which("g++") is None:
+    pytest.skip("no C++ compiler on this machine", allow_module_level=True)
+
+NETWORKS = {
+    name: tn.build(name, 36, 24, sites=4 if name == "mera" else 2, pad=False).with_rank(2, clip=True)
+    for name in tn.catalogue()
+    if name != "dense"
+} | {"mpo-5": tn.mpo((4,) * 5, (4,) * 5).with_rank(4), "padded": tn.build("mpo", 35, 23, sites=2).with_rank(3)}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The extension, compiled once for all processes of this run of the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared) / "extension"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TN4NN_CACHE", str(folder))
+        _calls._path.cache_clear()
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            end = time.monotonic() + 250
+            while not _calls._path().exists() and time.monotonic() < end:
+                time.sleep(0.2)
+        path = tn4nn_torch.build_extension()
+    state = dict(vars(_calls._State))
+    _calls._State.apply = None  # other tests go on without it
+    yield path, state["apply"]
+    _calls._path.cache_clear()
+
+
+@pytest.fixture
+def extension(library, monkeypatch):
+    """The extension in use."""
+    monkeypatch.setattr(_calls._State, "apply", library[1])
+    return library[0]
+
+
+def layers(net, **options):
+    """The same layer twice: through the extension, and in torch's own operations."""
+    ours, plain = TNLinear(net, seed=1, **options), TNLinear(net, seed=1, **options)
+    plain.native_for = lambda rows, itemsize: None
+    return ours, plain
+
+
+def rows_of(net, rows, dtype=np.float32):
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((rows, net.in_features)).astype(dtype))
+
+
+def slopes(layer, x, **options):
+    value = x.clone().requires_grad_(True)
+    return torch.autograd.grad((layer(value) ** 2).sum(), [value, *layer.parameters()], **options)
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-30)
+
+
+def used(layer):
+    """Whether the last call went through the extension."""
+    return [native.host for native in layer._natives.values() if native.host is not None]
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("rows", [1, 45])
+def test_values_and_gradients(extension, name, rows):
+    net = NETWORKS[name]
+    ours, plain = layers(net)
+    x = rows_of(net, rows)
+    for _ in range(2):  # the second call takes the short way
+        assert close(ours(x), plain(x))
+        assert all(close(a, b) for a, b in zip(slopes(ours, x), slopes(plain, x), strict=True))
+    assert used(ours)
+    with torch.no_grad():
+        assert close(ours(x), plain(x))
+
+
+@pytest.mark.parametrize("name", ["ring", "cp", "padded"])
+def test_first_and_second_derivatives_in_float64(extension, name):
+    net = NETWORKS[name]
+    ours, _ = layers(net, dtype="float64")
+    x = rows_of(net, 3, np.float64).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda value, *_: ours(value), (x, *ours.parameters()))
+    assert torch.autograd.gradgradcheck(lambda value, *_: ours(value), (x, *ours.parameters()))
+    assert used(ours)
+
+
+def test_second_derivatives_through_an_input_that_is_not_contiguous(extension):
+    net = NETWORKS["tree"]
+    ours, plain = layers(net)
+    x = rows_of(net, 6).T.contiguous()
+
+    def second(layer):
+        value = x.clone().requires_grad_(True)
+        (first,) = torch.autograd.grad((layer(value.T) ** 2).sum(), value, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [value, *list(layer.parameters())[:2]])
+
+    assert all(close(a, b) for a, b in zip(second(ours), second(plain), strict=True))
+
+
+def test_only_what_is_asked_for_gets_a_gradient(extension):
+    net = NETWORKS["mpo-5"]
+    whole = slopes(layers(net)[1], rows_of(net, 20))
+    for frozen in range(7):
+        ours, x = layers(net)[0], rows_of(net, 20).requires_grad_(frozen % 2 == 0)
+        for position, parameter in enumerate(ours.parameters()):
+            parameter.requires_grad_(position != frozen)
+        (ours(x) ** 2).sum().backward()
+        for position, parameter in enumerate(ours.parameters()):
+            assert (parameter.grad is None) == (position == frozen)
+            assert position == frozen or close(parameter.grad, whole[1 + position])
+        assert x.grad is None if frozen % 2 else close(x.grad, whole[0])
+        (part,) = torch.autograd.grad((ours(x) ** 2).sum(), [list(ours.parameters())[(frozen + 1) % 5]])
+        assert close(part, whole[1 + (frozen + 1) % 5])
+
+
+def test_a_result_outlives_its_layer(extension):
+    net = NETWORKS["ring"]
+    ours, plain = layers(net)
+    x = rows_of(net, 9).requires_grad_(True)
+    expected = torch.autograd.grad((plain(x) ** 2).sum(), x)[0]
+    loss = (ours(x) ** 2).sum()
+    del ours
+    gc.collect()
+    assert close(torch.autograd.grad(loss, x)[0], expected)
+
+
+def test_threads_copies_and_strides(extension):
+    net = NETWORKS["mpo-5"]
+    ours, plain = layers(net)
+    x = rows_of(net, 300)
+    y, gradients = plain(x), slopes(plain, x)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert close(ours(x), y)
+        assert all(close(a, b) for a, b in zip(slopes(ours, x), gradients, strict=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert close(other(x), y)
+    assert close(ours(torch.stack([x, x], -1)[..., 0]), y)
+    ours._parameters["core1"] = torch.nn.Parameter(ours.core1.detach().mT.contiguous().mT)
+    assert all(close(a, b) for a, b in zip(slopes(ours, x), gradients, strict=True))
+    assert close(ours.double()(x.double()).float(), y)
+
+
+def test_little_more_than_the_input_is_kept(extension):
+    net = NETWORKS["mpo-5"]
+    x, kept = rows_of(net, 2048), {}
+    ours = layers(net)[0]
+    held = {p.untyped_storage().data_ptr() for p in ours.parameters()}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        ours(x.clone().requires_grad_(True))
+    total = sum(size for place, size in kept.items() if place not in held)
+    assert x.nbytes <= total <= x.nbytes + 2**20
+
+
+@pytest.mark.parametrize("through", ["extension", "python"])
+def test_cores_that_do_not_fit_are_refused_and_not_read(through, library, monkeypatch):
+    if through == "extension":
+        monkeypatch.setattr(_calls._State, "apply", library[1])
+    net = NETWORKS["mpo-5"]
+    ours, x = layers(net)[0], rows_of(net, 4)
+    ours(x)
+    for wrong in (torch.zeros(3), ours.core1.detach().double()):
+        given = {**dict(ours.named_parameters()), "core1": wrong}
+        with pytest.raises(ValueError, match="core 1: expected 256 numbers of the input's dtype.*received"):
+            torch.func.functional_call(ours, given, (x,))
+
+
+# -- when it is compiled ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def untouched(monkeypatch, tmp_path):
+    """A process that has made no call yet, with an empty cache folder."""
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    monkeypatch.setenv("TN4NN_EXTENSION", "1")
+    _calls._path.cache_clear()
+    for name, value in {"calls": 0, "apply": None, "off": False, "compiling": None}.items():
+        monkeypatch.setattr(_calls._State, name, value)
+    yield _calls._State
+    _calls._path.cache_clear()
+
+
+def test_many_calls_start_the_compiler_and_the_library_is_used_once_it_is_there(untouched, monkeypatch):
+    started, loaded = [], []
+    monkeypatch.setattr(_calls, "_MANY", 10)
+
+    def start():
+        started.append(untouched.calls)
+        untouched.compiling = SimpleNamespace(poll=lambda: None)
+
+    monkeypatch.setattr(_calls, "_start", start)
+    monkeypatch.setattr(_calls, "_load", lambda: loaded.append(1) or setattr(untouched, "off", True))
+    held = SimpleNamespace(host=None)
+    assert [_calls.ready(held) for _ in range(30)] == [None] * 30
+    assert started == [10]
+    _calls._path().parent.mkdir(parents=True)
+    _calls._path().write_bytes(b"")
+    untouched.compiling = SimpleNamespace(poll=lambda: 0)
+    assert _calls.ready(held) is None
+    assert loaded == [1]
+
+
+def test_a_compiler_that_failed_once_is_not_tried_again(untouched, monkeypatch):
+    monkeypatch.setattr(_calls, "_MANY", 5)
+    monkeypatch.setattr(_calls, "_start", lambda: pytest.fail("it was tried again"))
+    _calls._log().parent.mkdir(parents=True)
+    _calls._log().write_text("error")
+    assert [_calls.ready(SimpleNamespace(host=None)) for _ in range(12)] == [None] * 12
+
+
+def test_the_environment_turns_it_off(untouched, monkeypatch):
+    monkeypatch.setenv("TN4NN_EXTENSION", "0")
+    assert _calls.ready(SimpleNamespace(host=None)) is None
+    assert untouched.off
+
+
+def test_a_missing_or_failing_compiler_is_an_error_where_it_was_asked_for(untouched, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(_calls.shutil, "which", lambda name: None)
+        with pytest.raises(tn.BackendError, match=r"no C\+\+ compiler.*install g\+\+"):
+            tn4nn_torch.build_extension()
+    monkeypatch.setattr(_calls, "_source", lambda: "no C++")
+    _calls._path.cache_clear()
+    with pytest.raises(tn.BackendError, match=r"could not build tn4nn's torch extension; it says, in .*error"):
+        tn4nn_torch.build_extension()
+
+
+def test_a_library_that_does_not_load_is_not_used(untouched):
+    _calls._path().parent.mkdir(parents=True)
+    _calls._path().write_bytes(b"no library")
+    with (
+        pytest.warns(UserWarning, match="does not load"),
+        pytest.raises(tn.BackendError, match="does not load or gives wrong numbers"),
+    ):
+        tn4nn_torch.build_extension()
+    layer = TNLinear(NETWORKS["ring"])
+    assert layer(torch.zeros(2, 36)).shape == (2, 24)

@@ -38,7 +38,7 @@ def runtime(itemsize: int) -> ctypes.CDLL | None:
     """The compiled runtime for numbers of this size; None where there is no compiler."""
     if itemsize not in _LETTERS:
         return None
-    return library(source(), functools.partial(_agrees, itemsize), (*definitions(itemsize), *_EXTRA))
+    return library(source(), functools.partial(agrees, itemsize), (*definitions(itemsize), *_EXTRA))
 
 
 @functools.cache
@@ -251,7 +251,7 @@ _CHECKS = (
 )
 
 
-def _agrees(itemsize: int, found: ctypes.CDLL) -> bool:
+def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
     """Whether the runtime gives numpy's numbers, in both roles of the two arrays."""
     rng, dtype = np.random.default_rng(0), np.dtype(f"f{itemsize}")
     long, address = ctypes.c_long, ctypes.c_void_p

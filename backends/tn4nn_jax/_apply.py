@@ -19,42 +19,17 @@ from jax import lax
 from tn4nn import _layers as layers
 from tn4nn._conv import conv_plan
 from tn4nn._errors import BackendError, ShapeError, TN4NNError
+from tn4nn._native import Native
 from tn4nn._network import Network
 from tn4nn._plan import Form, Plan, bucket, plan
-from tn4nn._program import Ops, Program, run
+from tn4nn._program import Program, run
+
+from ._native import apply as apply_native
+from ._native import native_for
+from ._ops import OPS, matmul, precision
 
 Weights = Mapping[str, Any]
 State = dict[str, jax.Array]
-
-
-# -- array operations ------------------------------------------------------------------------------
-
-
-def _precision(*arrays: jax.Array) -> lax.Precision | None:
-    # Left alone, jax multiplies float32 in TF32 or bfloat16 on accelerators, which is 1e-3 and not 1e-6. Who
-    # wants that says so with jax.default_matmul_precision.
-    chosen = getattr(jax.config, "jax_default_matmul_precision", None)
-    if chosen is not None or any(a.dtype != jnp.float32 for a in arrays):
-        return None
-    return lax.Precision.HIGHEST
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=_precision(a, b))
-
-
-def _index(array: jax.Array, axis: int, position: int) -> jax.Array:
-    return lax.index_in_dim(array, position, axis, keepdims=False)
-
-
-OPS = Ops(
-    reshape=jnp.reshape,
-    permute=jnp.transpose,
-    matmul=_matmul,
-    multiply=jnp.multiply,
-    select=_index,
-    concatenate=jnp.concatenate,
-)
 
 
 # -- one call --------------------------------------------------------------------------------------
@@ -72,6 +47,7 @@ class _Call:
         minimize: what plans are cheap in.
         plan_batch: samples that plans are made for; None for those that come, in buckets.
         compute: dtype of matrix products; None for that of weights and inputs.
+        runtime: "program" for XLA's own operations throughout; None for the native runtime where it can.
         state: new running statistics, by full name.
         draws: how many dropouts have drawn.
     """
@@ -83,6 +59,7 @@ class _Call:
     minimize: str
     plan_batch: int | None
     compute: Any
+    runtime: str | None = None
     state: State = dataclasses.field(default_factory=dict)
     draws: int = 0
 
@@ -100,11 +77,19 @@ class _Call:
 
     def plan(self, net: Network, rows: int, samples: int, form: Form = "apply") -> Plan:
         """The plan of a network for `rows` rows that came with `samples` samples."""
-        if self.plan_batch is None:
-            batch = bucket(rows)
-        else:
-            batch = max(1, self.plan_batch * (rows // max(1, samples)))
+        batch = self._batch(rows, samples)
         return plan(net, batch=batch, phase=self.phase, minimize=self.minimize, form=form)
+
+    def native(self, net: Network, rows: int, samples: int, arrays: Sequence[jax.Array]) -> Native | None:
+        """The native runtime for a network, where these arrays can go through it."""
+        dtype = arrays[0].dtype
+        if self.runtime == "program" or any(array.dtype != dtype for array in arrays):
+            return None
+        return native_for(net, self._batch(rows, samples), self.phase, self.minimize, dtype)
+
+    def _batch(self, rows: int, samples: int) -> int:
+        """The rows that a plan is made for."""
+        return bucket(rows) if self.plan_batch is None else max(1, self.plan_batch * (rows // max(1, samples)))
 
 
 def _join(prefix: str, name: str) -> str:
@@ -138,10 +123,14 @@ def _rows(call: _Call, layer: layers.OnNetwork, prefix: str, rows: jax.Array, sa
     if not rows.shape[0]:
         return jnp.zeros((0, t.out_features), jnp.result_type(rows, *cores.values()))
     if layer.is_dense:
-        return _matmul(rows, cores[t.cores[0].name].reshape(t.out_features, t.in_features).T)
-    program = call.plan(net, rows.shape[0], samples).program
-    rows = _pad(rows, math.prod(t.inputs.values()))
-    made: jax.Array = run(OPS, program, _operands(program, cores, rows))
+        return matmul(rows, cores[t.cores[0].name].reshape(t.out_features, t.in_features).T)
+    padded = _pad(rows, math.prod(t.inputs.values()))
+    native = call.native(net, rows.shape[0], samples, [rows, *cores.values()])
+    if native is not None:
+        made = apply_native(native, [cores[core.name] for core in t.cores], padded)
+    else:
+        program = call.plan(net, rows.shape[0], samples).program
+        made = run(OPS, program, _operands(program, cores, padded))
     return made[:, : t.out_features]
 
 
@@ -254,7 +243,7 @@ def _conv2d(call: _Call, layer: layers.Conv2d, prefix: str, x: jax.Array) -> jax
         kernel = _kernel(call, layer, prefix, None if chosen is None else chosen.plan.program)
         x, kernel = x.astype(common := jnp.result_type(x, kernel)), kernel.astype(common)
         padding = [(p, p) for p in layer.padding]
-        y = lax.conv_general_dilated(x, kernel, layer.stride, padding, precision=_precision(x, kernel))
+        y = lax.conv_general_dilated(x, kernel, layer.stride, padding, precision=precision(x, kernel))
     if layer.bias:
         y = y + call.cast(call.get(prefix, "bias"))[:, None, None]
     return y
@@ -406,6 +395,7 @@ def apply(
     phase: str = "train",
     plan_batch: int | None = None,
     compute_dtype: Any = None,
+    runtime: str | None = None,
 ) -> tuple[jax.Array, State]:
     """Applies a model; a pure function for jit, grad, vmap and sharding.
 
@@ -420,6 +410,8 @@ def apply(
         phase: "train" or "forward": what plans are cheap for.
         plan_batch: samples that plans are made for; left out, those of x, rounded up to a power of four.
         compute_dtype: e.g. `jnp.bfloat16` for the matrix products alone, the weights and norms staying wide.
+        runtime: "program" for XLA's own operations alone, as `jax.export` and several devices need them; left out, the
+            native runtime where jax has one CPU and nothing else, and float32 or float64 arrays.
 
     Returns:
         y, and the new values of the running statistics by weight name (empty unless `train`).
@@ -435,7 +427,9 @@ def apply(
         ((5, 6), ['1.mean', '1.var'])
     """
     model.check(weights)
-    call = _Call(weights, train, key, phase, minimize, plan_batch, compute_dtype)
+    if runtime not in (None, "program"):
+        raise BackendError(f"runtime must be 'program' or None, received {runtime!r}")
+    call = _Call(weights, train, key, phase, minimize, plan_batch, compute_dtype, runtime)
     return _forward(call, model, "", jnp.asarray(x)), call.state
 
 
@@ -448,6 +442,7 @@ def linear(
     minimize: str = "time",
     phase: str = "train",
     plan_batch: int | None = None,
+    runtime: str | None = None,
 ) -> jax.Array:
     """y = x W^T + b with W on a network.
 
@@ -459,6 +454,7 @@ def linear(
         minimize: "time", "flops" or "memory".
         phase: "train" or "forward".
         plan_batch: length of x's first axis that the plan is made for.
+        runtime: see `apply`.
 
     Returns:
         y of shape (..., out_features).
@@ -476,7 +472,7 @@ def linear(
         layer = layers.Linear(layer, bias=bias is not None)
     if bias is not None:
         weights = {**weights, "bias": bias}
-    return apply(layer, weights, x, minimize=minimize, phase=phase, plan_batch=plan_batch)[0]
+    return apply(layer, weights, x, minimize=minimize, phase=phase, plan_batch=plan_batch, runtime=runtime)[0]
 
 
 def conv2d(

@@ -30,6 +30,7 @@ class Options:
         minimize: what plans are cheap in.
         plan_batch: samples that plans are made for; None for those that come.
         dtype: of a model that has no weights.
+        runtime: "program" for XLA's own operations alone; see `apply`.
     """
 
     model: layers.Layer
@@ -37,10 +38,11 @@ class Options:
     minimize: str = "time"
     plan_batch: int | None = None
     dtype: str = "float32"
+    runtime: str | None = None
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.model, self.phase, self.minimize, self.plan_batch, self.dtype
+        return self.model, self.phase, self.minimize, self.plan_batch, self.dtype, self.runtime
 
     def __post_init__(self) -> None:
         # jit hashes this at every call, and hashing a model serialises its networks.
@@ -74,6 +76,7 @@ def run_options(
         minimize=options.minimize,
         phase=options.phase,
         plan_batch=options.plan_batch,
+        runtime=options.runtime,
     )
 
 
@@ -231,6 +234,7 @@ def made(
     device: str | None = None,
     dtype: str = "float32",
     minimize: str = "time",
+    runtime: str | None = None,
 ) -> Any:
     """A module of class `cls`; see `Layer.build` for the arguments."""
     model.require_ranks()
@@ -240,7 +244,7 @@ def made(
     place = device_of(device)
     with wide(dtype == "float64"):
         arrays = {name: to_device(drawn[name], dtype, place) for name in model.specs()}
-        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype), arrays)
+        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype, runtime), arrays)
         if batch is not None:
             _plan_now(module, batch, dtype)
     return module
@@ -315,7 +319,7 @@ class TNConv2d(JaxModule):
         padding: zeros around the image.
         bias: whether b is there.
         seed: of the draw.
-        **options: batch, phase, device, dtype, minimize, as for TNLinear.
+        **options: batch, phase, device, dtype, minimize, runtime, as for TNLinear.
 
     Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width').
 
@@ -353,7 +357,7 @@ class TNEmbedding(JaxModule):
         network: a Network of in_features = tokens and out_features = dimensions.
         weights: core name -> array; left out, they are drawn from `seed`.
         seed: of the draw.
-        **options: batch, phase, device, dtype, minimize, as for TNLinear.
+        **options: batch, phase, device, dtype, minimize, runtime, as for TNLinear.
 
     Input shape: (...), integers from 0 to tokens - 1. Output shape: (..., dimensions).
 

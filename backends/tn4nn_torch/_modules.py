@@ -36,6 +36,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_compiling = torch.compiler.is_compiling
 _SHAPES = 64  # that a layer remembers
 _UNPLANNED = 64  # the batch of the plan that is there before any call has shown another
 
@@ -284,7 +285,7 @@ class TNLinear(_Planned):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        quick = self._quick.get((x.shape, x.dtype))
+        quick = None if _compiling() else self._quick.get((x.shape, x.dtype))
         if quick is not None and self._buffers["_order"] is None and usable(x):
             y = apply(quick, self.cores(), x, self.run_program)
             offset = self._parameters.get("bias")

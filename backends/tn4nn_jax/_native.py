@@ -1,0 +1,234 @@
+"""The native runtime of the CPU as primitives of jax.
+
+Three of them, each with the same function in jax's own operations for whatever is not a plain call on the CPU:
+`rows` makes y and what the backward pass needs again of the cores; `tangent` is its derivative, linear in what moves,
+and only there to be transposed or to be jvp itself; `slopes` is the transpose of that, all gradients at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.ffi
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad as _ad
+from jax.interpreters import batching, mlir
+
+from tn4nn import _native
+from tn4nn._compiled import library
+from tn4nn._native import Native
+from tn4nn._native_plan import ways
+from tn4nn._network import Network
+from tn4nn._plan import plan
+from tn4nn._program import run
+
+from ._ops import OPS
+
+Arrays = Sequence[jax.Array]
+ad: Any = _ad  # without types, like
+ffi: Any = jax.ffi
+
+
+# -- what runs ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _handler(itemsize: int) -> str | None:
+    """The name under which XLA finds the runtime; None where it cannot be compiled."""
+    text = _native.source() + (importlib.resources.files("tn4nn_jax") / "_handler.c").read_text()
+    flags = (*_native.definitions(itemsize), f"-I{ffi.include_dir()}")
+    found = library(text, functools.partial(_native.agrees, itemsize), flags)
+    if found is None:
+        return None
+    # Part of a compiled program, which jax may keep on disk: another version must have another name.
+    name = f"tn4nn_{8 * itemsize}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    ffi.register_ffi_target(name, ffi.pycapsule(found.handle), platform="cpu")
+    return name
+
+
+_KNOWN: dict[tuple[Any, ...], Native | None] = {}  # one object for one question: jit compares its parameters
+
+
+def native_for(network: Network, rows: int, phase: str, minimize: str, dtype: Any) -> Native | None:
+    """The native runtime for a network and a number of rows, where it is to be used.
+
+    That is for float32 and float64 on the CPU, where it is jax's only device: XLA cannot split a call that it does not
+    know over several.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    if np.dtype(dtype) not in (np.float32, np.float64) or not _alone() or _handler(itemsize) is None:
+        return None
+    key = (network.fingerprint, rows, phase, minimize, itemsize)
+    if key not in _KNOWN:
+        way = ways(network, rows, phase, minimize=minimize, itemsize=itemsize)[0]
+        _KNOWN[key] = _native.native(way.recipe(network, itemsize))
+    return _KNOWN[key]
+
+
+def _alone() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def apply(native: Native, cores: Arrays, x: jax.Array) -> jax.Array:
+    """y of shape (rows, product of the output modes) for x of shape (rows, product of the input modes).
+
+    Args:
+        native: what runs.
+        cores: in the network's order, of x's dtype.
+        x: the rows.
+    """
+    y: jax.Array = rows_p.bind(x, *cores, native=native)[0]
+    return y
+
+
+# -- the same in jax's own operations ----------------------------------------------------------------------------
+
+
+def _plain(native: Native, x: jax.Array, *cores: jax.Array) -> jax.Array:
+    program = plan(native.recipe.network, x.shape[0], "train").program
+    y: jax.Array = run(OPS, program, [*cores, x])
+    return y
+
+
+def _plain_rows(x: jax.Array, *cores: jax.Array, native: Native) -> list[jax.Array]:
+    return [_plain(native, x, *cores), jnp.zeros(max(1, native.kept), x.dtype)]
+
+
+def _plain_tangent(*given: jax.Array, native: Native, moved: tuple[bool, ...]) -> list[jax.Array]:
+    count = len(moved)
+    still, moves = given[:count], iter(given[count + 1 :])  # `made` lies between
+    along = [next(moves) if moving else jnp.zeros_like(value) for value, moving in zip(still, moved, strict=True)]
+    return [jax.jvp(functools.partial(_plain, native), tuple(still), tuple(along))[1]]
+
+
+def _plain_slopes(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
+    *still, _, gy = given
+    found = jax.vjp(functools.partial(_plain, native), *still)[1](gy)
+    return [slope for slope, needed in zip(found, wanted, strict=True) if needed]
+
+
+# -- on the CPU --------------------------------------------------------------------------------------------------
+
+
+def _call(native: Native, piece: Any, back: bool, places: Sequence[int], results: Any, *arrays: jax.Array) -> Any:
+    call = ffi.ffi_call(str(_handler(native.recipe.itemsize)), results)
+    return call(jnp.asarray(piece.view(np.int32)), *arrays, at=np.array([back, *places], np.int64))
+
+
+def _cpu_rows(x: jax.Array, *cores: jax.Array, native: Native) -> list[jax.Array]:
+    bases = native.recipe.bases
+    results = _rows_shapes(x, *cores, native=native)
+    places = [bases.x, *range(len(cores)), bases.y, bases.made]
+    return list(_call(native, native.piece(), False, places, results, x, *cores))
+
+
+def _cpu_slopes(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
+    (x, *cores), made, gy, bases = given[:-2], given[-2], given[-1], native.recipe.bases
+    targets = [bases.gx, *bases.slopes]
+    places = [bases.x, *range(len(cores)), bases.made, bases.gy]
+    places += [target for target, needed in zip(targets, wanted, strict=True) if needed]
+    results = _slopes_shapes(*given, native=native, wanted=wanted)
+    return list(_call(native, native.piece(wanted), True, places, results, x, *cores, made, gy))
+
+
+# -- the primitives ----------------------------------------------------------------------------------------------
+
+
+def _rows_shapes(x: Any, *cores: Any, native: Native) -> list[jax.core.ShapedArray]:
+    y = jax.core.ShapedArray((x.shape[0], native.outputs), x.dtype)
+    return [y, jax.core.ShapedArray((max(1, native.kept),), x.dtype)]
+
+
+def _tangent_shapes(*given: Any, native: Native, moved: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
+    return _rows_shapes(*given[: len(moved)], native=native)[:1]
+
+
+def _slopes_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
+    values = [value for value, needed in zip(given, wanted, strict=False) if needed]
+    return [jax.core.ShapedArray(value.shape, value.dtype) for value in values]
+
+
+def _primitive(name: str, shapes: Callable[..., Any], plain: Callable[..., Any], cpu: Callable[..., Any]) -> Any:
+    made: Any = Primitive(f"tn4nn_{name}")
+    made.multiple_results = True
+
+    @functools.partial(jax.jit, static_argnames=("native", "moved", "wanted"))
+    def alone(*given: Any, **static: Any) -> Any:
+        return made.bind(*given, **{key: value for key, value in static.items() if value is not None})
+
+    made.def_impl(alone)
+    made.def_abstract_eval(shapes)
+    mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=True))
+    mlir.register_lowering(made, mlir.lower_fun(cpu, multiple_results=True), platform="cpu")
+    return made
+
+
+rows_p = _primitive("rows", _rows_shapes, _plain_rows, _cpu_rows)
+tangent_p = _primitive("tangent", _tangent_shapes, _plain_tangent, _plain_tangent)
+slopes_p = _primitive("slopes", _slopes_shapes, _plain_slopes, _cpu_slopes)
+
+
+def _rows_jvp(given: Arrays, along: Sequence[Any], *, native: Native) -> tuple[Any, Any]:
+    y, made = rows_p.bind(*given, native=native)
+    moved = tuple(type(tangent) is not ad.Zero for tangent in along)
+    moves = [tangent for tangent, moving in zip(along, moved, strict=True) if moving]
+    (dy,) = tangent_p.bind(*given, made, *moves, native=native, moved=moved)
+    # What is kept of the cores has no derivative of its own: `slopes` is differentiated as a function of the cores.
+    return (y, made), (dy, ad.Zero(jax.core.ShapedArray(made.shape, made.dtype)))
+
+
+def _tangent_transpose(given: Any, *values: Any, native: Native, moved: tuple[bool, ...]) -> list[Any]:
+    (gy,), count = given, len(moved)
+    still = values[: count + 1]
+    if type(gy) is ad.Zero:
+        return [None] * (count + 1) + [ad.Zero(value.aval) for value in values[count + 1 :]]
+    return [*[None] * (count + 1), *slopes_p.bind(*still, gy, native=native, wanted=moved)]
+
+
+def _differentiated(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A jvp rule: that of the same function in jax's own operations."""
+
+    def rule(given: Arrays, along: Sequence[Any], **static: Any) -> tuple[Any, Any]:
+        tangents = [ad.instantiate_zeros(tangent) for tangent in along]
+        found: tuple[Any, Any] = jax.jvp(functools.partial(plain, **static), tuple(given), tuple(tangents))
+        return found
+
+    return rule
+
+
+def _mapped(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule of vmap: that of the same function in jax's own operations."""
+
+    def rule(given: Arrays, axes: Sequence[Any], **static: Any) -> tuple[Any, Any]:
+        found = jax.vmap(functools.partial(plain, **static), in_axes=tuple(axes))(*given)
+        return found, [0] * len(found)
+
+    return rule
+
+
+def _rows_mapped(given: Arrays, axes: Sequence[Any], *, native: Native) -> tuple[Any, Any]:
+    """Many batches through the same cores are one long batch."""
+    x, *cores = given
+    if any(axis is not None for axis in axes[1:]):
+        rule: tuple[Any, Any] = _mapped(_plain_rows)(given, axes, native=native)
+        return rule
+    long = jnp.moveaxis(x, axes[0], 0)
+    y, made = rows_p.bind(long.reshape(-1, long.shape[-1]), *cores, native=native)
+    return (y.reshape(*long.shape[:-1], y.shape[-1]), made), (0, None)
+
+
+ad.primitive_jvps[rows_p] = _rows_jvp
+ad.primitive_jvps[tangent_p] = _differentiated(_plain_tangent)
+ad.primitive_jvps[slopes_p] = _differentiated(_plain_slopes)
+ad.primitive_transposes[tangent_p] = _tangent_transpose
+batching.primitive_batchers[rows_p] = _rows_mapped
+batching.primitive_batchers[tangent_p] = _mapped(_plain_tangent)
+batching.primitive_batchers[slopes_p] = _mapped(_plain_slopes)

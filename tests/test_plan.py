@@ -377,7 +377,8 @@ def test_a_broken_file_is_told_and_written_again(how: str, cache: PlanCache, mon
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"path": [[0, 0]]}, {"path": [[0, 99]]}, {"path": [[-1, 0]]}, {"path": []}, {"path": "x"}, {"block": "x"},
+    [{"path": [[0, 0]]}, {"path": [[0, 99]]}, {"path": [[-1, 0]]}, {"path": []}, {"path": "x"}, {"rows": "x"},
+     {"sliced": ["no leg"]}, {"cost": [1]}, {"cost": ["x"] * 5},
      {"sliced": ["nothing"]}, {"sliced": 3}, {"candidates": [["a", 1]]}, {"order": None, "path": None}],
     ids=str,
 )  # fmt: skip

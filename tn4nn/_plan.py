@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
-PLANNER = 3  # raised when the planner may find another plan for the same question: old cache files then rest
+PLANNER = 4  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
@@ -97,6 +98,9 @@ class Cost:
         return float(first), self.predicted_s
 
 
+Table = tuple[tuple[str, Cost], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How a network is applied to a batch: a contraction order, its program, its cost.
@@ -108,10 +112,12 @@ class Plan:
         minimize: "time", "flops" or "memory".
         order: in words, where the order comes from.
         path: the contraction path over the program's inputs.
-        program: the steps.
         cost: of one pass.
         itemsize: bytes of one number.
+        form: what is contracted; see `plan`.
         candidates: (order, cost) of everything that was considered, the chosen one first.
+        sliced: legs that the program loops over.
+        rows: what the program takes at a time; 0 for all at once.
         way: how the native runtime takes this path; None where a framework runs the program.
     """
 
@@ -121,11 +127,19 @@ class Plan:
     minimize: str
     order: str
     path: Path
-    program: Program
     cost: Cost
     itemsize: int
-    candidates: tuple[tuple[str, Cost], ...]
+    form: Form
+    candidates: Table = ()
+    sliced: tuple[str, ...] = ()
+    rows: int = 0
     way: Way | None = None
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The steps in array operations, worked out when they are first asked for."""
+        search = Search(self.network, self.batch, self.phase, self.minimize, self.form, self.itemsize, Machine())
+        return search.lowered(self.path, self.sliced, self.rows)
 
     @property
     def runtime(self) -> str:
@@ -135,7 +149,7 @@ class Plan:
     @property
     def block(self) -> int:
         """Rows that are run at a time; 0 for all at once."""
-        return self.program.block if self.way is None else self.way.block
+        return self.rows if self.way is None else self.way.block
 
     def input_shapes(self, batch: int | None = None) -> list[tuple[int, ...]]:
         """Shapes of the program's inputs at a batch (default: the plan's)."""
@@ -303,9 +317,8 @@ def _native_plan(
     if memory is not None:
         found = within(memory, network, batch, phase, minimize=minimize, itemsize=itemsize, machine=machine)
     way = found[0]
-    program = Search(network, batch, phase, minimize, form, itemsize, machine or Machine()).lowered(way.path)
     table = tuple((other.order, other.cost) for other in found)
-    return Plan(network, batch, phase, minimize, way.order, way.path, program, way.cost, itemsize, table, way)
+    return Plan(network, batch, phase, minimize, way.order, way.path, way.cost, itemsize, form, table, way=way)
 
 
 def bucket(batch: int) -> int:
@@ -509,15 +522,20 @@ class Search:
             return Cost(3 * macs, 3 * moved, peak, saved * loops, 3 * seconds)
         return Cost(macs, moved, peak, 0, seconds)
 
-    def made(self, order: str, path: Path, program: Program, cost: Cost) -> Plan:
-        return Plan(self.network, self.batch, self.phase, self.minimize, order, path, program, cost, self.itemsize, ())
+    def made(self, order: str, path: Path, sliced: tuple[str, ...] = (), rows: int = 0) -> Plan:
+        """A plan, priced."""
+        program = self.lowered(path, sliced, rows)
+        p = self._plan(order, path, self.price(program), (), sliced, rows)
+        vars(p)["program"] = program  # it is there already
+        return p
+
+    def _plan(self, order: str, path: Path, cost: Cost, table: Table, sliced: tuple[str, ...], rows: int) -> Plan:
+        asked = self.network, self.batch, self.phase, self.minimize
+        return Plan(*asked, order, path, cost, self.itemsize, self.form, table, sliced, rows)
 
     def ranked(self, options: list[tuple[str, Path]]) -> list[Plan]:
         """All candidates as plans, best first."""
-        plans = []
-        for order, path in options:
-            program = self.lowered(path)
-            plans.append(self.made(order, path, program, self.price(program)))
+        plans = [self.made(order, path) for order, path in options]
         return sorted(plans, key=lambda p: p.cost.score(self.minimize))
 
     def best(self, options: list[tuple[str, Path]]) -> Plan:
@@ -532,12 +550,11 @@ class Search:
         fits = [p for p in plans if p.cost.peak <= memory]
         smallest = min(p.cost.peak for p in plans)
         for p in [] if fits else plans:
-            for programs in (self._in_blocks(p), self._in_slices(p)):
-                for program in programs:
-                    cost = self.price(program)
-                    smallest = min(smallest, cost.peak)
-                    if cost.peak <= memory:
-                        fits.append(self.made(p.order, p.path, program, cost))
+            for smaller in (self._in_blocks(p), self._in_slices(p)):
+                for other in smaller:
+                    smallest = min(smallest, other.cost.peak)
+                    if other.cost.peak <= memory:
+                        fits.append(other)
                         break
         if not fits:
             raise TN4NNError(
@@ -547,14 +564,14 @@ class Search:
         chosen = min(fits, key=lambda p: p.cost.score(self.minimize))
         return dataclasses.replace(chosen, candidates=table)
 
-    def _in_blocks(self, p: Plan) -> Iterator[Program]:
+    def _in_blocks(self, p: Plan) -> Iterator[Plan]:
         """The same order on ever fewer rows at a time."""
         block = self.batch
         while self.form == "apply" and block > 1:
             block = -(-block // 2)
-            yield self.lowered(p.path, (), block)
+            yield self.made(p.order, p.path, (), block)
 
-    def _in_slices(self, p: Plan) -> Iterator[Program]:
+    def _in_slices(self, p: Plan) -> Iterator[Plan]:
         """The same order in ever smaller slices. What is tried does not depend on the cap, so a cap that is
         met once is met for every larger one too."""
         largest = max(math.prod(work.shape) for work in p.work())
@@ -563,22 +580,19 @@ class Search:
             largest //= 2
             sliced = slice_legs(self.tensors, self.output, self.sizes, p.path, largest)
             if sliced is not None and sliced not in seen:
-                yield self.lowered(p.path, sliced)
+                yield self.made(p.order, p.path, sliced)
             seen.add(sliced)
 
     # -- the cache ------------------------------------------------------------------------------------------
 
     def stored(self, p: Plan) -> dict[str, Any]:
         """What has to be kept of a plan; the rest follows from it."""
-        sliced = [
-            next(leg for leg in self.tensors[places[0][0]] if self.tensors[places[0][0]].index(leg) == places[0][1])
-            for _, places in p.program.sliced
-        ]
         return {
             "order": p.order,
             "path": [list(pair) for pair in p.path],
-            "sliced": sliced,
-            "block": p.program.block,
+            "sliced": list(p.sliced),
+            "rows": p.rows,
+            "cost": dataclasses.astuple(p.cost),
             "candidates": [[order, *dataclasses.astuple(cost)] for order, cost in p.candidates],
         }
 
@@ -588,12 +602,19 @@ class Search:
             path = tuple((int(a), int(b)) for a, b in data["path"])
             if not is_path(path, len(self.tensors)):
                 return None
-            program = self.lowered(path, tuple(data["sliced"]), int(data["block"]))
-            table = tuple((str(row[0]), Cost(*row[1:])) for row in data["candidates"])
-            made = self.made(str(data["order"]), path, program, self.price(program))
+            table = tuple((str(row[0]), _cost(row[1:])) for row in data["candidates"])
+            sliced, rows = tuple(str(leg) for leg in data["sliced"]), int(data["rows"])
+            if not set(sliced) <= set(self.sizes) or rows < 0:
+                return None
+            return self._plan(str(data["order"]), path, _cost(data["cost"]), table, sliced, rows)
         except (KeyError, TypeError, ValueError, IndexError):
             return None
-        return dataclasses.replace(made, candidates=table)
+
+
+def _cost(numbers: Sequence[Any]) -> Cost:
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError(f"costs are numbers, received {numbers}")
+    return Cost(*numbers)
 
 
 def _groupings(cores: int) -> Iterator[list[list[int]]]:

@@ -37,18 +37,26 @@ def _ours(cell: Cell, backend: str, plan: tn.Plan, **options: Any) -> tuple[Any,
     return module, notes
 
 
-def _tn4nn_torch(cell: Cell) -> Runner:
+def _tuned(cell: Cell) -> tn.Plan:
     """With tune=True: the best few plans are measured when the layer is built."""
     native = cell.device == "cpu"
-    plan = tn.plan(cell.network, cell.batch, cell.phase, runtime="native" if native else "program", tune=native)
+    return tn.plan(cell.network, cell.batch, cell.phase, runtime="native" if native else "program", tune=native)
+
+
+def _tn4nn_torch(cell: Cell) -> Runner:
+    import tn4nn_torch
+
+    if cell.device == "cpu":
+        tn4nn_torch.build_extension()
+    plan = _tuned(cell)
     module, notes = _ours(cell, "torch", plan, tune=True)
     module = module.to(cell.device)
     return TorchRunner(cell, module, list(module.parameters()), plan.cost.macs, notes)
 
 
 def _tn4nn_jax(cell: Cell) -> Runner:
-    plan = tn.plan(cell.network, cell.batch, cell.phase)
-    module, notes = _ours(cell, "jax", plan)
+    plan = _tuned(cell)
+    module, notes = _ours(cell, "jax", plan, tune=cell.device == "cpu")
     return JaxRunner(cell, lambda m, x: m(x), module, plan.cost.macs, notes)
 
 

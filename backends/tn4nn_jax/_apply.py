@@ -48,6 +48,7 @@ class _Call:
         plan_batch: samples that plans are made for; None for those that come, in buckets.
         compute: dtype of matrix products; None for that of weights and inputs.
         runtime: "program" for XLA's own operations throughout; None for the native runtime where it can.
+        tune: plans of the native runtime are measured.
         state: new running statistics, by full name.
         draws: how many dropouts have drawn.
     """
@@ -60,6 +61,7 @@ class _Call:
     plan_batch: int | None
     compute: Any
     runtime: str | None = None
+    tune: bool = False
     state: State = dataclasses.field(default_factory=dict)
     draws: int = 0
 
@@ -85,7 +87,7 @@ class _Call:
         dtype = arrays[0].dtype
         if self.runtime == "program" or any(array.dtype != dtype for array in arrays):
             return None
-        return native_for(net, self._batch(rows, samples), self.phase, self.minimize, dtype)
+        return native_for(net, self._batch(rows, samples), self.phase, self.minimize, self.tune, dtype)
 
     def _batch(self, rows: int, samples: int) -> int:
         """The rows that a plan is made for."""
@@ -396,6 +398,7 @@ def apply(
     plan_batch: int | None = None,
     compute_dtype: Any = None,
     runtime: str | None = None,
+    tune: bool = False,
 ) -> tuple[jax.Array, State]:
     """Applies a model; a pure function for jit, grad, vmap and sharding.
 
@@ -412,6 +415,7 @@ def apply(
         compute_dtype: e.g. `jnp.bfloat16` for the matrix products alone, the weights and norms staying wide.
         runtime: "program" for XLA's own operations alone, as `jax.export` and several devices need them; left out, the
             native runtime where jax has one CPU and nothing else, and float32 or float64 arrays.
+        tune: measure the native runtime's best few plans, once for each size, and take the fastest.
 
     Returns:
         y, and the new values of the running statistics by weight name (empty unless `train`).
@@ -429,7 +433,7 @@ def apply(
     model.check(weights)
     if runtime not in (None, "program"):
         raise BackendError(f"runtime must be 'program' or None, received {runtime!r}")
-    call = _Call(weights, train, key, phase, minimize, plan_batch, compute_dtype, runtime)
+    call = _Call(weights, train, key, phase, minimize, plan_batch, compute_dtype, runtime, tune)
     return _forward(call, model, "", jnp.asarray(x)), call.state
 
 
@@ -443,6 +447,7 @@ def linear(
     phase: str = "train",
     plan_batch: int | None = None,
     runtime: str | None = None,
+    tune: bool = False,
 ) -> jax.Array:
     """y = x W^T + b with W on a network.
 
@@ -455,6 +460,7 @@ def linear(
         phase: "train" or "forward".
         plan_batch: length of x's first axis that the plan is made for.
         runtime: see `apply`.
+        tune: see `apply`.
 
     Returns:
         y of shape (..., out_features).
@@ -472,7 +478,9 @@ def linear(
         layer = layers.Linear(layer, bias=bias is not None)
     if bias is not None:
         weights = {**weights, "bias": bias}
-    return apply(layer, weights, x, minimize=minimize, phase=phase, plan_batch=plan_batch, runtime=runtime)[0]
+    return apply(layer, weights, x, minimize=minimize, phase=phase, plan_batch=plan_batch, runtime=runtime, tune=tune)[
+        0
+    ]
 
 
 def conv2d(

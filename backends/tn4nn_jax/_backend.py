@@ -41,8 +41,9 @@ class JaxBackend:
         device: str | None = None,
         dtype: str = "float32",
         minimize: str = "time",
+        tune: bool = False,
     ) -> JaxModule:
-        """A JaxModule; see `Layer.build`.
+        """A JaxModule; see `Layer.build`, and `apply` for `tune`.
 
         Raises:
             ShapeError: weights of another model.
@@ -63,6 +64,7 @@ class JaxBackend:
             device=device,
             dtype=dtype,
             minimize=minimize,
+            tune=tune,
         )
         return module
 

@@ -31,6 +31,7 @@ class Options:
         plan_batch: samples that plans are made for; None for those that come.
         dtype: of a model that has no weights.
         runtime: "program" for XLA's own operations alone; see `apply`.
+        tune: plans are measured; see `apply`.
     """
 
     model: layers.Layer
@@ -39,10 +40,11 @@ class Options:
     plan_batch: int | None = None
     dtype: str = "float32"
     runtime: str | None = None
+    tune: bool = False
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.model, self.phase, self.minimize, self.plan_batch, self.dtype, self.runtime
+        return self.model, self.phase, self.minimize, self.plan_batch, self.dtype, self.runtime, self.tune
 
     def __post_init__(self) -> None:
         # jit hashes this at every call, and hashing a model serialises its networks.
@@ -77,6 +79,7 @@ def run_options(
         phase=options.phase,
         plan_batch=options.plan_batch,
         runtime=options.runtime,
+        tune=options.tune,
     )
 
 
@@ -235,6 +238,7 @@ def made(
     dtype: str = "float32",
     minimize: str = "time",
     runtime: str | None = None,
+    tune: bool = False,
 ) -> Any:
     """A module of class `cls`; see `Layer.build` for the arguments."""
     model.require_ranks()
@@ -244,7 +248,7 @@ def made(
     place = device_of(device)
     with wide(dtype == "float64"):
         arrays = {name: to_device(drawn[name], dtype, place) for name in model.specs()}
-        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype, runtime), arrays)
+        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype, runtime, tune), arrays)
         if batch is not None:
             _plan_now(module, batch, dtype)
     return module
@@ -319,7 +323,7 @@ class TNConv2d(JaxModule):
         padding: zeros around the image.
         bias: whether b is there.
         seed: of the draw.
-        **options: batch, phase, device, dtype, minimize, runtime, as for TNLinear.
+        **options: batch, phase, device, dtype, minimize, runtime, tune, as for TNLinear and `apply`.
 
     Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width').
 
@@ -357,7 +361,7 @@ class TNEmbedding(JaxModule):
         network: a Network of in_features = tokens and out_features = dimensions.
         weights: core name -> array; left out, they are drawn from `seed`.
         seed: of the draw.
-        **options: batch, phase, device, dtype, minimize, runtime, as for TNLinear.
+        **options: batch, phase, device, dtype, minimize, runtime, tune, as for TNLinear and `apply`.
 
     Input shape: (...), integers from 0 to tokens - 1. Output shape: (..., dimensions).
 

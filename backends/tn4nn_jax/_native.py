@@ -57,7 +57,7 @@ def _handler(itemsize: int) -> str | None:
 _KNOWN: dict[tuple[Any, ...], Native | None] = {}  # one object for one question: jit compares its parameters
 
 
-def native_for(network: Network, rows: int, phase: str, minimize: str, dtype: Any) -> Native | None:
+def native_for(network: Network, rows: int, phase: str, minimize: str, tune: bool, dtype: Any) -> Native | None:
     """The native runtime for a network and a number of rows, where it is to be used.
 
     That is for float32 and float64 on the CPU, where it is jax's only device: XLA cannot split a call that it does not
@@ -66,9 +66,9 @@ def native_for(network: Network, rows: int, phase: str, minimize: str, dtype: An
     itemsize = np.dtype(dtype).itemsize
     if np.dtype(dtype) not in (np.float32, np.float64) or not _alone() or _handler(itemsize) is None:
         return None
-    key = (network.fingerprint, rows, phase, minimize, itemsize)
+    key = (network.fingerprint, rows, phase, minimize, tune, itemsize)
     if key not in _KNOWN:
-        way = ways(network, rows, phase, minimize=minimize, itemsize=itemsize)[0]
+        way = ways(network, rows, phase, minimize=minimize, itemsize=itemsize, tune=tune)[0]
         _KNOWN[key] = _native.native(way.recipe(network, itemsize))
     return _KNOWN[key]
 

@@ -1,0 +1,134 @@
+"""Random graphs: every plan that may be chosen gives the oracle's numbers, under every transform of torch and jax."""
+
+import numpy as np
+import pytest
+
+import tn4nn as tn
+from tn4nn import _native
+from tn4nn._native_plan import candidates
+from tn4nn.testing import random_network
+
+FEW = range(4)
+MANY = range(4, 200)
+ROWS = 19
+
+
+def problem(seed):
+    """(network, cores, x, gy) and, from W in float64, (y, gradients of the cores, gradient of x)."""
+    net = random_network(seed, cores=1 + seed % 6)
+    rng = np.random.default_rng(seed)
+    cores = net.init(seed)
+    x = rng.standard_normal((ROWS, net.in_features)).astype(np.float32)
+    gy = rng.standard_normal((ROWS, net.out_features)).astype(np.float32)
+    layer = tn.Linear(net, bias=False)
+    oracle = tn.backend("numpy")
+    module = layer.build("numpy", weights=cores, dtype="float64")
+    slopes, slope_x = oracle.gradients(module, x.astype(np.float64), gy.astype(np.float64))
+    y = oracle.forward(module, x.astype(np.float64))
+    return net, cores, x, gy, [y, slope_x, *(slopes[core.name] for core in net.topology.cores)]
+
+
+def agree(found, expected, tolerance=1e-5):
+    for a, b in zip(found, expected, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-30)
+
+
+def check_every_plan(seed):
+    net, cores, x, gy, expected = problem(seed)
+    arrays = [np.ascontiguousarray(core) for core in cores.values()]
+    for phase in ("forward", "train"):
+        for way in candidates(net, ROWS, phase):
+            made = _native.native(way.recipe(net))
+            y, gx = np.full((ROWS, made.outputs), np.nan, np.float32), np.full_like(x, np.nan)
+            kept, slopes = np.full(max(1, made.kept), np.nan, np.float32), [np.full_like(a, np.nan) for a in arrays]
+            at, to = [a.ctypes.data for a in arrays], [s.ctypes.data for s in slopes]
+            made.forward(ROWS, at, kept.ctypes.data, x.ctypes.data, y.ctypes.data)
+            everything = (True,) * (1 + len(to))
+            made.backward(
+                ROWS, at, kept.ctypes.data, x.ctypes.data, gy.ctypes.data, gx.ctypes.data, to, everything
+            )  # fmt: skip
+            agree([y, gx, *slopes], expected)
+
+
+def check_torch(seed):
+    torch = pytest.importorskip("torch")
+    from tn4nn_torch import TNLinear
+
+    net, cores, x_, gy_, expected = problem(seed)
+    layer = TNLinear(net, bias=False, weights=cores)
+    x, gy = torch.from_numpy(x_), torch.from_numpy(gy_)
+
+    def everything(function, value=x):
+        value = value.detach().requires_grad_(True)
+        y = function(value)
+        return [t.detach() for t in (y, *torch.autograd.grad(y, [value, *layer.parameters()], gy))]
+
+    agree(everything(layer), expected)
+    strided = torch.stack([x, x], -1)[..., 0]
+    agree(everything(layer, strided), expected)
+    torch.compiler.reset()
+    agree(everything(torch.compile(layer, fullgraph=True, backend="aot_eager")), expected)
+    agree(everything(lambda value: torch.vmap(layer)(value)), expected)
+    held = dict(layer.named_parameters())
+
+    def loss(held, value):
+        return (torch.func.functional_call(layer, held, (value,)) * gy).sum()
+
+    slopes, slope_x = torch.func.grad(loss, argnums=(0, 1))({n: p.detach() for n, p in held.items()}, x)
+    agree([slope_x, *slopes.values()], expected[1:])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        agree([layer(x).detach().float()], expected[:1], 0.06)
+    value = x.clone().requires_grad_(True)
+    first = torch.autograd.grad((layer(value) ** 2).sum(), value, create_graph=True)[0]
+    second = torch.autograd.grad((first * gy.sum()).sum(), value)[0]  # 2 W^T W, on ones
+    weight = layer.to_dense().detach()
+    agree([second], [2 * (torch.ones_like(x) @ weight.T @ weight) * gy.sum()], 1e-4)
+    assert layer(x[:0]).shape == (0, net.out_features)
+
+
+def check_jax(seed):
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+    import tn4nn_jax
+
+    net, cores_, x_, gy_, expected = problem(seed)
+    names = [core.name for core in net.topology.cores]
+    cores, x, gy = [jnp.asarray(cores_[name]) for name in names], jnp.asarray(x_), jnp.asarray(gy_)
+
+    def function(cores, x):
+        return tn4nn_jax.linear(net, dict(zip(names, cores, strict=True)), x)
+
+    def everything(function):
+        y, pull = jax.vjp(function, cores, x)
+        slopes, slope_x = pull(gy)
+        return [y, slope_x, *slopes]
+
+    agree(jax.jit(lambda: everything(function))(), expected)
+    by_rows = jax.vmap(function, in_axes=(None, 0))
+    agree(jax.jit(lambda: everything(by_rows))(), expected)
+    along = jax.jit(lambda: jax.jvp(lambda x: function(cores, x), (x,), (2 * x,))[1])()
+    agree([along], [2 * expected[0]])
+    assert function(cores, x[:0]).shape == (0, net.out_features)
+
+
+CHECKS = {"plans": check_every_plan, "torch": check_torch, "jax": check_jax}
+
+
+def check(name, seed):
+    if name == "plans" and _native.runtime(4) is None:
+        pytest.skip("no C compiler on this machine")
+    CHECKS[name](seed)
+
+
+@pytest.mark.parametrize("seed", FEW)
+@pytest.mark.parametrize("name", CHECKS)
+def test_graphs(name, seed):
+    check(name, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", MANY)
+@pytest.mark.parametrize("name", CHECKS)
+def test_many_graphs(name, seed):
+    check(name, seed)

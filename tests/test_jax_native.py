@@ -173,7 +173,7 @@ def test_without_a_compiler_it_is_the_program(monkeypatch):
 def test_a_call_of_another_version_or_processor_is_an_error_and_not_a_crash():
     native = _native.native_for(NETWORKS["ring"], 4, "train", "time", False, np.float32)
     x, cores = jnp.ones((4, 36)), [jnp.asarray(c) for c in NETWORKS["ring"].init(0).values()]
-    results = _native._rows_shapes(x, *cores, native=native)
+    results = _native._rows_shapes(x, *cores, native=native, keep=False)
     good = [native.recipe.bases.x, *range(len(cores)), native.recipe.bases.y, native.recipe.bases.made]
     with pytest.raises(Exception, match="another version of tn4nn"):
         jax.block_until_ready(_native._call(native, native.piece(), False, good[:-1], results, x, *cores))

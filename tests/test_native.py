@@ -1,6 +1,7 @@
 """The native runtime: the oracle's numbers for every topology, order and layout, and a fallback that gives the same."""
 
 import copy
+import dataclasses
 import pickle
 
 import numpy as np
@@ -41,10 +42,10 @@ def plain(net, **options):
     return layer
 
 
-def forced(net, path, block, layouts=(), itemsize=4):
+def forced(net, path, block, layouts=(), itemsize=4, keep=False):
     """A layer that runs this way whatever the cost model says."""
     layer = TNLinear(net, seed=1, dtype="float32" if itemsize == 4 else "float64")
-    made = _native.native(recipe(net, path, block, itemsize=itemsize, layouts=layouts))
+    made = _native.native(recipe(net, path, block, itemsize=itemsize, layouts=layouts, keep=keep))
     assert made is not None
     layer.native_for = lambda rows, itemsize: made
     return layer
@@ -85,8 +86,8 @@ def test_every_order_and_layout_gives_the_same(name):
     x, other = rows_of(net, 19), plain(net)
     y, expected = other(x), slopes(other, x)
     for _, path in paths(net, 19):
-        for layouts, block in (((), 64), ((1,) * 9, 4), ((2, 3) * 5, 7)):
-            layer = forced(net, path, block, layouts)
+        for layouts, block, keep in (((), 64, True), ((1,) * 9, 4, False), ((2, 3) * 5, 7, False), ((), 5, True)):
+            layer = forced(net, path, block, layouts, keep=keep)
             assert close(layer(x), y)
             assert all(close(a, b) for a, b in zip(slopes(layer, x), expected, strict=True))
 
@@ -98,7 +99,7 @@ def test_random_graphs(seed):
     net = random_network(seed, cores=6)
     x, other = rows_of(net, 19), plain(net)
     for way in ways(net, 19, "train"):
-        layer = forced(net, way.path, way.block, way.layouts)
+        layer = forced(net, way.path, way.block, way.layouts, keep=way.keep)
         assert close(layer(x), other(x))
         assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
 
@@ -143,6 +144,17 @@ def test_only_what_is_asked_for_gets_a_gradient(name):
         assert x.grad is None if frozen % 2 else close(x.grad, whole[0])
 
 
+def test_states_are_kept_where_they_are_few():
+    net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
+    found = _native_plan.candidates(net, 32, "train")
+    kept = next(way for way in found if way.keep)
+    again = next(way for way in found if dataclasses.replace(kept, keep=False, cost=way.cost) == way)
+    assert kept.cost.macs < again.cost.macs
+    assert again.cost.saved < kept.cost.saved <= again.cost.saved + 2**19
+    assert not any(way.keep for way in _native_plan.candidates(net, 2048, "train"))
+    assert not any(way.keep for way in _native_plan.candidates(net, 32, "forward"))
+
+
 def test_little_more_than_the_input_is_kept_for_backward():
     net = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
     x = rows_of(net, 2048)
@@ -160,10 +172,11 @@ def test_little_more_than_the_input_is_kept_for_backward():
     assert x.nbytes <= total <= x.nbytes + 2**20
 
 
-def test_threads_give_the_same_numbers():
+@pytest.mark.parametrize("keep", [False, True])
+def test_threads_give_the_same_numbers(keep):
     for name in ("mpo-3", "dense", "ring", "cp"):
         net = network(name, 3)
-        layer, x = forced(net, paths(net, 300)[0][1], 16), rows_of(net, 300)
+        layer, x = forced(net, paths(net, 300)[0][1], 16, keep=keep), rows_of(net, 300)
         alone = (layer(x), *slopes(layer, x))
         before = torch.get_num_threads()
         try:
@@ -240,7 +253,8 @@ def test_tuning_measures_and_takes_the_fastest():
 
 def test_the_cost_counts_multiply_adds_once_forward_and_four_times_in_training():
     net = tn.low_rank(64, 32).with_rank(4)
-    forward, train = (ways(net, 10, phase)[0] for phase in ("forward", "train"))
+    forward = ways(net, 10, "forward")[0]
+    train = next(way for way in ways(net, 10, "train") if not way.keep)
     assert forward.cost.macs == 10 * 4 * (64 + 32)
     again = 10 * 64 * 4  # the state is made once more, y is not
     assert train.cost.macs == 3 * forward.cost.macs + again

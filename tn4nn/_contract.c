@@ -336,6 +336,7 @@ typedef struct {
   long block;               /* rows that pass at a time */
   long first[SECTIONS + 1]; /* the tasks of section s are first[s] .. first[s + 1] - 1 */
   long made, states, made_slopes, state_slopes; /* numbers in the memories that are not the caller's */
+  long kept; /* numbers of the states of a row, where the caller keeps them, behind made; 0 where they are made again */
 } Head;
 
 /* Numbers from one row to the next in each memory; 0 where it has no rows. */
@@ -431,11 +432,12 @@ static void share(void *data, long part) {
   const Share *s = data;
   const Head *p = s->p;
   REAL *bases[p->bases], *mine = room(p), *sums = s->sums + (part - 1) * s->length;
-  const long each = (s->rows + s->parts - 1) / s->parts, low = part * each;
+  const long unit = p->kept ? p->block : 1; /* kept states lie block by block */
+  const long each = (s->rows + s->parts * unit - 1) / (s->parts * unit) * unit, low = part * each;
   const long high = low + each < s->rows ? low + each : s->rows;
   if (low >= high) return;
   for (long i = 0; i < p->bases; i++) bases[i] = s->bases[i] ? s->bases[i] + low * steps_of(p)[i] : 0;
-  bases[p->cores + 3] = states_in(mine);
+  bases[p->cores + 3] = p->kept ? s->bases[p->cores + 2] + padded(p->made) + low * p->kept : states_in(mine);
   bases[p->cores + 7] = state_slopes_in(p, mine);
   for (long i = 0; part && s->sums && i < p->bases; i++)
     if (sums_of(p)[i] && bases[i]) bases[i] = sums, sums += padded(sums_of(p)[i]);
@@ -468,7 +470,8 @@ static void spread(const Head *p, int section, long rows, REAL **bases, long thr
   free(s.sums);
 }
 
-/* y = x W^T. `given` holds cores, x, y, made: what the prologue makes, kept for the backward pass, or 0. */
+/* y = x W^T. `given` holds cores, x, y, made: what the prologue makes, kept for the backward pass with the states where
+ * the piece keeps those, or 0 where no backward pass follows. */
 void forward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
   const Head *p = (const Head *)piece;
   REAL *bases[p->bases], *mine = room(p);

@@ -26,7 +26,7 @@ Piece = NDArray[np.int64]
 
 _LETTERS = {4: ("float", "int"), 8: ("double", "long")}
 _B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS = 1, 2, 4, 8, 16, 32
-_HEAD, _TASK = 13, 21  # numbers of a piece's head and of a task in it
+_HEAD, _TASK = 14, 21  # numbers of a piece's head and of a task in it
 _EXTRA: tuple[str, ...] = ()  # flags of the compiler, for tests of other vectors than this processor's
 _ROWS = {"": 0, "m": 1, "k": 2, "n": 3}
 _JOB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long)
@@ -96,7 +96,8 @@ def piece_of(
         cores: of the network.
         steps: for each memory, numbers from one row to the next.
         sums: for each memory that blocks of rows add to, its length; 0 for the others.
-        lengths: of what the prologue makes, of the states, and of the gradients of both.
+        lengths: of what the prologue makes, of the states, and of the gradients of both; and of the states of a row
+            that the caller keeps.
     """
     width = vector_bytes() // itemsize
     first = [0]
@@ -137,7 +138,6 @@ class Native:
 
     Attributes:
         recipe: what is run.
-        kept: numbers that the prologue makes and the passes read.
         inputs: numbers of one row of x.
         outputs: numbers of one row of y.
         numbers: of each core.
@@ -146,20 +146,27 @@ class Native:
 
     def __init__(self, recipe: Recipe, library: ctypes.CDLL) -> None:
         self.recipe, self.library = recipe, library
-        self.kept = recipe.lengths[recipe.bases.made]
         self.inputs = max(place.row for place in recipe.passes[0].reads)
         self.outputs = recipe.passes[-1].makes.row
         sizes, topology = recipe.network.sizes, recipe.network.topology
         self.numbers = tuple(math.prod(sizes[leg] for leg in core.legs) for core in topology.cores)
         self.host: Any = None
         self._pieces: dict[tuple[bool, ...], Piece] = {}
-        self._forward_at = self.piece().ctypes.data
+        everything = (True,) * (1 + len(self.numbers))
+        self.training = self.piece(everything if recipe.kept else ())
+        self._places = self.piece().ctypes.data, self.training.ctypes.data
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy is the same runtime; another process finds its own
         return native, (self.recipe,)
 
+    def kept(self, rows: int) -> int:
+        """Numbers that a training step keeps beside x: what the prologue makes, and states."""
+        made, block = self.recipe.lengths[self.recipe.bases.made], self.recipe.block
+        return -(-made // 16) * 16 + -(-rows // block) * block * self.recipe.kept
+
     def piece(self, wanted: tuple[bool, ...] = ()) -> Piece:
-        """All tasks for the gradients of x and of the cores that are wanted, forward pass included."""
+        """All tasks for the gradients of x and of the cores that are wanted, forward pass included: one that keeps
+        what these need, where any are wanted."""
         found = self._pieces.get(wanted)
         if found is None:
             found = self._pieces[wanted] = self._piece(wanted)
@@ -169,20 +176,21 @@ class Native:
         recipe, x = self.recipe, any(wanted[:1])
         bases = recipe.bases
         cores = frozenset(i for i, needed in enumerate(wanted[1:]) if needed)
-        again = recipe.ahead(recipe.passes[:-1]) if cores else ()
+        again = recipe.again() if cores else ()
         back = recipe.back(recipe.passes, x, cores) if any(wanted) else ()
         after = recipe.back(recipe.prologue, False, cores)
         rows = {bases.x: self.inputs, bases.gx: self.inputs, bases.y: self.outputs, bases.gy: self.outputs}
+        rows[bases.states] = recipe.kept if any(wanted) else 0
         memories = (bases.made, bases.states, bases.made_slopes, bases.state_slopes)
         return piece_of(
-            (recipe.ahead(recipe.prologue), recipe.ahead(recipe.stream), (*again, *back), after),
+            (recipe.ahead(recipe.prologue), recipe.forth(any(wanted)), (*again, *back), after),
             recipe.sizes,
             recipe.itemsize,
             block=recipe.block,
             cores=len(bases.slopes),
             steps=[rows.get(base, 0) for base in range(bases.count)],
             sums=self._sums(),
-            lengths=[recipe.lengths[base] for base in memories],
+            lengths=[*(recipe.lengths[base] for base in memories), recipe.kept if any(wanted) else 0],
         )
 
     def _sums(self) -> list[int]:
@@ -195,9 +203,9 @@ class Native:
         return found
 
     def forward(self, rows: int, cores: Sequence[int], made: int, x: int, y: int, threads: int = 1) -> None:
-        """y = x W^T, all by address; fills `made` with `kept` numbers, for the backward pass, unless that is 0."""
+        """y = x W^T, all by address; fills `made` with `kept(rows)` numbers for the backward pass; 0: none follows."""
         given = array.array("q", (*cores, x, y, made))
-        self.library.forward(self._forward_at, rows, given.buffer_info()[0], threads, _parallel, None)
+        self.library.forward(self._places[made != 0], rows, given.buffer_info()[0], threads, _parallel, None)
 
     def backward(
         self, rows: int, cores: Sequence[int], made: int, x: int, gy: int, gx: int, slopes: Sequence[int],
@@ -267,7 +275,7 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
         made = np.empty(expected.shape, dtype)
         for task in _roles(places, (a_legs, b_legs, c_legs)):
             piece = piece_of(
-                ([task], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 4
+                ([task], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 5
             )
             given = (address * 4)(a.ctypes.data, b.ctypes.data, made.ctypes.data, None)
             made[:] = np.nan

@@ -23,9 +23,10 @@ from ._plan import Cost, Machine, Search, is_path
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
-NATIVE_PLANNER = 3  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 5  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 12  # paths that are priced with all their layouts
+_KEEP = 1 << 19  # bytes of states that a training step may keep; making more of them again is faster
 _KEPT = 4  # blocks of a path that stay candidates
 _TRIED = 8  # candidates that are measured
 _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -46,6 +47,7 @@ class Way:
         layouts: how the state lies after each pass but the last (`_tasks.LAYOUTS`).
         block: rows at a time.
         cost: of one pass.
+        keep: a training step keeps the states instead of making them again.
         measured_s: seconds of one pass, where it was measured.
     """
 
@@ -54,11 +56,12 @@ class Way:
     layouts: tuple[int, ...]
     block: int
     cost: Cost
+    keep: bool = False
     measured_s: float | None = None
 
     def recipe(self, network: Network, itemsize: int = 4) -> Recipe:
         """The tasks of this way."""
-        return recipe(network, self.path, self.block, itemsize=itemsize, layouts=self.layouts)
+        return recipe(network, self.path, self.block, itemsize=itemsize, layouts=self.layouts, keep=self.keep)
 
     def table(self, network: Network, phase: str, itemsize: int = 4) -> list[TaskRow]:
         """What it does: the prologue, one block of rows, and what follows, task by task."""
@@ -87,11 +90,11 @@ def _row(made: Recipe, when: str, task: Task, machine: Machine) -> TaskRow:
 
 def _tasks_of(made: Recipe, phase: str) -> tuple[Sequence[Task], Sequence[Task], Sequence[Task]]:
     """The tasks that run once before, for each block of rows, and once after."""
-    before, through = made.ahead(made.prologue), made.ahead(made.stream)
+    before, through = made.ahead(made.prologue), made.forth(phase == "train")
     if phase != "train":  # "frozen": what is made of cores is there already
         return before if phase == "forward" else (), through, ()
     cores = frozenset(range(len(made.bases.slopes)))
-    again = (*made.ahead(made.passes[:-1]), *made.back(made.passes, True, cores))
+    again = (*made.again(), *made.back(made.passes, True, cores))
     return before, (*through, *again), made.back(made.prologue, False, cores)
 
 
@@ -178,23 +181,37 @@ def paths(network: Network, batch: int, phase: str = "train") -> list[tuple[str,
     """Orders worth pricing: those with the fewest multiply-adds for this batch and for others, W first, partly merged
     neighbours, x through the cores; each path once."""
     search = Search(network, batch, phase, "time", "apply", 4, Machine())
-    found: dict[Path, str] = {}
+    every: dict[frozenset[frozenset[int]], tuple[str, Path]] = {}
+
+    def add(order: str, path: Path) -> None:
+        every.setdefault(_tree(path, len(search.tensors)), (order, path))
+
     few = len(search.tensors) <= 9
     for rows in dict.fromkeys((batch, 1, 16, 256, 4096)) if few else (batch,):
         sizes = {**search.sizes, ":batch": rows}
         for path in find_paths(search.tensors, search.output, sizes, time_limit=4.0)[: 3 if rows == batch else 1]:
-            found.setdefault(path, f"fewest MACs at batch {rows}" if rows != batch else "fewest MACs found")
+            add(f"fewest MACs at batch {rows}" if rows != batch else "fewest MACs found", path)
     for path in find_paths(search.tensors, search.output, search.sizes, minimize="size", time_limit=1.0)[:1]:
-        found.setdefault(path, "smallest intermediate found")
+        add("smallest intermediate found", path)
     for order, path in search.merges():
-        found.setdefault(path, order)
+        add(order, path)
+    found = {path: order for order, path in every.values()}
     macs = {path: search.macs_of(path) for path in found}
     least = min(macs.values())
     cheap = [path for path in sorted(found, key=macs.__getitem__)[:_PATHS] if macs[path] <= _SILLY * least]
     first = search.dense_first(greedy=not few)
     if search.macs_of(first) <= _SILLY * least or len(cheap) < 2:
-        cheap = [path for path in cheap if path != first] + [first]
-    return [(found.get(path, "W first"), path) for path in cheap]
+        tree = _tree(first, len(search.tensors))
+        cheap = [path for path in cheap if _tree(path, len(search.tensors)) != tree] + [first]
+    return [("W first" if path is first else found[path], path) for path in cheap]
+
+
+def _tree(path: Path, tensors: int) -> frozenset[frozenset[int]]:
+    """The tensors below each contraction: the same for all orders in which one tree can be written down."""
+    below = [frozenset([i]) for i in range(tensors)]
+    for a, b in path:
+        below.append(below[a] | below[b])
+    return frozenset(below[tensors:])
 
 
 # -- pricing ----------------------------------------------------------------------------------------------------
@@ -209,9 +226,16 @@ class _Pricer:
         self.network, self.path, self.order, self.batch = network, path, order, batch
         self.phase, self.itemsize, self.machine = phase, itemsize, machine
 
-    def way(self, layouts: Sequence[int], block: int) -> Way:
-        made = recipe(self.network, self.path, block, itemsize=self.itemsize, layouts=layouts)
-        return Way(self.order, self.path, tuple(layouts), block, self.cost(made))
+    def way(self, layouts: Sequence[int], block: int, keep: bool = False) -> Way:
+        made = recipe(self.network, self.path, block, itemsize=self.itemsize, layouts=layouts, keep=keep)
+        return Way(self.order, self.path, tuple(layouts), block, self.cost(made), keep)
+
+    def kept(self, way: Way) -> Way | None:
+        """The same with the states kept by a training step, where they may still lie in a cache when it goes back."""
+        if self.phase != "train":
+            return None
+        made = self.way(way.layouts, way.block, True)
+        return made if 0 < made.cost.saved - way.cost.saved <= _KEEP else None
 
     def cost(self, r: Recipe) -> Cost:
         """The cost of a recipe at this batch."""
@@ -220,7 +244,9 @@ class _Pricer:
         full, left = divmod(self.batch, r.block)
         rows_in, rows_out = r.passes[0].reads, r.passes[-1].makes.row
         row = max(place.row for place in rows_in) + rows_out
-        held = r.lengths[b.states] + (r.lengths[b.state_slopes] if train else 0)
+        rows_kept = r.kept * r.block if train else 0
+        held = rows_kept or r.lengths[b.states]
+        held += r.lengths[b.state_slopes] if train else 0
         work = (held + row * r.block) * item
         seconds = moved = macs = 0.0
         for tasks, rows, times in (
@@ -241,7 +267,10 @@ class _Pricer:
         seconds += passes * self.batch * row * item / self.machine.memory_bytes_per_s + self.machine.call_s
         kept = r.lengths[b.made] * item
         peak = self.batch * row * item + held * item + kept + (r.lengths[b.made_slopes] * item if train else 0)
-        saved = self.batch * max(place.row for place in rows_in) * item + kept if train else 0
+        states = (full + (left > 0)) * rows_kept * item
+        peak += states - rows_kept * item
+        saved = self.batch * max(place.row for place in rows_in) * item + kept + states if train else 0
+        seconds += 2 * states / self.machine.memory_bytes_per_s  # written by one pass, read by the other
         return Cost(int(macs), int(moved), peak, saved, seconds)
 
     def _memory(self, moved: int, work: int) -> float:
@@ -270,7 +299,11 @@ def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:
             if score(way) < score(best):
                 best, layouts = way, changed
     found = sorted((pricer.way(layouts, block) for block in blocks), key=score)
-    yield from found[:_KEPT]
+    for way in found[:_KEPT]:
+        yield way
+        kept = pricer.kept(way)
+        if kept is not None:
+            yield kept
 
 
 def _blocks(probe: Recipe, batch: int) -> list[int]:
@@ -306,14 +339,10 @@ def _run_of(network: Network, way: Way, batch: int, phase: str, itemsize: int) -
     cores = [rng.standard_normal([sizes[leg] for leg in core.legs], dtype=kind) for core in t.cores]
     x = rng.standard_normal((batch, math.prod(t.inputs.values())), dtype=kind)
     y = rng.standard_normal((batch, math.prod(t.outputs.values())), dtype=kind)
-    gy, gx, kept, slopes = (
-        np.ones_like(y),
-        np.empty_like(x),
-        np.empty(made.kept, kind),
-        [np.empty_like(c) for c in cores],
-    )
+    gy, gx, slopes = np.ones_like(y), np.empty_like(x), [np.empty_like(c) for c in cores]
+    kept = np.empty(made.kept(batch) if phase == "train" else 0, kind)
     at = [c.ctypes.data for c in cores]
-    places = [array.ctypes.data for array in (kept, x, y, gy, gx)]
+    places = [array.ctypes.data if array.size else 0 for array in (kept, x, y, gy, gx)]
     to = [s.ctypes.data for s in slopes]
 
     def run() -> object:
@@ -357,6 +386,7 @@ def _stored(way: Way) -> dict[str, Any]:
         "layouts": list(way.layouts),
         "block": way.block,
         "cost": dataclasses.astuple(way.cost),
+        "keep": way.keep,
         "measured_s": way.measured_s,
     }
 
@@ -370,7 +400,8 @@ def _restored(data: Mapping[str, Any], tensors: int) -> tuple[Way, ...] | None:
             layouts, block = tuple(int(code) for code in row["layouts"]), int(row["block"])
             if not is_path(path, tensors) or block < 1 or any(code not in LAYOUTS for code in layouts):
                 return None
-            found.append(Way(str(row["order"]), path, layouts, block, Cost(*row["cost"]), row["measured_s"]))
+            cost, keep = Cost(*row["cost"]), bool(row["keep"])
+            found.append(Way(str(row["order"]), path, layouts, block, cost, keep, row["measured_s"]))
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(found) or None

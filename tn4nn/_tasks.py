@@ -255,6 +255,7 @@ class Recipe:
         stream: the same for a pass that does not.
         lengths: numbers in each memory that is not the caller's, by base.
         layouts: as they were asked for.
+        kept: numbers of the states of a row that a training step keeps; 0 where it makes them again.
     """
 
     network: Network
@@ -268,6 +269,15 @@ class Recipe:
     stream: tuple[Step, ...]
     lengths: Mapping[int, int]
     layouts: tuple[int, ...]
+    kept: int
+
+    def forth(self, train: bool) -> tuple[Task, ...]:
+        """The tasks of a block of rows forward."""
+        return self.ahead(self.passes if train and self.kept else self.stream)
+
+    def again(self) -> tuple[Task, ...]:
+        """What the backward pass makes once more before it begins."""
+        return () if self.kept else self.ahead(self.passes[:-1])
 
     def _task(self, a: Place, b: Place, c: Place, adds: bool = False) -> Task:
         rows = self.block if a.row or b.row else 1
@@ -290,7 +300,9 @@ class Recipe:
                     yield self._task(g, other, slope, adds=bool(g.row) and not slope.row)
 
 
-def recipe(network: Network, path: Path, block: int, *, itemsize: int = 4, layouts: Sequence[int] = ()) -> Recipe:
+def recipe(
+    network: Network, path: Path, block: int, *, itemsize: int = 4, layouts: Sequence[int] = (), keep: bool = False
+) -> Recipe:
     """The tasks of a path.
 
     Args:
@@ -299,6 +311,7 @@ def recipe(network: Network, path: Path, block: int, *, itemsize: int = 4, layou
         block: rows at a time.
         itemsize: bytes of one number.
         layouts: for each pass but the last, how the new state lies, one of `LAYOUTS`; left out, 0.
+        keep: a training step keeps the states of all rows.
 
     Raises:
         TN4NNError: the path is of another network.
@@ -313,7 +326,7 @@ def recipe(network: Network, path: Path, block: int, *, itemsize: int = 4, layou
     sizes = {leg: size for leg, size in {**network.sizes, BATCH: 1}.items() if size != 1 and leg != BATCH}
     kept = [tuple(leg for leg in legs if leg in sizes) for legs in tensors]
     final = tuple(leg for leg in output if leg in sizes)
-    return _Builder(network, path, block, itemsize, sizes, kept, final, cores, tuple(layouts)).built()
+    return _Builder(network, path, block, itemsize, sizes, kept, final, cores, tuple(layouts), keep).built()
 
 
 Chain = Sequence[tuple[int, tuple[int, int]]]  # (node, (state, operand)) of each pass
@@ -331,9 +344,10 @@ class _Builder:
         final: Legs,
         cores: int,
         layouts: tuple[int, ...],
+        keep: bool,
     ) -> None:
         self.network, self.path, self.block, self.itemsize = network, path, block, itemsize
-        self.sizes, self.final, self.layouts = sizes, final, layouts
+        self.sizes, self.final, self.layouts, self.keep = sizes, final, layouts, keep
         self.bases = Bases(cores)
         self.legs = legs_along(tensors, final, path)
         self.places = {i: Place(i, 0, tensors[i]) for i in range(cores)}
@@ -373,11 +387,12 @@ class _Builder:
                 self.places[node] = self._made(self.bases.made, legs)
                 self.slopes[node] = self._made(self.bases.made_slopes, legs)
                 prologue.append(self._step(node, pair))
-        passes = self._passes(chain, layouts, keep=True)
-        stream = self._passes(chain, layouts, keep=False)
+        passes = self._passes(chain, layouts, all_states=True)
+        stream = self._passes(chain, layouts, all_states=False)
+        kept = sum(self._numbers(layouts[node]) for node, _ in chain[:-1]) if self.keep else 0
         return Recipe(
             self.network, self.path, self.block, self.itemsize, self.sizes, self.bases, tuple(prologue), passes, stream,
-            self.lengths, self.layouts,
+            self.lengths, self.layouts, kept,
         )  # fmt: skip
 
     def _natural(self, node: int, pair: tuple[int, int]) -> Legs:
@@ -414,7 +429,7 @@ class _Builder:
         summed = tuple(leg for leg in state if leg in held and leg not in made)
         return (*both, *stays, *summed) if code == 2 else (*both, *summed, *stays)
 
-    def _passes(self, chain: Chain, layouts: dict[int, Legs], *, keep: bool) -> tuple[Step, ...]:
+    def _passes(self, chain: Chain, layouts: dict[int, Legs], *, all_states: bool) -> tuple[Step, ...]:
         steps = []
         for position, (node, pair) in enumerate(chain):
             legs = layouts[node]
@@ -422,20 +437,24 @@ class _Builder:
                 row = self._numbers(legs)
                 place, slope = Place(self.bases.y, 0, legs, row), Place(self.bases.gy, 0, legs, row)
             else:
-                place = self._state(self.bases.states, chain, layouts, position, keep=keep)
-                slope = self._state(self.bases.state_slopes, chain, layouts, position, keep=False)
+                place = self._state(self.bases.states, chain, layouts, position, all_states=all_states)
+                slope = self._state(self.bases.state_slopes, chain, layouts, position, all_states=False)
             self.places[node], self.slopes[node] = place, slope
             steps.append(self._step(node, pair))
         return tuple(steps)
 
     def _state(
-        self, base: int, chain: Chain, layouts: dict[int, Legs], position: int, *, keep: bool
+        self, base: int, chain: Chain, layouts: dict[int, Legs], position: int, *, all_states: bool
     ) -> Place:  # fmt: skip
         """Where a state lies: behind the earlier ones, or where the one before the last has lain."""
         numbers = [self._numbers(layouts[node]) for node, _ in chain[:-1]]
         spaces = [-(-n * self.block // 16) * 16 for n in numbers]
-        start = sum(spaces[:position]) if keep else position % 2 * max(spaces)
-        length = sum(spaces) if keep else max(spaces) * min(2, len(spaces))
+        if all_states and self.keep:  # in the caller's memory, one block behind the other
+            start, length = sum(numbers[:position]) * self.block, 0
+        elif all_states:
+            start, length = sum(spaces[:position]), sum(spaces)
+        else:
+            start, length = position % 2 * max(spaces), max(spaces) * min(2, len(spaces))
         self.lengths[base] = max(self.lengths[base], length)
         return Place(base, start, layouts[chain[position][0]], numbers[position])
 

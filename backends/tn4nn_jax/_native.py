@@ -85,7 +85,7 @@ def apply(native: Native, cores: Arrays, x: jax.Array) -> jax.Array:
         cores: in the network's order, of x's dtype.
         x: the rows.
     """
-    y: jax.Array = rows_p.bind(x, *cores, native=native)[0]
+    y: jax.Array = rows_p.bind(x, *cores, native=native, keep=False)[0]
     return y
 
 
@@ -98,8 +98,8 @@ def _plain(native: Native, x: jax.Array, *cores: jax.Array) -> jax.Array:
     return y
 
 
-def _plain_rows(x: jax.Array, *cores: jax.Array, native: Native) -> list[jax.Array]:
-    return [_plain(native, x, *cores), jnp.zeros(max(1, native.kept), x.dtype)]
+def _plain_rows(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
+    return [_plain(native, x, *cores), jnp.zeros(_rows_shapes(x, native=native, keep=keep)[1].shape, x.dtype)]
 
 
 def _plain_tangent(*given: jax.Array, native: Native, moved: tuple[bool, ...]) -> list[jax.Array]:
@@ -123,11 +123,11 @@ def _call(native: Native, piece: Any, back: bool, places: Sequence[int], results
     return call(jnp.asarray(piece.view(np.int32)), *arrays, at=np.array([back, *places], np.int64))
 
 
-def _cpu_rows(x: jax.Array, *cores: jax.Array, native: Native) -> list[jax.Array]:
+def _cpu_rows(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
     bases = native.recipe.bases
-    results = _rows_shapes(x, *cores, native=native)
+    results = _rows_shapes(x, *cores, native=native, keep=keep)
     places = [bases.x, *range(len(cores)), bases.y, bases.made]
-    return list(_call(native, native.piece(), False, places, results, x, *cores))
+    return list(_call(native, native.training if keep else native.piece(), False, places, results, x, *cores))
 
 
 def _cpu_slopes(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
@@ -142,13 +142,13 @@ def _cpu_slopes(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> 
 # -- the primitives ----------------------------------------------------------------------------------------------
 
 
-def _rows_shapes(x: Any, *cores: Any, native: Native) -> list[jax.core.ShapedArray]:
+def _rows_shapes(x: Any, *cores: Any, native: Native, keep: bool) -> list[jax.core.ShapedArray]:
     y = jax.core.ShapedArray((x.shape[0], native.outputs), x.dtype)
-    return [y, jax.core.ShapedArray((max(1, native.kept),), x.dtype)]
+    return [y, jax.core.ShapedArray((max(1, native.kept(x.shape[0] if keep else 0)),), x.dtype)]
 
 
 def _tangent_shapes(*given: Any, native: Native, moved: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
-    return _rows_shapes(*given[: len(moved)], native=native)[:1]
+    return _rows_shapes(*given[: len(moved)], native=native, keep=False)[:1]
 
 
 def _slopes_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
@@ -160,7 +160,7 @@ def _primitive(name: str, shapes: Callable[..., Any], plain: Callable[..., Any],
     made: Any = Primitive(f"tn4nn_{name}")
     made.multiple_results = True
 
-    @functools.partial(jax.jit, static_argnames=("native", "moved", "wanted"))
+    @functools.partial(jax.jit, static_argnames=("native", "keep", "moved", "wanted"))
     def alone(*given: Any, **static: Any) -> Any:
         return made.bind(*given, **{key: value for key, value in static.items() if value is not None})
 
@@ -176,8 +176,8 @@ tangent_p = _primitive("tangent", _tangent_shapes, _plain_tangent, _plain_tangen
 slopes_p = _primitive("slopes", _slopes_shapes, _plain_slopes, _cpu_slopes)
 
 
-def _rows_jvp(given: Arrays, along: Sequence[Any], *, native: Native) -> tuple[Any, Any]:
-    y, made = rows_p.bind(*given, native=native)
+def _rows_jvp(given: Arrays, along: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
+    y, made = rows_p.bind(*given, native=native, keep=True)
     moved = tuple(type(tangent) is not ad.Zero for tangent in along)
     moves = [tangent for tangent, moving in zip(along, moved, strict=True) if moving]
     (dy,) = tangent_p.bind(*given, made, *moves, native=native, moved=moved)
@@ -214,14 +214,14 @@ def _mapped(plain: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-def _rows_mapped(given: Arrays, axes: Sequence[Any], *, native: Native) -> tuple[Any, Any]:
+def _rows_mapped(given: Arrays, axes: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
     """Many batches through the same cores are one long batch."""
     x, *cores = given
     if any(axis is not None for axis in axes[1:]):
-        rule: tuple[Any, Any] = _mapped(_plain_rows)(given, axes, native=native)
+        rule: tuple[Any, Any] = _mapped(_plain_rows)(given, axes, native=native, keep=keep)
         return rule
     long = jnp.moveaxis(x, axes[0], 0)
-    y, made = rows_p.bind(long.reshape(-1, long.shape[-1]), *cores, native=native)
+    y, made = rows_p.bind(long.reshape(-1, long.shape[-1]), *cores, native=native, keep=keep)
     return (y.reshape(*long.shape[:-1], y.shape[-1]), made), (0, None)
 
 

@@ -42,15 +42,22 @@ c10::List<bool> listed(const std::vector<bool>& all) {
 
 // A recipe: Python holds it by its address until it lets it go, and so does every result that is to be differentiated.
 struct Runtime : torch::CustomClassHolder {
-  Runtime(std::string recipe, int64_t forward, int64_t backward, int64_t kept, std::vector<int64_t> numbers, Tensor piece)
+  Runtime(std::string recipe, int64_t forward, int64_t backward, at::IntArrayRef numbers, Tensor ahead, Tensor keeping)
       : recipe(std::move(recipe)), forward(reinterpret_cast<Call*>(forward)),
-        backward(reinterpret_cast<Call*>(backward)), kept(kept), numbers(std::move(numbers)), ahead(std::move(piece)) {}
+        backward(reinterpret_cast<Call*>(backward)), numbers(numbers.vec()), ahead(std::move(ahead)),
+        keeping(std::move(keeping)) {}
+
+  // Numbers that a training step keeps beside x; `Native.kept` in Python. The head of a piece holds them.
+  int64_t kept(int64_t rows) const {
+    const int64_t* head = keeping.data_ptr<int64_t>();
+    const int64_t block = head[3], made = head[9], states = head[13];
+    return (made + 15) / 16 * 16 + (rows + block - 1) / block * block * states;
+  }
 
   const std::string recipe;
   Call *const forward, *const backward;
-  const int64_t kept;                  // numbers that the prologue makes
   const std::vector<int64_t> numbers;  // of a row of x, of a row of y, and of each core
-  const Tensor ahead;           // the piece of a forward pass
+  const Tensor ahead, keeping;         // the pieces of a forward pass, without and with a backward pass to come
 
   // The piece for the gradients of x and of the cores that are wanted.
   Tensor piece(const std::vector<bool>& wanted) {
@@ -77,18 +84,19 @@ Tensor rows_ahead(const Runtime& r, const Tensor& x, at::TensorList cores, void*
   c10::SmallVector<void*, 24> given;
   for (const auto& core : cores) given.push_back(core.data_ptr());
   given.insert(given.end(), {x.data_ptr(), y.data_ptr(), made});
-  r.forward(r.ahead.data_ptr(), x.size(0), given.data(), at::get_num_threads(), side_by_side, nullptr);
+  r.forward((made ? r.keeping : r.ahead).data_ptr(), x.size(0), given.data(), at::get_num_threads(), side_by_side, nullptr);
   return y;
 }
 
 struct Applied : torch::autograd::Function<Applied> {
   static Tensor forward(AutogradContext* ctx, Held r, Tensor x, at::TensorList cores) {
-    const Tensor made = r->kept ? at::empty({r->kept}, x.options()) : Tensor();
+    const int64_t kept = r->kept(x.size(0));
+    const Tensor made = kept ? at::empty({kept}, x.options()) : Tensor();
     variable_list saved{x, made};
     saved.insert(saved.end(), cores.begin(), cores.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["runtime"] = c10::IValue::make_capsule(r);
-    return rows_ahead(*r, x, cores, r->kept ? made.data_ptr() : nullptr);
+    return rows_ahead(*r, x, cores, kept ? made.data_ptr() : nullptr);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
@@ -150,8 +158,8 @@ Tensor apply(int64_t address, const Tensor& x, at::TensorList cores) {
   return rows_ahead(*r, x.contiguous(), cores, nullptr);
 }
 
-int64_t hold(std::string recipe, int64_t forward, int64_t backward, int64_t kept, at::IntArrayRef numbers, Tensor piece) {
-  auto made = c10::make_intrusive<Runtime>(std::move(recipe), forward, backward, kept, numbers.vec(), std::move(piece));
+int64_t hold(std::string recipe, int64_t forward, int64_t backward, at::IntArrayRef numbers, Tensor ahead, Tensor keeping) {
+  auto made = c10::make_intrusive<Runtime>(std::move(recipe), forward, backward, numbers, std::move(ahead), std::move(keeping));
   return reinterpret_cast<int64_t>(made.release());
 }
 
@@ -161,7 +169,7 @@ void let_go(int64_t address) { Held::reclaim(reinterpret_cast<Runtime*>(address)
 
 // Addresses are plain numbers here: an operator that takes an object is called through Python, which costs 10 us.
 TORCH_LIBRARY(tn4nn_native, m) {
-  m.def("hold(str recipe, int forward, int backward, int kept, int[] numbers, Tensor piece) -> int", hold);
+  m.def("hold(str recipe, int forward, int backward, int[] numbers, Tensor ahead, Tensor keeping) -> int", hold);
   m.def("let_go(int address) -> ()", let_go);
   m.def("apply(int address, Tensor x, Tensor[] cores) -> Tensor", apply);
 }

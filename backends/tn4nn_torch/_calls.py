@@ -202,22 +202,23 @@ class _Held:
 
     def __init__(self, held: Native) -> None:
         calls = [address_of(held.library, name) for name in ("forward", "backward")]
-        operators, piece = torch.ops.tn4nn_native, torch.from_numpy(held.piece())
+        operators, pieces = torch.ops.tn4nn_native, [torch.from_numpy(p) for p in (held.piece(), held.training)]
         numbers = [held.inputs, held.outputs, *held.numbers]
-        self.address = operators.hold(_text(held.recipe), *calls, held.kept, numbers, piece)
+        self.address = operators.hold(_text(held.recipe), *calls, numbers, *pieces)
         self._free = weakref.finalize(self, operators.let_go, self.address)
 
 
 def _text(made: Recipe) -> str:
     """A recipe in text, for when C++ asks for more of it."""
-    return json.dumps([made.network.to_json(), made.path, made.block, made.itemsize, made.layouts])
+    return json.dumps([made.network.to_json(), made.path, made.block, made.itemsize, made.layouts, made.kept > 0])
 
 
 @functools.lru_cache(maxsize=256)
 def _again(text: str) -> Native:
-    network, path, block, itemsize, layouts = json.loads(text)
+    network, path, block, itemsize, layouts, keep = json.loads(text)
     pairs = tuple((int(a), int(b)) for a, b in path)
-    found = native(recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts))
+    made = recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts, keep=keep)
+    found = native(made)
     if found is None:
         raise BackendError("the native runtime is gone: was the cache folder changed?")
     return found

@@ -72,7 +72,7 @@ def _ahead(native: Native, x: Tensor, cores: Sequence[Tensor], made: int) -> Ten
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, native: Native, plain: Any, x: Tensor, *cores: Tensor) -> Tensor:
-        made = x.new_empty(native.kept)
+        made = x.new_empty(native.kept(x.shape[0]))
         ctx.native, ctx.plain = native, plain
         ctx.save_for_backward(x, made, *cores)
         return _ahead(native, x, cores, made.data_ptr())

@@ -41,7 +41,10 @@ def check_every_plan(seed):
         for way in candidates(net, ROWS, phase):
             made = _native.native(way.recipe(net))
             y, gx = np.full((ROWS, made.outputs), np.nan, np.float32), np.full_like(x, np.nan)
-            kept, slopes = np.full(max(1, made.kept), np.nan, np.float32), [np.full_like(a, np.nan) for a in arrays]
+            kept, slopes = (
+                np.full(max(1, made.kept(ROWS)), np.nan, np.float32),
+                [np.full_like(a, np.nan) for a in arrays],
+            )
             at, to = [a.ctypes.data for a in arrays], [s.ctypes.data for s in slopes]
             made.forward(ROWS, at, kept.ctypes.data, x.ctypes.data, y.ctypes.data)
             everything = (True,) * (1 + len(to))

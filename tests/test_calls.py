@@ -194,6 +194,16 @@ def test_cores_that_do_not_fit_are_refused_and_not_read(through, library, monkey
             torch.func.functional_call(ours, given, (x,))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_first_call_may_come_without_gradients(mode, library, monkeypatch):
+    monkeypatch.setattr(_calls._State, "apply", library[1])
+    with mode():
+        assert _calls._agrees()
+        ours, plain = layers(NETWORKS["ring"])
+        x = rows_of(NETWORKS["ring"], 7)
+        assert close(ours(x), plain(x))
+
+
 # -- when it is compiled ----------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from ._topology import Core, Topology, nearest
 from ._tree import Tails, Tree, energies_of, full_ranks, grown, holders_of, shrunk, sweep, tree_of
 
 METHODS = ("auto", "svd", "als")
+_REMEMBERED = 8  # covariances whose eigenvectors are kept
 _RANDOM_STARTS = 2
 _COPIES = 6  # of W that a sweep has at once, at the most
 _NOISE = 0.1  # beside a tree inside a larger graph, of its entries
@@ -71,6 +73,20 @@ class Fits(Protocol):
         ...
 
 
+_SPECTRA: dict[bytes, tuple[Array, Array]] = {}  # those of the last few: the layers of one input share it
+
+
+def _eigen(covariance: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors."""
+    key = hashlib.sha256(np.ascontiguousarray(covariance).data).digest()
+    if key not in _SPECTRA:
+        while len(_SPECTRA) >= _REMEMBERED:
+            del _SPECTRA[next(iter(_SPECTRA))]
+        values, vectors = np.linalg.eigh(covariance)
+        _SPECTRA[key] = values, vectors
+    return _SPECTRA[key]
+
+
 class Fitter:
     """Weights for given ranks: by the sweep of a tree, by least squares, or by one after the other."""
 
@@ -91,7 +107,7 @@ class Fitter:
     def _whiten(self) -> None:
         """Weighs W by the inputs: where one core holds them all, that is what is fitted; elsewhere ranks are chosen on
         it, with the symmetric root of the covariance, which mixes inputs as little as can be."""
-        values, vectors = np.linalg.eigh(self.target.ridged)
+        values, vectors = _eigen(self.target.ridged)
         root = vectors * np.sqrt(values)
         if self.corner is None:
             self._seen = self.target.tensor(self.target.padded @ root @ vectors.conj().T)

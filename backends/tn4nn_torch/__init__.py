@@ -8,6 +8,7 @@ from ._backend import TorchBackend
 from ._calls import build_extension
 from ._convert import ConversionPlan, Rule, convert, plan_conversion, undo
 from ._modules import TNConv2d, TNEmbedding, TNLinear, to_module
+from ._refine import Refined, distill, refine
 
 backend = TorchBackend()
 
@@ -15,7 +16,10 @@ __all__ = [
     "build_extension",
     "ConversionPlan",
     "convert",
+    "distill",
     "plan_conversion",
+    "refine",
+    "Refined",
     "Rule",
     "TNConv2d",
     "TNEmbedding",

@@ -259,8 +259,10 @@ def _agrees() -> bool:
     if held is None:
         return False
     shapes = [(5, 4), *(tuple(net.sizes[leg] for leg in core.legs) for core in net.topology.cores)]
-    x, *cores = (torch.linspace(-1, 2, math.prod(s)).sin().reshape(s).requires_grad_(True) for s in shapes)
+    with torch.inference_mode(False):  # whatever the first call was made in
+        x, *cores = (torch.linspace(-1, 2, math.prod(s)).sin().reshape(s).requires_grad_(True) for s in shapes)
     hosted = _Held(held)
-    results = (call(hosted.address, x, cores), run(OPS, planned.program, [*cores, x]))
-    found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]
+    with torch.inference_mode(False), torch.enable_grad():
+        results = (call(hosted.address, x, cores), run(OPS, planned.program, [*cores, x]))
+        found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))

@@ -81,8 +81,11 @@ if TYPE_CHECKING:
     from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
     from ._io import load, save
+    from ._objective import TrainingLoss
     from ._ranks import cut, grow
+    from ._reconnect import Reconnection, reconnect
     from ._round import rounded
+    from ._search import Evaluation, Search, search
     from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
     from ._watch import EntanglementLog
@@ -119,6 +122,12 @@ _LAZY = {
     "balance": ("_gauge", "balance"),
     "canonicalise": ("_gauge", "canonicalise"),
     "gauge_error": ("_gauge", "gauge_error"),
+    "TrainingLoss": ("_objective", "TrainingLoss"),
+    "Reconnection": ("_reconnect", "Reconnection"),
+    "reconnect": ("_reconnect", "reconnect"),
+    "Evaluation": ("_search", "Evaluation"),
+    "Search": ("_search", "Search"),
+    "search": ("_search", "search"),
     "Factors": ("_svd", "Factors"),
     "low_rank_factors": ("_svd", "low_rank_factors"),
     "Epoch": ("_train", "Epoch"),
@@ -193,6 +202,7 @@ __all__ = [
     "entanglement_nulls",
     "EntanglementLog",
     "Epoch",
+    "Evaluation",
     "Factors",
     "Flatten",
     "gauge_error",
@@ -224,6 +234,8 @@ __all__ = [
     "plan",
     "rank_caps",
     "read_topologies",
+    "reconnect",
+    "Reconnection",
     "ReLU",
     "Report",
     "Residual",
@@ -231,6 +243,8 @@ __all__ = [
     "rounded",
     "Run",
     "save",
+    "Search",
+    "search",
     "Sequential",
     "ShapeError",
     "Sigmoid",
@@ -241,6 +255,7 @@ __all__ = [
     "topology",
     "TopologyError",
     "train",
+    "TrainingLoss",
     "tree",
     "tucker",
     "Unflatten",

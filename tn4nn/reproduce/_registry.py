@@ -12,6 +12,12 @@ from ._experiment import Experiment
 MODULES: dict[str, str] = {
     "counts": "counts",
     "digits": "digits",
+    "fc2": "fc2",
+    "lenet5": "lenet5",
+    "order": "order",
+    "mpo-fc": "mpo_fc",
+    "tnn": "tnn",
+    "coord-check": "coord_check",
 }
 
 

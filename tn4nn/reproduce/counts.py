@@ -137,8 +137,8 @@ EXPERIMENT = Experiment(
     title="Exact parameter counts",
     source="Gao et al. 2020 (arXiv:1904.06194), Novikov et al. 2015 (arXiv:1509.06569), Harada 2022",
     about=(
-        "Every published layer is built from `tn.presets` and its numbers are counted in the graph. rho is the number "
-        "of parameters of the replaced layers, network over dense, weights only."
+        "Every published layer is built from `tn.presets` and its numbers are counted in the graph. rho is the "
+        "number of parameters of the replaced layers, network over dense, weights only."
     ),
     cost="1 s",
     quick_cost="1 s",

@@ -15,6 +15,7 @@ MODULES: dict[str, str] = {
     "fc2": "fc2",
     "lenet5": "lenet5",
     "order": "order",
+    "entangle": "entangle",
     "mpo-fc": "mpo_fc",
     "tnn": "tnn",
     "coord-check": "coord_check",

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from .._files import atomic_write
 from .._report_html import _COLOURS as COLOURS
 from .._report_html import _INK as INK
+from .._report_html import _LINES as LINES
 from .._report_html import _MARKERS as MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "#8c959f"
-LINES = ("-", "--", ":", "-.")
 
-__all__ = ["COLOURS", "GREY", "INK", "LINES", "MARKERS", "dress", "legend", "panels", "write_png"]
+__all__ = ["COLOURS", "GREY", "INK", "LINES", "dots", "dress", "legend", "panels", "style", "write_png"]
 
 
 def write_png(path: Path, draw: Callable[[Figure], None]) -> None:

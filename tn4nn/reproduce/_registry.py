@@ -14,6 +14,7 @@ MODULES: dict[str, str] = {
     "digits": "digits",
     "fc2": "fc2",
     "lenet5": "lenet5",
+    "cost": "cost",
     "order": "order",
     "entangle": "entangle",
     "mpo-fc": "mpo_fc",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 D, RANK, SAMPLE = 16, 14, 5000
-MODES = {"inputs": (4, 7, 7, 4), "outputs": (4, 4, 4, 4)}
+MODES: dict[str, Any] = {"inputs": (4, 7, 7, 4), "outputs": (4, 4, 4, 4)}
 MODELS = {"dense": presets.fc2(dense=True), "MPO": presets.fc2(D)}
 Weights = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def _nulls(model: Layer, weights: Weights, seed: int) -> dict[str, Entanglement]
 def _unit(name: str, settings: Settings, seed: int, scratch: Path) -> dict[str, Any]:
     data, model = dataset("mnist"), MODELS[name]
     log = _Log(model, seed, scratch / "epochs.json")
-    options = {**RECIPE, "lr": DENSE_LR} if name == "dense" else RECIPE
+    options: dict[str, Any] = {**RECIPE, "lr": DENSE_LR} if name == "dense" else RECIPE
     run = train(
         model, data, backend=settings.backend, device=settings.device, seed=seed,
         checkpoint=scratch / "checkpoint.safetensors", callback=log, **options,

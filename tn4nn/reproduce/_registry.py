@@ -13,13 +13,16 @@ MODULES: dict[str, str] = {
     "counts": "counts",
     "digits": "digits",
     "fc2": "fc2",
+    "fc2-paper": "fc2_paper",
     "lenet5": "lenet5",
     "cost": "cost",
     "order": "order",
     "entangle": "entangle",
     "mpo-fc": "mpo_fc",
+    "autorank": "autorank",
     "tnn": "tnn",
     "coord-check": "coord_check",
+    "vgg16": "vgg16",
 }
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._backend import Trainer
 from .._data import Dataset
 from .._data import load as load_data
 from .._layers import Layer
-from .._train import Run, train
+from .._train import Epoch, Run, train
 from ._experiment import Line, Row, Settings, Unit, mean_line
 from ._figure import dots, dress, panels
 
@@ -60,6 +62,15 @@ def units(
     ]
 
 
+class _DivergedError(Exception):
+    """The loss of an epoch is not finite: what follows cannot be."""
+
+
+def _stop_when_diverged(epoch: Epoch, trainer: Trainer) -> None:
+    if not math.isfinite(epoch.loss):
+        raise _DivergedError
+
+
 def _trained(
     variant: Variant,
     data: str,
@@ -72,15 +83,20 @@ def _trained(
     options = {**recipe, **variant.options}
     # Ranks that move are not in a checkpoint: such a unit starts again.
     checkpoint = None if "ranks" in options else scratch / "checkpoint.safetensors"
-    run = train(
-        variant.model,
-        dataset(data),
-        backend=settings.backend,
-        device=settings.device,
-        seed=seed,
-        checkpoint=checkpoint,
-        **options,
-    )
+    try:
+        run = train(
+            variant.model,
+            dataset(data),
+            backend=settings.backend,
+            device=settings.device,
+            seed=seed,
+            checkpoint=checkpoint,
+            callback=_stop_when_diverged,
+            **options,
+        )
+    except _DivergedError:
+        model = variant.model
+        return {"params": model.num_weights, "model_params": model.num_params, "accuracy": None, "diverged": True}
     return {
         "params": run.model.num_weights,
         "model_params": run.model.num_params,

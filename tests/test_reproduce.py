@@ -6,13 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import tn4nn as tn
 from tn4nn import _cli, reproduce
-from tn4nn.reproduce import _run, counts, digits
+from tn4nn._report import plain
+from tn4nn.reproduce import _run, autorank, coord_check, counts, digits, entangle, order, vgg16
+from tn4nn.reproduce._clock import interleaved
 from tn4nn.reproduce._experiment import Line, mean_line
+from tn4nn.reproduce._figure import write_png
+from tn4nn.reproduce._fixed_orders import Cell, calls, costs
+from tn4nn.reproduce._training import Variant, accuracy_line, units
+from tn4nn.reproduce.fc2_paper import xavier
 
 pytest.importorskip("torch")
 
@@ -127,7 +134,7 @@ def test_a_unit_that_was_stopped_loses_one_epoch_at_most(tmp_path, monkeypatch):
             if len(seen) == 10:
                 raise KeyboardInterrupt
 
-        return train(model, data, callback=callback, **options)
+        return train(model, data, **{**options, "callback": callback})
 
     monkeypatch.setattr("tn4nn.reproduce._training.train", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -218,3 +225,121 @@ def test_at_least_one_seed(tmp_path):
 )
 def test_a_line_and_its_verdict(line, shown, accepted, verdict):
     assert (line.shown, line.accepted, line.verdict) == (shown, accepted, verdict)
+
+
+# -- the experiments themselves ---------------------------------------------------------------------------------
+
+QUICK = reproduce.Settings(quick=True, backend="torch", device=None, seeds=1)
+COMMITTED = sorted((Path(__file__).parent.parent / "docs" / "reproduction").glob("*.json"))
+
+
+def timed(record):
+    times = record["times"]["units"]
+    return [{**row, "times": times[row["unit"]]} for row in record["rows"]]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_what_is_committed_follows_from_its_rows(path, tmp_path):
+    """Tables, verdicts and words are those that the rows give, and the figure can be drawn from them."""
+    pytest.importorskip("matplotlib")
+    record = reproduce.read_results(path)
+    one = reproduce.experiment(record["experiment"])
+    assert record["finished"]
+    assert record["lines"] == plain([line.to_dict() for line in one.lines(timed(record))])
+    assert record["text"] == list(one.text(timed(record)))
+    assert (record["title"], record["about"], record["source"]) == (one.title, one.about, one.source)
+    assert record["recipe"] == plain(one.recipe)
+    if one.draw is not None:
+        write_png(tmp_path / "figure.png", lambda figure: one.draw(figure, timed(record)))
+        assert path.with_suffix(".png").exists()
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+    if not COMMITTED:
+        pytest.skip("no results here")
+    folder = COMMITTED[0].parent
+    page = folder.with_name("reproduction.md")
+    made = reproduce.write_page(folder, tmp_path / "page.md").read_text("utf-8")
+    images = f"]({os.path.relpath(folder, tmp_path)}/"
+    assert page.read_text("utf-8") == made.replace(images, "](reproduction/")
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_fixed_orders_give_the_numbers_of_ours(backend):
+    pytest.importorskip(backend)
+    for phase in ("forward", "train"):
+        cell = Cell(tn.presets.fc2(4).networks()["0"], 3, phase, backend)
+        found = costs(cell)
+        assert list(found) == ["ours", "left to right", "right to left", "W first", "dense"]
+        assert found["dense"]["macs"] == 3 * 784 * 256 * (3 if phase == "train" else 1)
+        runs = calls(cell, list(found))  # compares their outputs
+        seconds = interleaved(runs, rounds=3, slot_s=0.0)
+        assert all(len(taken) == 3 for taken in seconds.values())
+
+
+def test_a_way_that_is_too_large_says_so():
+    network = tn.presets.wrn20_4().networks()["block3_3.body.2.1"]
+    assert costs(Cell(network, 1, "forward", "torch"))["dense"]["reason"] == "a matrix of more than 256 MiB"
+
+
+def test_the_paper_s_init_is_xavier_for_each_core():
+    model = tn.presets.fc2(16, bias=False)
+    weights = xavier(model, 0)
+    model.check(weights)
+    shapes = {"0.core0": (4, 64), "0.core1": (112, 64), "0.core3": (64, 4), "2.core2": (16, 40)}
+    for name, (rows, columns) in shapes.items():
+        assert weights[name].size == rows * columns
+        assert weights[name].std() == pytest.approx((2 / (rows + columns)) ** 0.5, rel=0.2)
+
+
+def test_nested_blocks_are_quarters_rows_columns_and_places():
+    places = order.nested_blocks().permutation.reshape(4, 7, 7, 4)
+    assert places[0].max() == 13 * 28 + 13
+    assert sorted(places[0, 0, 0]) == [0, 1, 28, 29]
+    assert places[0, 1, 0, 0] == 2 * 28
+
+
+def test_equal_ranks_fit_the_budget():
+    for budget in autorank.BUDGETS:
+        equal, moving, filled = autorank._variants(budget)
+        assert equal.model == moving.model
+        assert equal.model.num_weights <= filled.model.num_weights <= budget
+
+
+def test_one_step_moves_a_layer_alike_at_every_width_by_structure_aware_rates():
+    pytest.importorskip("torch")
+    ratio = {
+        rule: coord_check.moved("mpo", 1024, rule, QUICK, 0) / coord_check.moved("mpo", 16, rule, QUICK, 0)
+        for rule in coord_check.RULES
+    }
+    assert 0.5 < ratio["structure"] < 2 < ratio["one lr"]
+
+
+def test_a_run_that_diverges_is_stopped_and_said(tmp_path):
+    model = tn.Sequential(tn.Linear(tn.mpo((8, 8), (8, 8)).with_rank(8)), tn.Linear(64, 10))
+    wild = Variant("wild", model, {"optimizer": "sgd", "lr": 1e4, "epochs": 500, "schedule": "constant"})
+    [unit] = units([wild], "digits", {}, QUICK)
+    row = unit.run(tmp_path)
+    assert row["diverged"]
+    assert accuracy_line([{**row, **unit.key}], "wild", low=1).shown == "diverged"
+
+
+def test_entropies_of_all_epochs_outlive_a_kill(tmp_path):
+    model = entangle.MODELS["MPO"]
+    log = entangle._Log(model, 0, tmp_path / "log.json")
+    log.add(1, model.init(1))
+    again = entangle._Log(model, 0, tmp_path / "log.json")
+    again.add(2, model.init(2))
+    assert again.values[:2] == log.values
+    assert len(again.values) == 3
+    assert all(len(cuts) == 3 for cuts in again.values)
+
+
+def test_vgg16_says_why_it_is_not_trained():
+    [unit] = reproduce.experiment("vgg16").units(QUICK)
+    assert unit.run(None)["not_trained"] == "--quick counts only"
+    on_cpu = reproduce.Settings(quick=False, backend="torch", device=None, seeds=1)
+    [unit] = reproduce.experiment("vgg16").units(on_cpu)
+    assert "needs a GPU: --device cuda" in unit.run(None)["not_trained"]
+    on_gpu = reproduce.Settings(quick=False, backend="torch", device="cuda", seeds=1)
+    assert "cifar10.npz" in vgg16._missing(on_gpu)

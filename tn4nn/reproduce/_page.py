@@ -14,6 +14,7 @@ from ._experiment import FAILS, HOLDS
 from ._registry import experiment, experiments
 from ._run import read_results
 
+_LONG = 24  # rows of a table that is shown at once
 _HEAD = """# Reproduction
 
 What the literature claims and what comes out here, one command for each. This page is made by `tn4nn reproduce page`
@@ -79,13 +80,20 @@ def _section(record: Mapping[str, Any], images: str) -> str:
     if not record["finished"]:
         return "\n\n".join([*parts, "Not finished: the same command goes on where it was stopped."]) + "\n"
     if record["lines"]:
-        parts.append(
-            "\n".join(["| | published | ours | accepted | |", "|--|--|--|--|--|", *map(_line, record["lines"])])
-        )
+        table = ["| | published | ours | accepted | |", "|--|--|--|--|--|", *map(_line, record["lines"])]
+        parts.append(_folded("\n".join(table)))
     if record["figure"]:
         parts.append(f"![{record['title']}]({images}/{record['figure']})")
-    parts += record["text"]
+    parts += map(_folded, record["text"])
     return "\n\n".join([*parts, f"<sub>{machine_line(record)}</sub>"]) + "\n"
+
+
+def _folded(paragraph: str) -> str:
+    """A long table behind its first line."""
+    rows = paragraph.count("\n") - 1
+    if not paragraph.startswith("|") or rows <= _LONG:
+        return paragraph
+    return f"<details><summary>{rows} rows</summary>\n\n{paragraph}\n\n</details>"
 
 
 def _line(line: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ def read_results(path: Path) -> dict[str, Any]:
         CheckpointError: no JSON, or of another schema.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): move it away, or write to another folder") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

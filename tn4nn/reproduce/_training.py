@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,16 @@ def _trained(
         "times": {"samples_per_s": round(run.samples_per_s)},
         **({} if more is None else more(run)),
     }
+
+
+def significant(values: Iterable[float], digits: int = 6) -> list[float]:
+    """Rounded for a file that people keep.
+
+    Example:
+        >>> significant([1 / 3, 2e-9 / 3])
+        [0.333333, 6.66667e-10]
+    """
+    return [float(f"{value:.{digits}g}") for value in values]
 
 
 def of(rows: Sequence[Row], label: str, key: str = "accuracy") -> list[Any]:

@@ -23,7 +23,7 @@ from .._layers import Layer
 from .._train import Epoch, train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._figure import COLOURS, GREY, LINES, dress, legend, panels, style
-from ._training import dataset
+from ._training import dataset, significant
 from .fc2 import DENSE_LR
 from .fc2 import RECIPE as FC2
 
@@ -97,9 +97,9 @@ def _unit(name: str, settings: Settings, seed: int, scratch: Path) -> dict[str, 
         "by_epoch": log.values,
         "entropy": cuts.entropies.tolist(),
         "bound": [cut.bound for cut in cuts],
-        "spectrum": [cut.probabilities.tolist() for cut in cuts],
+        "spectrum": [significant(cut.probabilities) for cut in cuts],
         "nulls": {
-            null: {"entropy": found.entropies.tolist(), "spectrum": [cut.probabilities.tolist() for cut in found]}
+            null: {"entropy": found.entropies.tolist(), "spectrum": [significant(cut.probabilities) for cut in found]}
             for null, found in _nulls(model, run.weights, seed).items()
         },
     }

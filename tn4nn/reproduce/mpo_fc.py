@@ -11,7 +11,7 @@ from .._entanglement import entanglement
 from .._train import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._figure import GREY, INK, dress, legend, panels, style
-from ._training import Variant, accuracy_line, of, units
+from ._training import Variant, accuracy_line, of, significant, units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def _measured(run: Run) -> Mapping[str, Any]:
     return {
         "entropy": [cut.entropy for cut in cuts],
         "bound": [cut.bound for cut in cuts],
-        "spectrum": [cut.probabilities.tolist() for cut in cuts],
+        "spectrum": [significant(cut.probabilities) for cut in cuts],
     }
 
 

@@ -71,6 +71,7 @@ from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
 
 if TYPE_CHECKING:
+    from . import presets
     from ._autorank import AutoRank
     from ._calibrate import Calibration, calibrate, calibrated
     from ._compare import Candidate, Report, compare, read_topologies
@@ -93,7 +94,8 @@ if TYPE_CHECKING:
     __version__: str
 
 # Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
-_LAZY = {
+_LAZY: dict[str, tuple[str, str | None]] = {
+    "presets": ("presets", None),  # the module itself
     "Calibration": ("_calibrate", "Calibration"),
     "calibrate": ("_calibrate", "calibrate"),
     "calibrated": ("_calibrate", "calibrated"),
@@ -149,7 +151,8 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         module, attribute = _LAZY[name]
-        value = getattr(import_module(f".{module}", __name__), attribute)
+        found = import_module(f".{module}", __name__)
+        value = found if attribute is None else getattr(found, attribute)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -232,6 +235,7 @@ __all__ = [
     "peps",
     "Plan",
     "plan",
+    "presets",
     "rank_caps",
     "read_topologies",
     "reconnect",

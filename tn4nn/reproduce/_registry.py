@@ -22,6 +22,7 @@ MODULES: dict[str, str] = {
     "autorank": "autorank",
     "tnn": "tnn",
     "coord-check": "coord_check",
+    "topology": "topology",
     "vgg16": "vgg16",
 }
 

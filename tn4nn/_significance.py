@@ -28,7 +28,8 @@ def welch(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979): each may be compared with the level as if it were alone. NaN is 1.
+    """p values corrected for their number (Holm 1979): each may be compared with the level as if it were alone. No p
+    at all (NaN) counts as 1.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])

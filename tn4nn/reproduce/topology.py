@@ -64,7 +64,7 @@ def _units(settings: Settings) -> list[Unit]:
     asked = [("params", n) for n in PARAMS] + [("macs", n) for n in MACS]
     questions = [("mnist", "params", 4_000)] if settings.quick else [(data, *one) for data in DATA for one in asked]
     return [
-        Unit({"data": data, "unit": unit, "budget": budget}, functools.partial(_table, data, unit, budget, settings))
+        Unit({"data": data, "counted": unit, "budget": budget}, functools.partial(_table, data, unit, budget, settings))
         for data, unit, budget in questions
     ]
 
@@ -80,7 +80,7 @@ def _best(row: Row) -> tuple[str, float]:
 
 
 def _asked(row: Row) -> str:
-    word = "parameters" if row["unit"] == "params" else "MACs a sample"
+    word = "parameters" if row["counted"] == "params" else "MACs a sample"
     return f"{row['data']}, {row['budget']:,} {word}"
 
 
@@ -93,7 +93,7 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
         lines.append(Line(f"{_asked(row)}: best, {best}", mean, sd))
         failed = sum(cell["status"] == "failed" for cell in row["cells"])
         lines.append(Line(f"{_asked(row)}: runs that failed", failed, high=0, unit="", digits=0))
-        if row["unit"] == "params":
+        if row["counted"] == "params":
             # A rank of low rank is 1,040 parameters: between two of them there is nothing to fill a small budget with.
             least = min((c["fill"] for c in row["cells"] if c["fill"] and not _coarse(row, c)), default=None)
             share = None if least is None else 100 * least
@@ -138,11 +138,11 @@ def _text(rows: Sequence[Row]) -> list[str]:
 
 
 def _draw(figure: Figure, rows: Sequence[Row]) -> None:
-    shown = list(dict.fromkeys((row["data"], row["unit"]) for row in rows))
+    shown = list(dict.fromkeys((row["data"], row["counted"]) for row in rows))
     figure.set_size_inches(5.2 * len(shown) + 1.6, 4.4)
     all_panels = panels(figure, len(shown))
     for panel, (data, unit) in zip(all_panels, shown, strict=True):
-        chosen = [row for row in rows if (row["data"], row["unit"]) == (data, unit)]
+        chosen = [row for row in rows if (row["data"], row["counted"]) == (data, unit)]
         x_key = "params" if unit == "params" else "macs_per_sample"
         points: list[tuple[float, float]] = []
         for index, name in enumerate(TOPOLOGIES):

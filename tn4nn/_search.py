@@ -313,25 +313,37 @@ class _Searcher:
         return False
 
     def _kick(self, number: int) -> bool:
-        """From the best structure to one with a random bond or two smaller or gone, or two legs swapped."""
+        """From the best structure to one near it that was not fitted, other than by a single step that helps: by turns
+        with a bond or two smaller or gone, and, where the error is reached, with a bond or two larger, to be shrunk in
+        another way. With legs swapped, if they may be."""
         assert self.best is not None
-        best = self.best.network
+        best, reached = self.best.network, self.goal.reached(self.best.error)
         rng = rng_for(self.seed, "kick", number)
         for _ in range(_TRIES):
             made = best
-            if "rank" in self.moves and best.ranks:
-                for bond in rng.choice(
-                    list(best.ranks), size=min(len(best.ranks), int(rng.integers(1, 3))), replace=False
-                ):
-                    less = 1 if rng.random() < 0.5 else max(1, best.ranks[str(bond)] - 1)
-                    made = Network(made.topology, {**made.ranks, str(bond): less})
-                made = without_bonds_of_one(made) if "bond" in self.moves else made
+            if "rank" in self.moves:
+                up = reached and number % 2 == 0
+                made = self._larger_at_random(best, rng) if up else self._smaller_at_random(best, rng)
             if "swap" in self.moves:
                 options = [m.network for m in swaps(made) if m.network.num_params <= self._most_params()]
                 made = options[int(rng.integers(len(options)))] if options else made
             if structure_of(made) not in self.seen:
                 return self._go(self._round([Move("restart", made)], self.best, lambda found: 0.0))
         return False
+
+    def _smaller_at_random(self, network: Network, rng: np.random.Generator) -> Network:
+        bonds = list(network.ranks)
+        ranks = dict(network.ranks)
+        for bond in map(str, rng.permutation(bonds)[: rng.integers(1, 3)]):
+            ranks[bond] = 1 if rng.random() < 0.5 else max(1, ranks[bond] - 1)
+        made = Network(network.topology, ranks)
+        return without_bonds_of_one(made) if "bond" in self.moves else made
+
+    def _larger_at_random(self, network: Network, rng: np.random.Generator) -> Network:
+        for _ in range(int(rng.integers(1, 3))):
+            moves = list(larger(network, "bond" in self.moves))
+            network = moves[int(rng.integers(len(moves)))].network if moves else network
+        return network
 
     # -- its parts --------------------------------------------------------------------------------------------
 

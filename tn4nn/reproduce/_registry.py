@@ -23,6 +23,8 @@ MODULES: dict[str, str] = {
     "tnn": "tnn",
     "coord-check": "coord_check",
     "topology": "topology",
+    "search": "search",
+    "einsum-space": "einsum_space",
     "vgg16": "vgg16",
 }
 

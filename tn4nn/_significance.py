@@ -15,7 +15,7 @@ def welch(one: Sequence[float], other: Sequence[float]) -> float:
 
     Example:
         >>> round(welch([97.1, 97.3, 97.2], [96.0, 96.4, 96.2]), 4)
-        0.0047
+        0.0048
     """
     if min(len(one), len(other)) < 2:
         return math.nan

@@ -20,10 +20,12 @@ from ._screen import promises
 from ._svd import Array, checked_array
 from ._target import Target
 from ._topology import Topology, fingerprint_of, topology
+from ._train import digest, train
 
 Weights = Mapping[str, NDArray[Any]]
 
 _SWEEPS = 50  # of least squares for one structure
+_EXACT = 1e-15  # squared error that is that of rounding
 _STARTS = 2  # random ones, beside the weights of the structure before
 
 
@@ -55,7 +57,7 @@ class ArrayObjective:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(["array", list(self.w.shape), self.w.tobytes().hex()])
+        return digest(self.w)
 
     def judge(
         self, network: Network, near: tuple[Network, Weights] | None, seed: int, enough: float
@@ -66,7 +68,7 @@ class ArrayObjective:
         for i in range(_STARTS):
             drawn = network.init(int(rng_for(seed, "start", i).integers(2**31)))
             starts.append({name: core.astype(self.w.dtype) for name, core in drawn.items()})
-        found = Als(target, network).run(starts, _SWEEPS, (enough / 2) ** 2)
+        found = Als(target, network).run(starts, _SWEEPS, max(_EXACT, (enough / 2) ** 2))
         # In memory order, as a state file gives them back: sums in another order would differ in the last bit.
         weights = {name: np.ascontiguousarray(core) for name, core in found.items()}
         return target.error(network.to_dense(weights)), weights
@@ -126,13 +128,11 @@ class TrainingLoss:
     @property
     def fingerprint(self) -> str:
         """Of the data and the options; a function that makes the model has none."""
-        arrays = [np.ascontiguousarray(a).tobytes().hex() for a in self.data]
+        arrays = digest(*map(np.asarray, self.data))
         return fingerprint_of(["training", arrays, {k: repr(v) for k, v in sorted(self.options.items())}])
 
     def __call__(self, network: Network) -> float:
         """The loss on the validation split after the last epoch."""
-        from ._train import train
-
         return train(self.model(network), self.data, **self.options).history[-1].validation_loss
 
 

@@ -1,9 +1,9 @@
 """Structure search: a topology and its ranks for an array or a task, by local moves.
 
-A search grows bonds until the error is reached or the budget is full, shrinks them while the error stays, and
-then starts again from the best structure with a random bond or two taken out (iterated local search: Lourenço, Martin,
-Stützle 2003). The space is that of Li and Sun 2020 (any graph, any ranks), an evaluation is one fit, and fits start
-from the neighbour's weights, as in TnALE (Li et al. 2023, arXiv:2304.12875).
+A search grows bonds until the error is reached or the budget is full, shrinks them while the error stays, and then
+starts again from the best structure with a random bond or two smaller or larger (iterated local search: Lourenço,
+Martin, Stützle 2003). The space is that of Li and Sun 2020 (any graph, any ranks), an evaluation is one fit, and fits
+start from the neighbour's weights, as in TnALE (Li et al. 2023, arXiv:2304.12875).
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def _units(settings: Settings) -> list[Unit]:
 
 
 def _lines(rows: Sequence[Row]) -> list[Line]:
-    above = [s - most for row in rows for s, most in zip(row["entropy"], row["bound"], strict=True)]
+    # Without bonds of size 1, where both are 0.
+    above = [s - most for row in rows for s, most in zip(row["entropy"], row["bound"], strict=True) if most > 0]
     accuracies = [accuracy_line(rows, f"chi = {chi}", low=97.0 if chi == 4 else None) for chi in CHIS]
     return [
         *(line for line in accuracies if line.ours is not None),

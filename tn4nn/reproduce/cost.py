@@ -67,10 +67,10 @@ def _units(settings: Settings) -> list[Unit]:
     ]
 
 
-def _best_fixed(cell: Row) -> str:
-    """The fixed order that ours compares worst with."""
+def _best_fixed(cell: Row) -> str | None:
+    """The fixed order that ours compares worst with; None where all are too large to be run."""
     over: dict[str, Sequence[float]] = cell["ours_over"]
-    return max((way for way in over if way in ORDERS), key=lambda way: over[way][1])
+    return max((way for way in over if way in ORDERS), key=lambda way: over[way][1], default=None)
 
 
 def _cells(rows: Sequence[Row], backend: str) -> list[Row]:
@@ -82,7 +82,7 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
     found = []
     for backend in dict.fromkeys(row["backend"] for row in rows):
         cells = _cells(rows, backend)
-        against = [cell["ours_over"][_best_fixed(cell)] for cell in cells]
+        against = [cell["ours_over"][best] for cell in cells if (best := _best_fixed(cell)) is not None]
         # Slower beyond the clock's noise: three quarters of the rounds say so.
         slower = sum(low > 1 for low, _, _ in against)
         name = f"{backend}: of {len(against)} cells, ours is slower than the best fixed order in"
@@ -117,7 +117,7 @@ def _text(rows: Sequence[Row]) -> list[str]:
         (cell["ours_over"][best][1], f"{row['layer']}, {row['backend']}, {name}, against {best}")
         for row in rows
         for name, cell in row["times"]["cells"].items()
-        for best in (_best_fixed(cell),)
+        if (best := _best_fixed(cell)) is not None
     )
     return [
         "Multiply-adds, bytes moved and times over those of ours; of times the medians of the ratios "

@@ -145,6 +145,7 @@ class Experiment:
         units: the units of work for given settings.
         lines: the table, from the rows that are there; each row has its times under "times".
         data: names of the data sets it loads.
+        uses: backends that it runs beside the chosen one, where they are installed.
         seeds: of a full run; a quick one has 1.
         recipe: everything that decides the results and is no setting, as plain data: results of another recipe are
             not mixed with these.
@@ -161,6 +162,7 @@ class Experiment:
     units: Callable[[Settings], Sequence[Unit]]
     lines: Callable[[Sequence[Row]], Sequence[Line]]
     data: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     seeds: int = 3
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text: Callable[[Sequence[Row]], Sequence[str]] = _nothing

@@ -10,7 +10,7 @@ from typing import Any
 from .._errors import TN4NNError
 from .._files import atomic_write
 from .._summary import machine_line
-from ._experiment import FAILS, HOLDS
+from ._experiment import FAILS, HOLDS, UNKNOWN
 from ._registry import experiment, experiments
 from ._run import read_results
 
@@ -70,6 +70,8 @@ def _verdict(record: Mapping[str, Any]) -> str:
     held = verdicts.count(HOLDS)
     if FAILS in verdicts:
         return f"**does not hold** ({held} of {len(verdicts)} lines hold)"
+    if UNKNOWN in verdicts:
+        return f"{held} of {len(verdicts)} lines hold, the others are not measured"
     return f"holds ({held} of {len(verdicts)} lines)" if held else "no verdict"
 
 

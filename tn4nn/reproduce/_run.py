@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._backend import installed_backends
 from .._compare import machine
 from .._errors import CheckpointError, TN4NNError
 from .._report import plain, write_json
@@ -97,12 +99,13 @@ class _Results:
         self.scratch = folder / f"{experiment.name}.unfinished"
         self.rows: dict[str, dict[str, Any]] = {}
         self.times: dict[str, Any] = {}
-        where = machine([settings.backend])
+        beside = [name for name in experiment.uses if name in installed_backends()]
+        where = machine(list(dict.fromkeys([settings.backend, *beside])))
         self.date = where.pop("date")  # as times, no part of what two runs have in common
         identity = {
             "schema": SCHEMA,
             "experiment": experiment.name,
-            "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
+            "settings": dataclasses.asdict(settings),
             "recipe": experiment.recipe,
             "machine": where,
         }
@@ -111,12 +114,7 @@ class _Results:
             self._take_up(read_results(self.path))
 
     def _take_up(self, record: Mapping[str, Any]) -> None:
-        differs = [
-            f"{key}.{name}" if isinstance(mine, dict) else key
-            for key in _IDENTITY
-            for mine, theirs in [(self.identity[key], record.get(key))]
-            for name in _differences(mine, theirs)
-        ]
+        differs = _differences(self.identity, record)
         if differs:
             raise CheckpointError(
                 f"{self.path} holds other results ({', '.join(differs)} differ), which are not mixed with these: "
@@ -177,11 +175,16 @@ class _Results:
         return self.path.with_suffix(".png").name
 
 
-def _differences(mine: Any, theirs: Any) -> list[str]:
-    """What differs: keys of two objects, or one thing."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        return [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key) != theirs.get(key)]
-    return [] if mine == theirs else ["all"]
+def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Which of the things that rows of one file have in common are not alike."""
+    found: list[str] = []
+    for key in _IDENTITY:
+        one, other = mine[key], theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += [f"{key}.{name}" for name in {**one, **other} if one.get(name) != other.get(name)]
+        elif one != other:
+            found.append(key)
+    return found
 
 
 def _command(one: Experiment, settings: Settings) -> str:

@@ -38,7 +38,8 @@ def _units(settings: Settings) -> list[Unit]:
 
 
 def _lines(rows: Sequence[Row]) -> list[Line]:
-    above = [s - most for row in rows for s, most in zip(row["entropy"], row["bound"], strict=True)]
+    # Without bonds of size 1, where both are 0.
+    above = [s - most for row in rows for s, most in zip(row["entropy"], row["bound"], strict=True) if most > 0]
     accuracies = [accuracy_line(rows, f"chi = {chi}", low=97.0 if chi == 4 else None) for chi in CHIS]
     return [
         *(line for line in accuracies if line.ours is not None),
@@ -68,10 +69,10 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
         left.plot(bonds, row["bound"], color=style(index)["color"], linestyle=":", linewidth=1)
         middle_bond = row["spectrum"][len(row["spectrum"]) // 2 - 1]
         middle.semilogy(range(1, len(middle_bond) + 1), middle_bond, label=row["variant"], **style(index))
-    left.plot([], [], color=GREY, linestyle=":", label="bound, ln chi")
+    middle.plot([], [], color=GREY, linestyle=":", label="left: bound")
+    legend(middle)
     dress(left, "bond", "S (nats)", "entropy of the trained MPO")
     left.set_xticks(range(1, 5))
-    legend(left, ncols=2)
     dress(middle, "index", "p", "Schmidt spectrum at the second bond")
     lines = [accuracy_line(rows, row["variant"]) for row in first]
     weights = [of(rows, row["variant"], "params")[0] for row in first]
@@ -82,6 +83,8 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
             row["variant"], (count, mean), xytext=(4, -11), textcoords="offset points", color=INK, fontsize=8
         )
     right.set_xscale("log")
+    right.set_xticks([10_000, 20_000, 40_000], ["10k", "20k", "40k"])
+    right.minorticks_off()
     dress(right, "weights, with those of FC", "test accuracy (%)", "mean ± sd over seeds")
 
 

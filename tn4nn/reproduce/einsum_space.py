@@ -26,10 +26,10 @@ from ._figure import COLOURS, GREY, dress, legend, panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BITS, FEATURES, TARGETS = 8, 32, 16  # the layers under test are 2^8 -> 2^8
+BITS, FEATURES, TARGETS = 8, 128, 16  # the layers under test are 2^8 -> 2^8
 WIDTH = 2**BITS
 MACS, RANDOM = 16_384, 8  # multiply-adds a sample and layer, a quarter of dense; random points
-ROWS, TEST_ROWS, EPOCHS, SEARCH_EPOCHS, BATCH = 10_000, 4_000, 12, 4, 100
+ROWS, TEST_ROWS, EPOCHS, SEARCH_EPOCHS, BATCH = 50_000, 5_000, 3, 1, 100
 SEARCH_SEED = 1_000
 
 Theta = tuple[int, int, int, int, int, int]
@@ -185,14 +185,17 @@ EXPERIMENT = Experiment(
         f"{WIDTH} -> {WIDTH} on each structure, rho chosen for {MACS:,} multiply-adds a sample and layer (Kronecker "
         "and Monarch have rho = 1, half of that; dense has 65,536). Regression of the outputs of a dense model of the "
         f"same shape with random weights, {ROWS:,} rows, {EPOCHS} epochs of Adam; the loss is the mean squared error "
-        "over the variance, on rows that were not trained on. Learning rate by validation, for each structure."
+        "over the variance, on rows that were not trained on. Learning rate by validation, for each structure. As in "
+        "the source, computing is scarce and rows are not. Where rows are scarce it does not hold: with 32 inputs, "
+        "10,000 rows and 12 epochs, low rank had 0.271 and BTT 0.280."
     ),
-    cost="6 min",
-    quick_cost="1 min",
+    cost="12 min",
+    quick_cost="2 min",
     units=_units,
     lines=_lines,
     recipe={
-        "macs": MACS, "rows": ROWS, "epochs": EPOCHS, "search_epochs": SEARCH_EPOCHS, "batch": BATCH,
+        "macs": MACS, "features": FEATURES, "rows": ROWS, "epochs": EPOCHS, "search_epochs": SEARCH_EPOCHS,
+        "batch": BATCH,
         "rates": LEARNING_RATES, "random": RANDOM,
     },
     text=_text,

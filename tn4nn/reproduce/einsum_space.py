@@ -186,8 +186,7 @@ EXPERIMENT = Experiment(
         "and Monarch have rho = 1, half of that; dense has 65,536). Regression of the outputs of a dense model of the "
         f"same shape with random weights, {ROWS:,} rows, {EPOCHS} epochs of Adam; the loss is the mean squared error "
         "over the variance, on rows that were not trained on. Learning rate by validation, for each structure. As in "
-        "the source, computing is scarce and rows are not. Where rows are scarce it does not hold: with 32 inputs, "
-        "10,000 rows and 12 epochs, low rank had 0.271 and BTT 0.280."
+        "the source, computing is scarce and rows are not."
     ),
     cost="12 min",
     quick_cost="2 min",

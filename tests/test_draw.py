@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._draw import draw
+from tn4nn._draw import draw, scale_colour
+from tn4nn._entanglement import bond_shares
 from tn4nn._errors import TN4NNError
 from tn4nn.testing import random_network
 
@@ -97,3 +99,61 @@ def test_no_pyplot() -> None:
     code = "import sys, tn4nn as tn; tn.dense(4, 4).draw(); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# -- entanglement -----------------------------------------------------------------------------------------------
+
+
+def test_bonds_are_coloured_by_their_share_of_the_entropy() -> None:
+    net = tn.mpo((4, 4, 4), (4, 4, 4)).with_ranks({"a0": 8, "a1": 2})
+    weights = net.init(0)
+    weights["core2"][1:] = 0  # nothing passes the second bond but one value
+    shares = bond_shares(net, weights)
+    assert shares["a1"] == pytest.approx(0, abs=1e-6)
+    assert shares["a0"] == pytest.approx(tn.entanglement(net, weights)[0].entropy / math.log(8))
+    figure = net.draw(weights=weights)
+    colours = {line.get_color() for line in figure.axes[0].lines}
+    assert {scale_colour(0.0), scale_colour(shares["a0"])} <= colours
+    assert "S / ln χ = 0" in texts(figure)
+
+
+@pytest.mark.parametrize("name", tn.catalogue())
+def test_every_topology_is_drawn_with_its_weights(name: str) -> None:
+    net = tn.build(name, 64, 16, sites=3).with_rank(3)
+    shares = bond_shares(net, net.init(0))
+    assert set(shares) == set(net.ranks)
+    assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares.values())
+    assert len(net.draw(weights=net.init(0)).axes[0].patches) == len(net.topology.cores)
+
+
+@pytest.mark.parametrize(("ending", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_entropies_beside_bound_and_nulls(tmp_path: Path, ending: str, start: bytes) -> None:
+    W = np.random.default_rng(0).normal(size=(64, 64))
+    modes = {"inputs": (4, 4, 4), "outputs": (4, 4, 4)}
+    found = tn.entanglement(W, **modes)
+    path = tmp_path / f"entropies{ending}"
+    figure = found.draw(str(path), nulls=tn.entanglement_nulls(W, **modes))
+    assert path.read_bytes().startswith(start)
+    drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert list(drawn["S"]) == list(found.entropies)
+    assert list(drawn["bound"]) == [cut.bound for cut in found]
+    assert {"shuffled", "random"} < set(drawn)
+    with pytest.raises(TN4NNError, match="nulls: 'one' has other cuts"):
+        found.draw(nulls={"one": tn.entanglement(W, cuts=[1], **modes)})
+
+
+def test_spectra_over_epochs(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(60, 64)).astype(np.float32)
+    model = tn.Sequential(tn.Linear(tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(4)), tn.ReLU(), tn.Linear(64, 2))
+    log = tn.EntanglementLog(model)
+    with pytest.raises(TN4NNError, match="nothing is recorded yet"):
+        log.draw("0")
+    tn.train(model, (x, (x[:, 0] > 0).astype(np.int64)), epochs=3, callback=log)
+    figure = log.draw("0", str(tmp_path / "spectra.svg"))
+    assert len(figure.axes) == 2
+    for i, panel in enumerate(figure.axes):
+        lines = [list(line.get_ydata()) for line in panel.lines]
+        assert lines == [pytest.approx(list(epoch["0"][i].probabilities)) for epoch in log.epochs]
+    with pytest.raises(TN4NNError, match="'1' is no layer with bonds"):
+        log.draw("1")

@@ -71,6 +71,7 @@ from ._schedule import learning_rates
 from ._topology import Core, Topology, topology
 
 if TYPE_CHECKING:
+    from . import presets
     from ._autorank import AutoRank
     from ._calibrate import Calibration, calibrate, calibrated
     from ._compare import Candidate, Report, compare, read_topologies
@@ -81,8 +82,11 @@ if TYPE_CHECKING:
     from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
     from ._io import load, save
+    from ._objective import TrainingLoss
     from ._ranks import cut, grow
+    from ._reconnect import Reconnection, reconnect
     from ._round import rounded
+    from ._search import Evaluation, Search, search
     from ._svd import Factors, low_rank_factors
     from ._train import Epoch, Run, train
     from ._watch import EntanglementLog
@@ -90,7 +94,8 @@ if TYPE_CHECKING:
     __version__: str
 
 # Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
-_LAZY = {
+_LAZY: dict[str, tuple[str, str | None]] = {
+    "presets": ("presets", None),  # the module itself
     "Calibration": ("_calibrate", "Calibration"),
     "calibrate": ("_calibrate", "calibrate"),
     "calibrated": ("_calibrate", "calibrated"),
@@ -119,6 +124,12 @@ _LAZY = {
     "balance": ("_gauge", "balance"),
     "canonicalise": ("_gauge", "canonicalise"),
     "gauge_error": ("_gauge", "gauge_error"),
+    "TrainingLoss": ("_objective", "TrainingLoss"),
+    "Reconnection": ("_reconnect", "Reconnection"),
+    "reconnect": ("_reconnect", "reconnect"),
+    "Evaluation": ("_search", "Evaluation"),
+    "Search": ("_search", "Search"),
+    "search": ("_search", "search"),
     "Factors": ("_svd", "Factors"),
     "low_rank_factors": ("_svd", "low_rank_factors"),
     "Epoch": ("_train", "Epoch"),
@@ -140,7 +151,8 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         module, attribute = _LAZY[name]
-        value = getattr(import_module(f".{module}", __name__), attribute)
+        found = import_module(f".{module}", __name__)
+        value = found if attribute is None else getattr(found, attribute)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -193,6 +205,7 @@ __all__ = [
     "entanglement_nulls",
     "EntanglementLog",
     "Epoch",
+    "Evaluation",
     "Factors",
     "Flatten",
     "gauge_error",
@@ -222,8 +235,11 @@ __all__ = [
     "peps",
     "Plan",
     "plan",
+    "presets",
     "rank_caps",
     "read_topologies",
+    "reconnect",
+    "Reconnection",
     "ReLU",
     "Report",
     "Residual",
@@ -231,6 +247,8 @@ __all__ = [
     "rounded",
     "Run",
     "save",
+    "Search",
+    "search",
     "Sequential",
     "ShapeError",
     "Sigmoid",
@@ -241,6 +259,7 @@ __all__ = [
     "topology",
     "TopologyError",
     "train",
+    "TrainingLoss",
     "tree",
     "tucker",
     "Unflatten",

@@ -212,18 +212,23 @@ class Als:
             way = rest + square / last * way
         return found, times
 
-    def run(self, starts: Sequence[Mapping[str, Array]], sweeps: int | None = None) -> dict[str, Array]:
-        """Fits from the best of several starts: each gets some sweeps, and the best of them goes on."""
+    def run(
+        self, starts: Sequence[Mapping[str, Array]], sweeps: int | None = None, enough: float = 1e-15
+    ) -> dict[str, Array]:
+        """Fits from the best of several starts: each gets some sweeps, and the best of them goes on, until the squared
+        error is below `enough`."""
         most = int(min(_SWEEPS[1], max(_SWEEPS[0], _WORK // max(1, self.macs)))) if sweeps is None else sweeps
-        tried = [self._go_on(_balanced(start), _SWEEPS[0] // 2, 0.0) for start in starts]
+        tried = [self._go_on(_balanced(start), _SWEEPS[0] // 2, 0.0, enough) for start in starts]
         weights, lost = min(tried, key=lambda made: made[1])
-        return self._go_on(weights, most, lost)[0]
+        return self._go_on(weights, most, lost, enough)[0]
 
-    def _go_on(self, weights: dict[str, Array], sweeps: int, before: float) -> tuple[dict[str, Array], float]:
+    def _go_on(
+        self, weights: dict[str, Array], sweeps: int, before: float, enough: float
+    ) -> tuple[dict[str, Array], float]:
         lost = before
         for _ in range(sweeps):
             weights, lost = self.sweep(weights)
-            if (before - lost <= _SETTLED * lost and before >= lost > 0) or lost < 1e-15:
+            if (before - lost <= _SETTLED * lost and before >= lost > 0) or lost < enough:
                 break
             before = lost
         return weights, lost

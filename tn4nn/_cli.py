@@ -1,6 +1,7 @@
 """The command line: thin over the library; `tn4nn COMMAND --help` says what each option means.
 
-Exit codes: 0 done, 1 an error that is told in one message, 2 wrong usage, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 an error that is told in one message, 2 wrong usage, 3 an experiment that does not hold,
+130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ._report import print_table, write_json
 from ._topology import Topology, parse
 from ._train import train
 from .interop.einsum import from_einsum
+from .reproduce._cli import reproduce
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _out = Console()
@@ -393,6 +395,9 @@ def _backends(json: Json = None) -> None:
             _out.print(f"{name:<10} not installed: {error}", highlight=False, markup=False, soft_wrap=True)
     if json is not None:
         write_json(json, {"schema": 1, "rows": rows})
+
+
+app.command("reproduce")(reproduce)
 
 
 @app.command("catalogue")

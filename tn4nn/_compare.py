@@ -32,9 +32,11 @@ from ._data import load as load_data
 from ._errors import BudgetError, CheckpointError, TN4NNError, TopologyError
 from ._layers import Layer, Linear, ReLU, Sequential
 from ._model_budget import with_budget
-from ._plan import bucket, plan
+from ._network import Network
+from ._plan import bucket, min_macs, plan
 from ._report import print_table, write_csv, write_html, write_json
-from ._topology import Topology, fingerprint_of, read_json
+from ._significance import level_with_best
+from ._topology import Topology, checked_size, fingerprint_of, read_json
 from ._train import train
 
 SCHEMA = 1
@@ -68,6 +70,7 @@ class Settings:
         hidden: neurons of the hidden layer.
         epochs: of a run.
         search_epochs: of a run of the learning-rate search.
+        search_rows: of the training data that the search sees, None for all.
         batch_size: rows of a step.
         optimizer: see `train`.
         lr: a number, or "auto".
@@ -79,6 +82,7 @@ class Settings:
     hidden: int
     epochs: int
     search_epochs: int
+    search_rows: int | None
     batch_size: int
     optimizer: str
     lr: float | str
@@ -101,6 +105,12 @@ class Report:
         """One for each (topology, budget, backend, seed)."""
         return list(self.results["rows"])
 
+    def level_with_best(self, budget: int, backend: str, alpha: float = 0.05) -> dict[str, float]:
+        """Topologies whose test accuracy is not significantly below the best one's, with their p (Welch's t-test over
+        the seeds, Holm-corrected); the dense reference counts only where its size is the budget."""
+        chosen = [row for row in self.rows if row["budget"] == budget and row["backend"] == backend]
+        return level_with_best(chosen, alpha)
+
     def save(self, folder: str | Path) -> Path:
         """Writes results.json, results.csv and report.html into a folder; returns the path of the page."""
         where = Path(folder)
@@ -122,6 +132,7 @@ def compare(
     topologies: Sequence[str | Topology | Candidate] = DEFAULT_TOPOLOGIES,
     *,
     budget: int | Sequence[int] | None = None,
+    macs: int | Sequence[int] | None = None,
     data: str | Dataset = "digits",
     backends: Sequence[str] | None = None,
     seeds: int = 3,
@@ -132,6 +143,7 @@ def compare(
     batch_size: int | None = None,
     optimizer: str = "adam",
     lr: float | str = "auto",
+    search_rows: int | None = None,
     precision: str = "float32",
     device: str | None = None,
     out: str | Path | None = None,
@@ -139,7 +151,7 @@ def compare(
     jobs: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Compares topologies on one task under one parameter budget.
+    """Compares topologies on one task under one budget, of parameters or of multiply-adds.
 
     The model is features -> hidden -> classes with one ReLU between. Both matrices stand on the topology and
     share the budget, which counts their weights and no biases. "dense" is the reference: it has the size it
@@ -150,6 +162,8 @@ def compare(
             dense, for every candidate), or Candidates.
         budget: weights of the layers compared; several give one table each (default 1,500 for digits, 4,000
             otherwise).
+        macs: in the place of `budget`, multiply-adds for each sample of the hidden layer, forward, in the order that
+            needs fewest for a batch; head="dense" only.
         data: "digits" (embedded), "mnist", "fashion-mnist", a path of an .npz file, or a Dataset.
         backends: names (default: all that are installed and train).
         seeds: how many seeds, from 0.
@@ -161,6 +175,7 @@ def compare(
         optimizer: see `train`.
         lr: a number, or "auto": for each topology and budget the best of four rates on the validation split, a
             third of the epochs each, on the first backend, with a seed that is not reported.
+        search_rows: the search sees so many rows of the training data (default: all).
         precision: "float32", "float64" or "bf16".
         device: the framework's own word.
         out: folder for rows that are finished (and nothing else: `Report.save` writes the rest).
@@ -187,6 +202,7 @@ def compare(
         hidden=hidden,
         epochs=epochs,
         search_epochs=max(1, epochs // 3),
+        search_rows=None if search_rows is None else checked_size(search_rows, "search_rows"),
         batch_size=batch_size or (64 if small else 100),
         optimizer=optimizer,
         lr=lr,
@@ -203,8 +219,10 @@ def compare(
     for name in names:
         backend(name)
     candidates = candidates_for(topologies, loaded, hidden, sites, head)
-    asked = _budgets(budget, 1_500 if small else 4_000)
-    cells, dropped = _cells(candidates, asked, loaded, settings, names, seeds)
+    if macs is not None and (budget is not None or any(c.head is not None for c in candidates)):
+        raise TN4NNError("macs= counts those of the hidden layer alone: give head='dense', and no budget=")
+    asked = _budgets(budget if macs is None else macs, 1_500 if small else 4_000)
+    cells, dropped = _cells(candidates, asked, loaded, settings, names, seeds, "params" if macs is None else "macs")
     store = _Store(None if out is None else Path(out) / "rows.jsonl", resume)
     sweep = _Sweep(cells, loaded, settings, store, progress or (lambda _: None))
     sweep.run(jobs)
@@ -215,7 +233,8 @@ def compare(
         {
             "schema": SCHEMA,
             "machine": machine(names),
-            "config": {**dataclasses.asdict(settings), "budgets": list(asked), "seeds": seeds, "jobs": jobs,
+            "config": {**dataclasses.asdict(settings), "budgets": list(asked),
+                       "budget_of": "params" if macs is None else "macs", "seeds": seeds, "jobs": jobs,
                        "head": "dense" if any(c.head is None for c in candidates) else "network",
                        "learning_rates": list(LEARNING_RATES) if lr == "auto" else [lr]},
             "rows": rows,
@@ -336,9 +355,13 @@ def _budgets(given: int | Sequence[int] | None, default: int) -> tuple[int, ...]
     return tuple(dict.fromkeys(checked_budget(budget, "weights") for budget in many))
 
 
-def model_for(candidate: Candidate, budget: int | None, classes: int) -> Layer:
-    """The model of a candidate with its ranks chosen; None for the dense reference, which has no choice."""
-    hidden = candidate.hidden
+def model_for(candidate: Candidate, budget: int | None, classes: int, macs_at: int | None = None) -> Layer:
+    """The model of a candidate with its ranks chosen; None for the dense reference, which has no choice. With
+    `macs_at`, a batch size, the budget is one of multiply-adds for each sample of the hidden layer."""
+    hidden: Topology | Network = candidate.hidden
+    if macs_at is not None and budget is not None:
+        hidden = candidate.hidden.with_budget(macs=budget * macs_at, batch=macs_at)
+        budget = None
     last = Linear(hidden.out_features, classes) if candidate.head is None else Linear(candidate.head)
     model = Sequential(Linear(hidden), ReLU(), last)
     return model if budget is None else with_budget(model, params=budget, count="networks")
@@ -354,6 +377,7 @@ class Cell:
         model: with its ranks.
         params: weights of the compared layers.
         dense_params: of dense layers of the same shape.
+        fill: share of the budget that is used.
         backend: name.
         seed: of the run.
         key: hash of everything that decides the result.
@@ -364,6 +388,7 @@ class Cell:
     model: Layer
     params: int
     dense_params: int
+    fill: float
     backend: str
     seed: int
     key: str
@@ -376,8 +401,10 @@ def _cells(
     settings: Settings,
     names: Sequence[str],
     seeds: int,
+    unit: str,
 ) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """The cells to run, and the rows of those that no ranks can meet."""
+    """The cells to run, and the rows of those that no ranks can meet; `unit` of the budgets: "params" or "macs"."""
+    batch = settings.batch_size if unit == "macs" else None
     cells: list[Cell] = []
     dropped: list[dict[str, Any]] = []
     digest = fingerprint_of([data.x_train.tobytes().hex()[:4096], len(data.x_train), data.features, data.classes])
@@ -385,18 +412,19 @@ def _cells(
         dense = not c.hidden.bonds and len(c.hidden.cores) == 1
         for asked in budgets[:1] if dense else budgets:
             try:
-                model = model_for(c, None if dense else asked, data.classes)
+                model = model_for(c, None if dense else asked, data.classes, batch)
             except BudgetError as error:
                 dropped.append(_empty(c.name, asked, names[0], settings, "infeasible", str(error)))
                 continue
             compared = {n: net for n, net in model.networks().items() if c.head is not None or n == "0"}
             params = sum(net.num_params for net in compared.values())
             whole = sum(net.dense_params for net in compared.values())
+            used = params if batch is None else min_macs(compared["0"], batch) / batch
+            budget = round(used) if dense else asked
             for name in names:
                 for seed in range(seeds):
-                    budget = params if dense else asked
                     key = fingerprint_of([SCHEMA, dataclasses.asdict(settings), model.fingerprint, name, seed, digest])
-                    cells.append(Cell(c.name, budget, model, params, whole, name, seed, key))
+                    cells.append(Cell(c.name, budget, model, params, whole, used / budget, name, seed, key))
     return cells, dropped
 
 
@@ -428,7 +456,7 @@ def _row(cell: Cell, settings: Settings) -> dict[str, Any]:
     return row | {
         "params": cell.params,
         "model_params": everything,
-        "fill": cell.params / cell.budget,
+        "fill": cell.fill,
         "compression": cell.dense_params / cell.params,
         "model_compression": (everything + spared) / everything,
         "macs_per_sample": round(sum(cost.macs for cost in costs) / 3 / bucket(settings.batch_size)),
@@ -459,9 +487,10 @@ def _best_rate(cell: Cell, data: Dataset, settings: Settings) -> float:
     if isinstance(settings.lr, int | float):
         return float(settings.lr)
     scores = []
+    rows = slice(settings.search_rows)
     for lr in LEARNING_RATES:
         run = train(
-            cell.model, (data.x_train, data.y_train), backend=cell.backend, seed=_SEARCH_SEED,
+            cell.model, (data.x_train[rows], data.y_train[rows]), backend=cell.backend, seed=_SEARCH_SEED,
             epochs=settings.search_epochs, batch_size=settings.batch_size, optimizer=settings.optimizer, lr=lr,
             precision=settings.precision, device=settings.device,
         )  # fmt: skip

@@ -43,12 +43,19 @@ _FAN = 0.58  # between the ends of two stubs
 _STEP = 1.35  # between neighbouring cores
 
 
-def draw(topology: Topology, ranks: Mapping[str, int] | None = None, *, path: str | None = None) -> Figure:
+def draw(
+    topology: Topology,
+    ranks: Mapping[str, int] | None = None,
+    *,
+    shares: Mapping[str, float] | None = None,
+    path: str | None = None,
+) -> Figure:
     """Draws a topology; see `Topology.draw` and `Network.draw`.
 
     Args:
         topology: what is drawn.
         ranks: bond -> size; given, bonds are labelled with it and drawn wider, else with their names.
+        shares: bond -> S / ln(chi), from 0 to 1; given, bonds are coloured by it.
         path: a .png or .svg file to write.
 
     Raises:
@@ -60,25 +67,52 @@ def draw(topology: Topology, ranks: Mapping[str, int] | None = None, *, path: st
         >>> len(figure.axes[0].patches)  # one circle for each core
         4
     """
-    ending = "" if path is None else os.path.splitext(path)[1].lower()
-    if path is not None and ending not in (".png", ".svg"):
+    figure = new_figure(path)
+    colours = None if shares is None else {bond: scale_colour(share) for bond, share in shares.items()}
+    _paint(figure, _arranged(topology, ranks, colours))
+    return saved(figure, path)
+
+
+def new_figure(path: str | None, width: float = 6.0, height: float = 4.0) -> Figure:
+    """An empty figure of so many inches, that will be written to `path`.
+
+    Raises:
+        TN4NNError: a path that ends neither in .png nor in .svg, or matplotlib is not installed.
+    """
+    if path is not None and _ending(path) not in (".png", ".svg"):
         raise TN4NNError(f"expected a .png or .svg file for a picture, received {path!r}")
     try:
+        # No pyplot: it keeps a global list of figures and chooses a backend for the process.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         message = f"expected matplotlib for pictures; received {error}. What would do: {_NEEDS}"
         raise TN4NNError(message) from error
-    picture = _arranged(topology, ranks)
-    figure = Figure(layout=None)
+    figure = Figure(figsize=(width, height), layout=None)
     FigureCanvasAgg(figure)
-    _paint(figure, picture)
+    return figure
+
+
+def saved(figure: Figure, path: str | None) -> Figure:
+    """The figure, written to a file where one is named."""
     if path is not None:
         buffer = io.BytesIO()
-        metadata: dict[str, Any] = {"Date": None} if ending == ".svg" else {}  # equal pictures, equal bytes
-        figure.savefig(buffer, format=ending[1:], dpi=160, metadata=metadata)
+        metadata: dict[str, Any] = {"Date": None} if _ending(path) == ".svg" else {}  # equal pictures, equal bytes
+        figure.savefig(buffer, format=_ending(path)[1:], dpi=160, metadata=metadata)
         atomic_write(path, buffer.getvalue())
     return figure
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def scale_colour(share: float) -> str:
+    """A colour from light (0) to dark (1) that is told apart by every kind of colour vision, and in grey."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return str(to_hex(colormaps["cividis_r"](0.08 + 0.92 * min(1.0, max(0.0, share)))))
 
 
 # -- the graph ----------------------------------------------------------------------------------------------
@@ -332,6 +366,7 @@ class _Picture:
     dots: Places = dataclasses.field(default_factory=dict)
     lines: list[tuple[list[Point], str, float]] = dataclasses.field(default_factory=list)
     labels: list[tuple[Point, str, str]] = dataclasses.field(default_factory=list)
+    scale: bool = False  # whether a scale of the bonds' colours stands below
 
     def busy(self) -> list[tuple[Point, float]]:
         """Points that are taken, and how far around them."""
@@ -362,11 +397,13 @@ def _room(points: Iterable[Point], taken: Sequence[tuple[Point, float]]) -> floa
     return float(gaps.min())
 
 
-def _arranged(topology: Topology, ranks: Mapping[str, int] | None) -> _Picture:
+def _arranged(
+    topology: Topology, ranks: Mapping[str, int] | None, colours: Mapping[str, str] | None = None
+) -> _Picture:
     places = _places(topology)
     cores = {core.name: places[core.name] for core in topology.cores}
     title = f"{topology.name}  {topology.in_features} → {topology.out_features}"
-    picture = _Picture(title, cores)
+    picture = _Picture(title, cores, scale=colours is not None)
     picture.dots.update({node: place for node, place in places.items() if node.startswith(":")})
     holders = _holders(topology)
     waiting: list[tuple[list[Point], str]] = []  # bonds whose labels are placed when every line is there
@@ -374,17 +411,18 @@ def _arranged(topology: Topology, ranks: Mapping[str, int] | None) -> _Picture:
     # Dots come last: they stand where the lines leave room.
     for bond in sorted(topology.bonds, key=lambda bond: len(holders[bond]) > 2):
         text, width = _bond_style(bond, ranks)
+        colour = (colours or {}).get(bond, _BOND)
         ends = holders[bond]
         if len(ends) == 2:
             pair = frozenset(ends)
             number = pairs[pair] = pairs.get(pair, 0) + 1
             line = _bond_line(picture, ends[0], ends[1], number)
-            picture.lines.append((line, _BOND, width))
+            picture.lines.append((line, colour, width))
             waiting.append((line, text))
         else:
             place = _place_dot(picture, bond, ends)
             for core in ends:
-                picture.lines.append(([cores[core], place], _BOND, width))
+                picture.lines.append(([cores[core], place], colour, width))
             longest = max((cores[core] for core in ends), key=lambda at: math.dist(at, place))
             waiting.append(([place, longest], text))
     _shared_legs(picture, topology, holders)
@@ -572,7 +610,9 @@ def _paint(figure: Figure, picture: _Picture) -> None:
     low, high = min(y for _, y in points) - 0.3, max(y for _, y in points) + 0.62
     high = max(high, max(y for _, y in picture.cores.values()) + _RADIUS + 0.5)
     low = min(low, min(y for _, y in picture.cores.values()) - _RADIUS - 0.15)
-    missing = max(0.0, 0.13 * len(picture.title) - (right - left)) / 2  # the title must fit too
+    low -= 0.55 if picture.scale else 0.0
+    least = max(0.13 * len(picture.title), 4.2 if picture.scale else 0.0)
+    missing = max(0.0, least - (right - left)) / 2  # the title and the scale must fit too
     left, right = left - missing, right + missing
     scale = min(1.0, _WIDEST / ((right - left) * _INCH))
     figure.set_size_inches((right - left) * _INCH * scale, (high - low) * _INCH * scale)
@@ -598,3 +638,16 @@ def _paint(figure: Figure, picture: _Picture) -> None:
     for place, text, colour in picture.labels:
         axes.text(*place, text, color=colour, fontsize=8.5 * scale, bbox=back, zorder=2.5, **middle)
     axes.text((left + right) / 2, high - 0.2, picture.title, fontsize=10 * scale, **middle)
+    if picture.scale:
+        _paint_scale(axes, (left + right) / 2, low + 0.3, scale)
+
+
+def _paint_scale(axes: Axes, x: float, y: float, scale: float) -> None:
+    """The colours from S = 0 to S = ln(chi)."""
+    steps = 24
+    for i in range(steps):
+        ends = [x - 0.8 + 1.6 * (i + k) / steps for k in (0, 1)]
+        axes.plot(ends, [y, y], color=scale_colour(i / (steps - 1)), linewidth=6 * scale, solid_capstyle="butt")
+    small: dict[str, Any] = {"va": "center", "fontsize": 8 * scale, "parse_math": False}
+    axes.text(x - 0.88, y, "S / ln χ = 0", ha="right", **small)
+    axes.text(x + 0.88, y, "1", ha="left", **small)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,10 +17,14 @@ from ._init import rng_for
 from ._network import Network
 from ._ordering import Ordering
 from ._paths import Legs
+from ._ranks import schmidt_values
 from ._svd import Array, checked_array, singular_values
 from ._topology import nearest
 from ._tree import holders_of, tree_of
 from .reference import contract
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Weights = Mapping[str, NDArray[Any]]
 CutName = str | int | Sequence[str] | Sequence[int]
@@ -84,6 +88,29 @@ class Entanglement(Sequence[Cut]):
     def entropies(self) -> Array:
         """S of every cut, in nats."""
         return np.array([cut.entropy for cut in self._cuts])
+
+    def draw(self, path: str | None = None, *, nulls: Mapping[str, Entanglement] | None = None) -> Figure:
+        """Draws S along the cuts beside its bound, with matplotlib.
+
+        Args:
+            path: a .png or .svg file to write.
+            nulls: name -> the same cuts of something else, such as `entanglement_nulls` gives.
+
+        Raises:
+            TN4NNError: nulls with other cuts, another ending, or matplotlib is not installed.
+
+        Example:
+            >>> import numpy as np, tn4nn as tn
+            >>> W = np.random.default_rng(0).normal(size=(64, 64))
+            >>> modes = {"inputs": (4, 4, 4), "outputs": (4, 4, 4)}
+            >>> nulls = tn.entanglement_nulls(W, **modes)
+            >>> figure = tn.entanglement(W, **modes).draw(nulls=nulls)
+            >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+            ['bound', 'shuffled', 'random', 'S']
+        """
+        from ._plots import draw_entropies
+
+        return draw_entropies(self, nulls or {}, path)
 
     def __str__(self) -> str:
         width = max([3, *(len(cut.name) for cut in self._cuts)])
@@ -365,6 +392,20 @@ def _root(
     width = math.prod(sizes[leg] for leg in crossing)
     eigenvalues, vectors = np.linalg.eigh(gram.reshape(width, width))
     return np.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)))
+
+
+def bond_shares(network: Network, weights: Weights) -> dict[str, float]:
+    """S / ln(chi) of every bond, 0 where chi is 1: at a bond of a tree S of W across it, elsewhere that of the Schmidt
+    values of the two cores that it joins (of a hyperedge: of the products of their norms)."""
+    network.check(weights)
+    tree = tree_of(network.topology)
+    if tree is not None and tree.is_plain:
+        found = entanglement(network, weights, cuts="bonds") if network.ranks else ()
+        entropies = {cut.name: cut.entropy for cut in found}
+    else:
+        values = {bond: schmidt_values(network, weights, bond) for bond in network.ranks}
+        entropies = {bond: Cut(bond, (), s, 0.0).entropy if s.any() else 0.0 for bond, s in values.items()}
+    return {b: entropies[b] / math.log(n) if n > 1 else 0.0 for b, n in network.ranks.items()}
 
 
 # -- what is not special ----------------------------------------------------------------------------------------

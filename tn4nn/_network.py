@@ -164,11 +164,24 @@ class Network:
         """Reads what `to_json` wrote."""
         return cls.from_dict(read_json(text, "network"))
 
-    def draw(self, path: str | None = None) -> Figure:
-        """Draws the graph, each bond labelled with its size; saves it where a path is given."""
-        from ._draw import draw
+    def draw(self, path: str | None = None, *, weights: Mapping[str, NDArray[Any]] | None = None) -> Figure:
+        """Draws the graph with matplotlib, each bond labelled with its size chi and the wider the larger.
 
-        return draw(self.topology, self.ranks, path=path)
+        Args:
+            path: a .png or .svg file to write.
+            weights: core name -> array; given, each bond is coloured by S / ln(chi), the share of the entanglement
+                entropy that its size allows. At a bond of a tree S is that of W across it, in a loop that of the two
+                cores which it joins.
+
+        Raises:
+            TN4NNError: another ending, or matplotlib is not installed.
+            ShapeError: weights of another network.
+        """
+        from ._draw import draw
+        from ._entanglement import bond_shares
+
+        shares = None if weights is None else bond_shares(self, weights)
+        return draw(self.topology, self.ranks, shares=shares, path=path)
 
     def __str__(self) -> str:
         t = self.topology

@@ -126,8 +126,18 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         CheckpointError: a value that JSON has no form for; it says where in the object.
         WriteError: the file cannot be written; an older one of that name is unchanged.
     """
-    text = json.dumps(_plain(obj, "$"), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write(path, (text + "\n").encode())
+
+
+def plain(obj: Any) -> Any:
+    """What a reader of `write_json`'s file gets back.
+
+    Example:
+        >>> plain({"a": (1, np.float64("nan"))})
+        {'a': [1, None]}
+    """
+    return _plain(obj, "$")
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -227,7 +227,7 @@ def train(
     keeper = None
     if checkpoint is not None:
         identity = fingerprint_of(
-            [model.fingerprint, backend, dataclasses.asdict(spec), rates, _digest(*fitting), _digest(*start.values())]
+            [model.fingerprint, backend, dataclasses.asdict(spec), rates, digest(*fitting), digest(*start.values())]
         )
         keeper = _Keeper(Path(checkpoint), identity, checkpoint_every)
     loop = _Loop(trainer, fitting, held_out, batch_size, seed, rates, per_epoch, patience, loss, model)
@@ -561,12 +561,13 @@ def _at_least(least: int, **values: int) -> None:
             raise TN4NNError(f"{name} must be a whole number of at least {least}, received {value!r}")
 
 
-def _digest(*arrays: NDArray[Any]) -> str:
-    digest = hashlib.sha256()
+def digest(*arrays: NDArray[Any]) -> str:
+    """Equal for equal arrays, of one shape and dtype."""
+    found = hashlib.sha256()
     for array in arrays:
-        digest.update(repr((array.shape, str(array.dtype))).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+        found.update(repr((array.shape, str(array.dtype))).encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from ._layers import Layer
 from ._network import Network
 from ._topology import Topology, nearest
 from ._train import Epoch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class EntanglementLog:
@@ -70,3 +73,17 @@ class EntanglementLog:
         if layer not in self._topologies:
             raise TN4NNError(f"{layer!r} is no layer with bonds of this model." + nearest(layer, self._topologies))
         return np.array([found[layer].entropies for found in self.epochs])
+
+    def draw(self, layer: str, path: str | None = None) -> Figure:
+        """Draws the Schmidt spectrum at every cut of a layer over the epochs, with matplotlib: p = s^2 / sum s^2, a
+        line for each epoch, from light to dark.
+
+        Raises:
+            TN4NNError: no such layer, nothing recorded yet, another ending than .png or .svg, or no matplotlib.
+        """
+        from ._plots import draw_spectra
+
+        self.entropies(layer)  # names the layers that there are
+        if not self.epochs:
+            raise TN4NNError("nothing is recorded yet: pass the log to tn.train as callback= first")
+        return draw_spectra([found[layer] for found in self.epochs], path)

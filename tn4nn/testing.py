@@ -152,6 +152,7 @@ def _other_cases() -> list[Case]:
         Case("avgpool", layers.AvgPool((3, 2), 1), (2, 5, 4), (1, 3)),
         Case("flatten", layers.Flatten(), (2, 3, 2), (1, 3)),
         Case("unflatten", layers.Unflatten((2, 3)), (6,), (1, 3)),
+        Case("unflatten-image", layers.Unflatten((2, 3)), (3, 2), (1, 3)),
         Case("batchnorm", layers.BatchNorm(6), (6,), (1, 3)),
         Case("batchnorm-image", layers.BatchNorm(2), (2, 3, 3), (1, 3)),
         Case("layernorm", layers.LayerNorm(6), (6,), (1, 3)),

@@ -584,7 +584,8 @@ _PLAIN: dict[type[layers.Layer], Callable[[Any], nn.Module]] = {
     layers.Sigmoid: lambda _: nn.Sigmoid(),
     layers.SiLU: lambda _: nn.SiLU(),
     layers.Flatten: lambda _: nn.Flatten(),
-    layers.Unflatten: lambda layer: nn.Unflatten(1, layer.shape),
+    # A sample may have any axes, as in the other backends; torch's own takes one that is flat.
+    layers.Unflatten: lambda layer: nn.Sequential(nn.Flatten(), nn.Unflatten(1, layer.shape)),
     layers.MaxPool: lambda layer: nn.MaxPool2d(*layer.window),
     layers.AvgPool: lambda layer: nn.AvgPool2d(*layer.window),
     layers.Dropout: lambda layer: nn.Dropout(layer.rate),

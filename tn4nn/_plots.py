@@ -1,0 +1,83 @@
+"""Figures of entanglement: entropies along the cuts, and spectra over epochs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._draw import new_figure, saved, scale_colour
+from ._errors import TN4NNError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ._entanglement import Entanglement
+
+# Okabe and Ito's colours, for every kind of colour vision; lines differ by their marks too.
+_OURS, _BOUND, _NULLS = "#0072B2", "#4d4d4d", ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_MARKS = "s^Dv"
+_MOST = 12  # panels; more cuts are left out
+_FLOOR = 1e-12  # of probabilities, in the figure
+_SLANTED = 6  # longer names of cuts are written at a slant
+
+
+def draw_entropies(found: Entanglement, nulls: Mapping[str, Entanglement], path: str | None) -> Figure:
+    """What `Entanglement.draw` does."""
+    names = [cut.name for cut in found]
+    for name, null in nulls.items():
+        if [cut.name for cut in null] != names:
+            raise TN4NNError(
+                f"nulls: {name!r} has other cuts than what is drawn: give entanglement_nulls the same cuts= and modes"
+            )
+    figure = new_figure(path, max(4.5, 1.6 + 0.7 * len(names)), 3.6)
+    axes = figure.add_subplot()
+    places = range(len(names))
+    axes.plot(places, [cut.bound for cut in found], color=_BOUND, linestyle="--", marker="_", label="bound")
+    for (name, null), colour, mark in zip(
+        nulls.items(), itertools.cycle(_NULLS), itertools.cycle(_MARKS), strict=False
+    ):
+        axes.plot(places, null.entropies, color=colour, marker=mark, markersize=5, linewidth=1.2, label=name)
+    axes.plot(places, found.entropies, color=_OURS, marker="o", linewidth=2.2, label="S")
+    slanted = max(map(len, names)) > _SLANTED
+    turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if slanted else {}
+    axes.set_xticks(list(places), [name.removesuffix(" |") for name in names], parse_math=False, **turn)
+    axes.set_ylim(bottom=0)
+    _dress(axes, "cut: the legs of one side", "entropy S in nats")
+    axes.legend(frameon=False, fontsize=9)
+    figure.set_layout_engine("constrained")
+    return saved(figure, path)
+
+
+def draw_spectra(epochs: Sequence[Entanglement], path: str | None) -> Figure:
+    """What `EntanglementLog.draw` does."""
+    count = min(_MOST, len(epochs[-1]))
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = new_figure(path, 3.1 * columns + 0.6, 2.8 * rows + 0.4)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for i, panel in enumerate(panels[:count]):
+        for number, found in enumerate(epochs):
+            p = found[i].probabilities
+            kept = p[p > _FLOOR]
+            colour = scale_colour(number / max(1, len(epochs) - 1))
+            label = f"epoch {number + 1}" if number in (0, len(epochs) - 1) else None
+            panel.semilogy(range(1, len(kept) + 1), kept, color=colour, marker=".", linewidth=1.4, label=label)
+        _dress(panel, "number of the value", "p = s² / Σ s²" if i % columns == 0 else "")
+        first, last = (found[i].entropy for found in (epochs[0], epochs[-1]))
+        title = f"{epochs[-1][i].name.removesuffix(' |')}: S {first:.2f} → {last:.2f}"
+        panel.set_title(title, fontsize=9, parse_math=False)
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.set_layout_engine("constrained")
+    return saved(figure, path)
+
+
+def _dress(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True, alpha=0.15)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

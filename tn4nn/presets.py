@@ -1,0 +1,232 @@
+"""The published models, as layer graphs: each with its tensor-network layers, and with `dense=True` its dense twin.
+
+Sources: [G] Gao et al., Phys. Rev. Research 2, 023300 (2020), arXiv:1904.06194; [N] Novikov et al., arXiv:1509.06569;
+[H] K. Harada, "Compressing neural networks by tensor networks" (2022). Every model takes flat rows, as data sets hold
+them, images as (channels, height, width); a layer and its twin have the same name, so `replaced` finds the pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ._catalogue import mpo
+from ._errors import TopologyError
+from ._layers import (
+    AvgPool,
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool,
+    OnNetwork,
+    Parallel,
+    ReLU,
+    Residual,
+    Sequential,
+    Unflatten,
+)
+from ._network import Network
+
+Modes = Sequence[int]
+
+__all__ = [
+    "Replaced", "densenet40", "fc2", "lenet5", "mpo_fc", "replaced", "tnn_novikov", "vgg16", "vgg19", "wrn20_4",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Replaced:
+    """A layer of the dense model that a network took the place of.
+
+    Attributes:
+        name: of the dense layer.
+        network: what stands there.
+        params: numbers in its cores.
+        dense_params: numbers in the dense weight, a convolution's kernel included.
+    """
+
+    name: str
+    network: Network
+    params: int
+    dense_params: int
+
+
+def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
+    """The layers in which a model and its dense twin differ, in order; biases are not counted.
+
+    Raises:
+        TopologyError: models that are no twins.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> pairs = tn.presets.replaced(tn.presets.fc2(4), tn.presets.fc2(dense=True))
+        >>> [(pair.name, pair.params, pair.dense_params) for pair in pairs]
+        [('0', 1024, 200704), ('2', 736, 2560)]
+    """
+    dense = {name: layer for name, layer in twin.walk() if isinstance(layer, OnNetwork)}
+    found = []
+    for name, network in model.networks().items():
+        if not network.ranks:
+            continue
+        parts = name.split(".")
+        # A convolution that became a linear layer stands one level deeper, between two reshapes.
+        above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        place = next((one for one in above if one in dense), None)
+        if place is None:
+            raise TopologyError(f"layer {name!r} has no dense twin: expected one of {', '.join(dense) or 'none'}")
+        found.append(Replaced(place, network, network.num_params, dense[place].solid().num_params))
+    return tuple(found)
+
+
+def fc2(D: int = 16, *, dense: bool = False, bias: bool = True) -> Sequential:
+    """FC2 of [H] and [G], MNIST 784 -> 256 -> 10: MPO (4,7,7,4) -> (4,4,4,4) of bond dimension D, then MPO
+    (4,4,4,4) -> (1,1,10,1) of 4. The ranks are as published, so above D = 16 the outer bonds are larger than useful.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> tn.presets.fc2(4).num_weights, tn.presets.fc2(dense=True).num_weights
+        (1760, 203264)
+    """
+    first = _linear((4, 7, 7, 4), (4, 4, 4, 4), D, dense, bias)
+    return Sequential(first, ReLU(), _linear((4, 4, 4, 4), (1, 1, 10, 1), 4, dense, bias), input_shape=(784,))
+
+
+def mpo_fc(chi: int = 4, *, dense: bool = False) -> Sequential:
+    """MPO + FC of [H], MNIST in 32x32: MPO 4^5 -> 4^5, bonds chi or the largest useful rank, then dense 1024 -> 10."""
+    topology = mpo((4,) * 5, (4,) * 5)
+    first = Linear(1024, 1024) if dense else Linear(topology.with_rank(chi, clip=True))
+    return Sequential(first, ReLU(), Linear(1024, 10), input_shape=(1024,))
+
+
+def tnn_novikov(r: int = 8, *, dense: bool = False) -> Sequential:
+    """TensorNet of [N], MNIST in 32x32: TT-matrix (4,8,8,4) -> (5,5,5,5) of rank r, then dense 625 -> 10."""
+    first = _linear((4, 8, 8, 4), (5, 5, 5, 5), r, dense)
+    return Sequential(first, ReLU(), Linear(625, 10), input_shape=(1024,))
+
+
+def lenet5(*, dense: bool = False) -> Sequential:
+    """LeNet-5 of [G], MNIST: the third convolution sees its whole 5x5 input and is a linear layer, an MPO as the two
+    after it. As in the counts of [G] the twin's last two layers have no bias."""
+    return Sequential(
+        input_shape=(784,),
+        image=Unflatten((1, 28, 28)),
+        conv1=Conv2d(1, 6, kernel=5, padding=2),
+        relu1=ReLU(),
+        pool1=MaxPool(2),
+        conv2=Conv2d(6, 16, kernel=5),
+        relu2=ReLU(),
+        pool2=MaxPool(2),
+        flat=Flatten(),
+        conv3=_linear((2, 10, 10, 2), (2, 5, 6, 2), 4, dense),
+        relu3=ReLU(),
+        fc1=_linear((2, 5, 6, 2), (2, 3, 7, 2), 4, dense, bias=not dense),
+        relu4=ReLU(),
+        fc2=_linear((2, 3, 7, 2), (1, 5, 2, 1), 2, dense, bias=not dense),
+    )
+
+
+# Output channels and kernel of each convolution, group by group; each group ends in a pool.
+_VGG16 = (((64, 3),) * 2, ((128, 3),) * 2, *(((n, 3), (n, 3), (n, 1)) for n in (256, 512, 512)))
+_VGG19 = (((64, 3),) * 2, ((128, 3),) * 2, *(((n, 3),) * 4 for n in (256, 512, 512)))
+
+
+def vgg16(*, dense: bool = False) -> Sequential:
+    """VGG-16, configuration C, of [G], CIFAR-10: MPOs for the last two 3x3 convolutions (each as 2048 -> 2048 on its
+    2x2x512 map) and for the three linear layers."""
+    return _vgg(_VGG16, ("conv5_1", "conv5_2"), dense)
+
+
+def vgg19(*, dense: bool = False) -> Sequential:
+    """VGG-19 of [G], CIFAR-10: as `vgg16`, with four 3x3 convolutions in each of the last three groups."""
+    return _vgg(_VGG19, ("conv5_3", "conv5_4"), dense)
+
+
+def _vgg(groups: Sequence[Sequence[tuple[int, int]]], as_mpo: Sequence[str], dense: bool) -> Sequential:
+    layers: dict[str, Layer] = {"image": Unflatten((3, 32, 32))}
+    channels = 3
+    for g, group in enumerate(groups, 1):
+        for c, (width, kernel) in enumerate(group, 1):
+            name = f"conv{g}_{c}"
+            if name in as_mpo and not dense:
+                layers[name] = _conv_as_mpo((2, 8, 8, 8, 2), (512, 2, 2))
+            else:
+                layers[name] = Conv2d(channels, width, kernel=kernel, padding=kernel // 2, bias=False)
+            layers[f"bn{g}_{c}"], layers[f"relu{g}_{c}"] = BatchNorm(width), ReLU()
+            channels = width
+        layers[f"pool{g}"] = MaxPool(2)
+    layers["flat"] = Flatten()
+    wide = (4, 4, 8, 8, 4)
+    layers |= {"fc1": _linear((4, 4, 4, 4, 2), wide, 4, dense), "relu6": ReLU(), "drop1": Dropout(0.2)}
+    layers |= {"fc2": _linear(wide, wide, 4, dense), "relu7": ReLU(), "drop2": Dropout(0.2)}
+    layers["fc3"] = _linear(wide, (1, 10, 1, 1, 1), 4, dense)
+    return Sequential(input_shape=(3 * 32 * 32,), **layers)
+
+
+def wrn20_4(*, dense: bool = False) -> Sequential:
+    """Wide ResNet 20-4 of [G], CIFAR-10: MPOs for both convolutions of the last block, each as 16384 -> 16384 on its
+    8x8x256 map."""
+    layers: dict[str, Layer] = {"image": Unflatten((3, 32, 32)), "conv1": _conv3(3, 16)}
+    channels = 16
+    for g, width in enumerate((64, 128, 256), 1):
+        for b in range(1, 4):
+            stride = 2 if g > 1 and b == 1 else 1
+            if (g, b) == (3, 3) and not dense:
+                last = tuple(_conv_as_mpo((2, *(4,) * 6, 2), (256, 8, 8)) for _ in range(2))
+                body = _preactivated(channels, last[0], width, last[1])
+            else:
+                body = _preactivated(channels, _conv3(channels, width, stride), width, _conv3(width, width))
+            # Where the shape changes the shortcut leaves after the first activation, as in the released code.
+            project = Conv2d(channels, width, kernel=1, stride=stride, bias=False)
+            layers[f"block{g}_{b}"] = (
+                Sequential(*body[:2], Residual(Sequential(*body[2:]), project))
+                if b == 1
+                else Residual(Sequential(*body))
+            )
+            channels = width
+    layers |= {"bn": BatchNorm(channels), "relu": ReLU(), "pool": AvgPool(8), "flat": Flatten(), "fc": Linear(256, 10)}
+    return Sequential(input_shape=(3 * 32 * 32,), **layers)
+
+
+def densenet40(*, dense: bool = False) -> Sequential:
+    """DenseNet-40 with growth 12 of [G], CIFAR-10: an MPO for the last layer, 448 -> 10."""
+    layers: dict[str, Layer] = {"image": Unflatten((3, 32, 32)), "conv1": _conv3(3, 16)}
+    channels, side = 16, 32
+    for g in range(1, 4):
+        for c in range(1, 13):
+            unchanged = Unflatten((channels, side, side))
+            grown = Sequential(BatchNorm(channels), ReLU(), _conv3(channels, 12))
+            layers[f"dense{g}_{c}"] = Parallel(unchanged, grown, combine="concat")
+            channels += 12
+        layers |= {f"bn{g}": BatchNorm(channels), f"relu{g}": ReLU()}
+        if g < 3:
+            layers |= {f"conv{g + 1}": Conv2d(channels, channels, kernel=1, bias=False), f"pool{g}": AvgPool(2)}
+            side //= 2
+    layers |= {"pool3": AvgPool(side), "flat": Flatten()}
+    layers["fc"] = _linear((4, 4, 7, 4), (1, 5, 2, 1), 4, dense)
+    return Sequential(input_shape=(3 * 32 * 32,), **layers)
+
+
+# -- what they are made of --------------------------------------------------------------------------------------
+
+
+def _linear(inputs: Modes, outputs: Modes, chi: int, dense: bool, bias: bool = True) -> Linear:
+    topology = mpo(inputs, outputs)
+    if dense:
+        return Linear(topology.in_features, topology.out_features, bias=bias)
+    return Linear(topology.with_rank(chi), bias=bias)
+
+
+def _conv3(channels: int, width: int, stride: int = 1) -> Conv2d:
+    return Conv2d(channels, width, kernel=3, stride=stride, padding=1, bias=False)
+
+
+def _conv_as_mpo(modes: Modes, image: tuple[int, int, int]) -> Sequential:
+    """A convolution that keeps the size of its map, as one matrix on the whole map: an MPO of bond dimension 4."""
+    return Sequential(Flatten(), Linear(mpo(modes, modes).with_rank(4), bias=False), Unflatten(image))
+
+
+def _preactivated(channels: int, first: Layer, width: int, second: Layer) -> tuple[Layer, ...]:
+    return BatchNorm(channels), ReLU(), first, BatchNorm(width), ReLU(), second

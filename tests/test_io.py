@@ -14,7 +14,8 @@ from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 import tn4nn as tn
-from tn4nn import _files, testing
+from tn4nn import _files, _io, _native_plan, _plan, testing
+from tn4nn._cache import PlanCache
 
 MODEL = tn.Sequential(
     tn.Linear(tn.mpo((4, 4), (2, 3)).with_rank(3), ordering="hilbert"),
@@ -43,6 +44,48 @@ def test_every_kind_of_layer(case: testing.Case, tmp_path: Path) -> None:
     assert model == case.model
     assert model.fingerprint == case.model.fingerprint
     assert same_bits(again, weights)
+
+
+def test_plans_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tn.Sequential(tn.Linear(tn.ring((4, 4, 3), (2, 3, 2)).with_rank(3)), tn.ReLU())
+    net = model.networks()["0"]
+    options = [
+        {"runtime": runtime, "phase": phase} for runtime in ("program", "native") for phase in ("forward", "train")
+    ]
+    found = [tn.plan(net, 37, **how) for how in options]
+    path, _ = written(tmp_path, model)
+    other = PlanCache(tmp_path / "another machine's cache")
+    for module in (_plan, _native_plan):
+        monkeypatch.setattr(module, "_cache", other)
+    monkeypatch.setattr(_io, "plans", other)
+    loaded, weights = tn.load(path)
+    tn.save(path, loaded, weights)  # they stay with it
+    tn.load(path)
+    monkeypatch.setattr(_plan.Search, "candidates", None)  # nothing is searched for
+    monkeypatch.setattr(_native_plan, "candidates", None)
+    assert [tn.plan(net, 37, **how) for how in options] == found
+    assert not other.folder.exists()
+
+
+def test_a_plan_in_a_file_that_does_not_fit_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tn.Sequential(tn.Linear(tn.ring((4, 4, 3), (2, 3, 2)).with_rank(3)), tn.ReLU())
+    net = model.networks()["0"]
+    p = tn.plan(net, 41)
+    path, _ = written(tmp_path, model)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        record = json.loads(file.metadata()["tn4nn"])
+    arrays = from_bytes(path.read_bytes())
+    ((owner, entries),) = record["plans"].items()
+    assert owner == net.fingerprint
+    for wrong in ({"path": [[0, 0]]}, 3, {}):
+        spoilt = {**record, "plans": {owner: dict.fromkeys(entries, wrong), "other": wrong}}
+        path.write_bytes(to_bytes(arrays, {"tn4nn": json.dumps(spoilt)}))
+        monkeypatch.setattr(_plan, "_cache", PlanCache(tmp_path / "empty"))
+        monkeypatch.setattr(_io, "plans", _plan._cache)
+        tn.load(path)
+        assert tn.plan(net, 41) == p
 
 
 def test_a_network_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class PlanCache:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._memory: dict[str, dict[str, Any]] = {}
+        self._owners: dict[str, str] = {}  # key -> fingerprint of the network that it is about
         self._lock = threading.Lock()
 
     @property
@@ -31,8 +33,9 @@ class PlanCache:
         """Where the files stand."""
         return self._folder or cache_folder() / "plans"
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The entry, or None where there is none that can be read."""
+    def get(self, key: str, owner: str = "") -> dict[str, Any] | None:
+        """The entry, or None where there is none that can be read. `owner`: fingerprint of the network it is about."""
+        self._owners[key] = owner
         found = self._memory.get(key)
         if found is not None:
             return found
@@ -52,18 +55,37 @@ class PlanCache:
         self._remember(key, value)
         return value
 
-    def put(self, key: str, value: dict[str, Any]) -> None:
+    def put(self, key: str, value: dict[str, Any], owner: str = "") -> None:
         """Stores an entry. A folder that cannot be written costs only the next start its plans."""
+        self._owners[key] = owner
         self._remember(key, value)
         try:
             atomic_write(self.folder / f"{key}.json", json.dumps({"key": key, "value": value}).encode(), sync=False)
         except (OSError, TN4NNError) as error:
             warnings.warn(f"plan cache in {self.folder} cannot be written ({error}): kept in memory", stacklevel=2)
 
+    def owned(self, owners: Collection[str]) -> dict[str, dict[str, Any]]:
+        """The entries in memory about some networks, by network."""
+        found: dict[str, dict[str, Any]] = {}
+        with self._lock:
+            for key, value in sorted(self._memory.items()):
+                if (owner := self._owners.get(key, "")) in owners:
+                    found.setdefault(owner, {})[key] = value
+        return found
+
+    def adopt(self, found: Mapping[str, Any]) -> None:
+        """Takes entries into memory that came with a model; what is here already stays."""
+        for owner, entries in found.items():
+            for key, value in entries.items() if isinstance(entries, dict) else ():
+                if isinstance(value, dict) and key not in self._memory:
+                    self._owners[key] = owner
+                    self._remember(key, value)
+
     def _remember(self, key: str, value: dict[str, Any]) -> None:
         with self._lock:
             if len(self._memory) >= _LIMIT:
                 self._memory.clear()
+                self._owners = {key: self._owners.get(key, "")}
             self._memory[key] = value
 
 

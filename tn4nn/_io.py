@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._cache import plans
 from ._errors import CheckpointError, DataError, ShapeError, TN4NNError
 from ._files import atomic_write
-from ._layers import Layer, layer_from_dict
+from ._layers import Layer, OnNetwork, layer_from_dict
 from ._network import Network
 from ._topology import nearest
 
@@ -25,7 +26,9 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
     """Writes a model (or one Network) and its weights to a file, whole or not at all.
 
     The file is a safetensors file: anything that reads those finds the arrays under their names. Layer graph,
-    topologies, ranks, orderings and versions stand as JSON in its metadata.
+    topologies, ranks, orderings and versions stand as JSON in its metadata, and so do the plans that this process has
+    found or read for the model's networks: a process that loads the file need not search for them again (those that
+    were made for another processor are not used).
 
     Args:
         path: of the file; an older one is replaced.
@@ -57,9 +60,18 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
         "schema": SCHEMA,
         "versions": {"tn4nn": __version__, "numpy": np.__version__},
         "network" if isinstance(model, Network) else "model": model.to_dict(),
+        "plans": plans.owned(_fingerprints(model)),
     }
     ready = {name: _in_order(name, array) for name, array in weights.items()}
     atomic_write(path, to_bytes(ready, {_KEY: json.dumps(record)}))
+
+
+def _fingerprints(model: Layer | Network) -> set[str]:
+    """Of all networks of a model."""
+    if isinstance(model, Network):
+        return {model.fingerprint}
+    layers = (layer for _, layer in model.walk() if isinstance(layer, OnNetwork) and layer.has_ranks)
+    return {layer.solid().fingerprint for layer in layers}
 
 
 def _in_order(name: str, array: Any) -> NDArray[Any]:
@@ -95,6 +107,9 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
         model.check(weights)
     except (TN4NNError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the model and the arrays in it do not fit: {error}") from error
+    found = record.get("plans", {})
+    if isinstance(found, dict):  # a plan that does not fit is found out when it is asked for, and made anew
+        plans.adopt(found)
     return model, {name: weights[name] for name in names}
 
 

@@ -147,14 +147,14 @@ def ways(
     question = [NATIVE_PLANNER, "native", network.fingerprint, batch, phase, minimize, itemsize, tune]
     question += [dataclasses.astuple(machine), processor() if tune else ""]
     key = fingerprint_of(question)
-    stored = _cache.get(key) if cache else None
+    stored = _cache.get(key, network.fingerprint) if cache else None
     found = None if stored is None else _restored(stored, len(network.topology.cores) + 1)
     if found is None:
         found = candidates(network, batch, phase, minimize, itemsize, machine)[:_TRIED]
         if tune:
             found = measured(network, batch, phase, found, itemsize)
         if cache:
-            _cache.put(key, {"ways": [_stored(way) for way in found]})
+            _cache.put(key, {"ways": [_stored(way) for way in found]}, network.fingerprint)
     return found
 
 

@@ -281,7 +281,7 @@ def plan(
     question = [PLANNER, network.fingerprint, batch, phase, minimize, memory, form, itemsize, seed]
     question += [time_limit, dataclasses.astuple(machine)]
     key = fingerprint_of(question)
-    stored = _cache.get(key) if cache else None
+    stored = _cache.get(key, network.fingerprint) if cache else None
     search = Search(network, batch, phase, minimize, form, itemsize, machine)
     if stored is not None:
         found = search.restore(stored)
@@ -290,7 +290,7 @@ def plan(
     options = search.candidates(seed, time_limit, progress)
     chosen = search.best(options) if memory is None else search.under(memory, options)
     if cache:
-        _cache.put(key, search.stored(chosen))
+        _cache.put(key, search.stored(chosen), network.fingerprint)
     return chosen
 
 

@@ -241,6 +241,8 @@ def lines(data: Row) -> Iterator[str]:
     for row in data["instances"]:
         if "absent" in row:
             yield f"absent: {row['instance']}: {row['absent']}"
+    if data["left"]:
+        yield f"not run in this file: {', '.join(data['left'])}; `--resume` goes on with them"
 
 
 def page(data: Row) -> str:
@@ -267,11 +269,11 @@ def page(data: Row) -> str:
     return "\n".join(text)
 
 
-def report(rows: list[Row], long_s: float) -> Row:
-    """All results, as they are written."""
+def report(rows: list[Row], long_s: float, left: Sequence[str] = ()) -> Row:
+    """All results, as they are written; `left`: instances that were not reached."""
     versions = _measure.versions(("kahypar", "optuna", "cmaes", "networkx", "einsum-benchmark"))
     head = {"benchmark": "contraction", "schema": SCHEMA, "machine": _measure.machine(), "versions": versions}
-    return head | {"long_s": long_s, "verdicts": verdicts(rows), "instances": rows}
+    return head | {"long_s": long_s, "verdicts": verdicts(rows), "instances": rows, "left": list(left)}
 
 
 def main(
@@ -279,19 +281,28 @@ def main(
     only: Annotated[str | None, typer.Option(help="Parts of instance names, by commas.")] = None,
     long_s: Annotated[float, typer.Option("--long", help="Seconds of the run for the best known cost.")] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all results here.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the instances that are in --json.")] = False,
     page_file: Annotated[Path | None, typer.Option("--page", help="Write the page of docs here.")] = None,
 ) -> None:
     """Compares path optimizers."""
     parts = None if only is None else only.split(",")
+    long_s = min(long_s, 5.0) if quick else long_s
     chosen = [each for each in instances(quick) if parts is None or any(part in each.name for part in parts)]
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    rows: list[Row] = []
-    for row in measure(chosen, OTHERS, min(long_s, 5.0) if quick else long_s):
+    rows: list[Row] = json.loads(json_file.read_text())["instances"] if resume and json_file is not None else []
+    done = {row["instance"] for row in rows}
+    left = [each for each in chosen if each.name not in done]
+    data = report(rows, long_s, [each.name for each in left])
+    for row in measure(left, OTHERS, long_s):
         rows.append(row)
-        done = row.get("absent") or f"{_against(row):.3f} of the best other, {_of(row, 'ours')['seconds']:.2f} s"
-        console.print(f"[{len(rows)}/{len(chosen)}] {row['instance']}: {done}", style="dim", markup=False)
-    data = report(rows, long_s)
+        said = row.get("absent") or f"{_against(row):.3f} of the best other, {_of(row, 'ours')['seconds']:.2f} s"
+        console.print(f"[{len(rows)}/{len(chosen)}] {row['instance']}: {said}", style="dim", markup=False)
+        data = report(rows, long_s, [each.name for each in left[len(rows) - len(done) :]])
+        if json_file is not None:  # a run that is stopped keeps what it has
+            json_file.write_text(json.dumps(data, indent=1) + "\n")
+        if page_file is not None:
+            page_file.write_text(page(data))
     for title, columns, cells in tables(data):
         table = Table(*columns, title=title)
         for row in cells:
@@ -299,10 +310,6 @@ def main(
         console.print(table)
     for line in lines(data):
         console.print(line, markup=False, highlight=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=1) + "\n")
-    if page_file is not None:
-        page_file.write_text(page(data))
 
 
 if __name__ == "__main__":

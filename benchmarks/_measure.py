@@ -162,10 +162,10 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str | None]:
-    """Of everything that takes part; None for what is absent."""
+def versions(more: Sequence[str] = ()) -> dict[str, str | None]:
+    """Of everything that takes part, and of `more`; None for what is absent."""
     found: dict[str, str | None] = {}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

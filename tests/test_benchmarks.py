@@ -19,11 +19,14 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = (
     "_cell",
     "_goals",
+    "_instances",
     "_measure",
+    "_optimizers",
     "_paths",
     "_peers",
     "_runners",
     "_workset",
+    "contraction",
     "step_time",
     "render_performance",
 )
@@ -245,3 +248,56 @@ def test_check_refuses_what_cannot_be_compared(bench, results):
         bench["render_performance"].regressions(results, other)
     with pytest.raises(bench["render_performance"].ResultsError, match="no cell in common"):
         bench["render_performance"].regressions(results, {**results, "cells": []})
+
+
+# -- path optimizers -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def contraction(bench):
+    """A whole results file of three tiny instances."""
+    made = bench["_instances"]
+    chosen = [
+        made.Instance("tiny", "catalogue", bench["_paths"].of_layer(tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2), 5)),
+        made.Absent("gone", "it is not there"),
+    ]
+    chosen += [found for found in [made.random_regular(10, 3, 0)] if isinstance(found, made.Instance)]
+    names = ("greedy (cotengrust)", "optimal (cotengrust)", "hyper (greedy, sbplx)")
+    others = [other for other in bench["_optimizers"].OTHERS if other.name in names]
+    others.append(bench["_optimizers"].Optimizer("absent", None, "no_such_package_here"))
+    rows = list(bench["contraction"].measure(chosen, others, 0.1))
+    return json.loads(json.dumps(bench["contraction"].report(rows, 0.1)))
+
+
+def test_path_optimizers(contraction):
+    tiny, gone, *_ = contraction["instances"]
+    assert gone == {"instance": "gone", "absent": "it is not there"}
+    rows = {row["optimizer"]: row for row in tiny["rows"]}
+    assert rows["absent"]["reason"] == "needs no_such_package_here"
+    assert rows["ours"]["macs"] == rows["optimal (cotengrust)"]["macs"] <= rows["greedy (cotengrust)"]["macs"]
+    assert rows["ours"]["ratio"] == 1
+    assert 0 < rows["ours"]["first_s"] <= rows["ours"]["seconds"]
+    first = contraction["verdicts"][0]
+    assert first["holds"] == first["instances"] == len(contraction["instances"]) - 1
+
+
+def test_path_optimizers_lose_in_words(bench, contraction):
+    worse = copy.deepcopy(contraction["instances"])
+    worse[0]["rows"][0]["macs"] *= 2
+    first = bench["contraction"].verdicts(worse)[0]
+    assert first["fails"] == ["tiny"]
+    assert any("not on tiny" in line for line in bench["contraction"].lines({**contraction, "verdicts": [first]}))
+
+
+def test_page_of_path_optimizers(bench, contraction):
+    text = bench["contraction"].page(contraction)
+    assert "| tiny | 4 |" in text
+    assert "* absent: gone: it is not there" in text
+
+
+def test_instances_of_path_optimizers(bench):
+    made = {each.name: each for each in bench["_instances"].instances(False)}
+    assert {"mpo-64", "complete-16", "wrn-16384x16384", "regular-64-3-0"} <= set(made)
+    assert "numbers" in made["tucker-16"].reason
+    assert len(made["tree-64"].problem.tensors) == 127
+    assert len(list(bench["_instances"].instances(True))) < len(made)

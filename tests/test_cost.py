@@ -15,7 +15,7 @@ def by_way(report):
 
 def test_multiply_adds_of_every_way():
     rows = by_way(tn.cost(NET, [16]))
-    assert len(rows) == 12
+    assert len(rows) == 14
     for phase, times in (("forward", 1), ("train", 3)):
         assert rows[16, phase, "dense", "program"].macs == times * 16 * 64 * 64
     # W first: core0 with core1, then core2, then x, or the other way round; both need the same here.
@@ -50,9 +50,74 @@ def test_the_text_is_the_table():
     report = tn.cost(NET, [16], phases=["train"])
     lines = repr(report).splitlines()
     assert lines[0] == "Cost of 'mpo' 64 -> 64, 240 params"
-    assert len(lines) == 2 + 6 + 1
+    assert len(lines) == 2 + 7 + 1
     assert "196,608" in lines[4]
     assert str(report) == repr(report)
+
+
+def test_the_share_of_the_roofline():
+    for row in tn.cost(NET, [1, 256]).rows:
+        assert 0 < row.roofline < 1
+        assert row.roofline == row.roofline_s / row.predicted_s
+    machine = tn.Machine(macs_per_s=1e6, tile_macs_per_s=1e6)
+    bound = by_way(tn.cost(NET, [16], phases=["forward"], machine=machine))
+    assert bound[16, "forward", "dense", "program"].roofline_s == 16 * 64 * 64 / 1e6  # by multiply-adds
+    slow = tn.Machine(bytes_per_s=1e3, memory_bytes_per_s=1e3)
+    for phase, times in (("forward", 1), ("train", 2)):
+        rows = by_way(tn.cost(NET, [16], phases=[phase], machine=slow))
+        assert rows[16, phase, "ours", "native"].roofline_s == times * (16 * 128 + 240) * 4 / 1e3  # by bytes
+        assert rows[16, phase, "dense", "program"].roofline_s == times * (16 * 128 + 64 * 64) * 4 / 1e3
+
+
+def test_growth_is_the_slope_in_log_log():
+    report = tn.cost(tn.low_rank(64, 64).with_rank(4), [256, 1024, 4096])
+    for phase, exponents in report.growth().items():
+        assert exponents["MACs"] == pytest.approx(1, abs=1e-3)
+        assert 0.8 < exponents["time"] < 1.1
+        assert f"{phase}, ours, native: time ~ batch^" in str(report)
+    assert report.to_dict()["growth"] == report.growth()
+    assert tn.cost(NET, [16]).growth() == {}
+
+
+class Module:
+    """What `cost` asks of a torch module."""
+
+    def __init__(self, **layers):
+        self.layers = layers
+
+    def named_modules(self):
+        return [("", self), *self.layers.items()]
+
+
+def test_every_layer_of_a_module():
+    layer = Module()
+    layer.network = NET
+    found = tn.cost(Module(first=layer, act=Module(), second=layer), [4], phases=["forward"])
+    assert list(found.reports) == ["first", "second"]
+    assert found.reports["first"].rows == tn.cost(NET, [4], phases=["forward"]).rows
+    assert str(found).startswith("first: Cost of 'mpo' 64 -> 64")
+    assert set(found.to_dict()["layers"]) == {"first", "second"}
+
+
+def test_every_layer_of_a_torch_module():
+    torch = pytest.importorskip("torch")
+    from tn4nn_torch import TNEmbedding, TNLinear
+
+    rows = TNEmbedding(tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(3))
+    module = torch.nn.Sequential(TNLinear(NET), rows, torch.nn.Sequential(TNLinear(NET)))
+    assert list(tn.cost(module, [4], phases=["forward"]).reports) == ["0", "2.0"]
+
+
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [
+        (3, "a cost is of a Network or of a torch module, received int"),
+        (Module(act=Module()), "no linear layer or convolution of this Module stands on a network: put TNLinear"),
+    ],
+)
+def test_subjects_without_a_network(subject, message):
+    with pytest.raises(TN4NNError, match=message):
+        tn.cost(subject, [4])
 
 
 def test_measured_where_there_is_something_to_run():

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import reference
+from tn4nn import _plan, reference
 from tn4nn._cache import PlanCache
 from tn4nn._errors import TN4NNError
+from tn4nn._paths import find_paths
 from tn4nn._plan import Machine, Plan, Search, bucket
 from tn4nn._program import Ops, run
 from tn4nn.testing import random_network
@@ -303,6 +304,19 @@ def test_64_cores_within_the_time_limit() -> None:
     assert re.fullmatch(r"path search 1/\d+: best [\d.e+]+, [\d.]+ s", lines[0])
     received, expected = outcome(grid_of_64(), p.program, 3)
     np.testing.assert_allclose(received, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_the_search_over_a_thousand_cores_ends_with_its_time_limit() -> None:
+    modes = (2,) * 4 + (1,) * 996
+    net = tn.mpo(modes, modes).with_rank(2)
+    tensors, _, output = _plan.problem(net, "apply")
+    lines: list[str] = []
+    start = time.perf_counter()
+    path = find_paths(tensors, output, {**net.sizes, _plan.BATCH: 4}, time_limit=5.0, progress=lines.append)[0]
+    assert time.perf_counter() - start < 20  # it ends the round that it is in
+    assert lines
+    assert _plan.is_path(path, 1001)
 
 
 def test_one_question_has_one_plan_in_every_process() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 
 from ._catalogue import dense
 from ._errors import TN4NNError
+from ._layers import Embedding
 from ._native_plan import Way, _interleaved, _layouts, _Pricer, _run_of
 from ._network import Network
-from ._paths import Path, find_paths, legs_along
+from ._paths import Path, find_paths, greedy_path, legs_along
 from ._plan import PHASES, Cost, Machine, Search, _bytes, plan
 
 BATCHES = (1, 32, 256, 2048)
@@ -27,7 +28,7 @@ class CostRow:
     Attributes:
         batch: rows of x.
         phase: "forward", or "train" for forward and backward.
-        way: "ours", "dense", "W first", "left to right" or "fewest FLOPs".
+        way: "ours", "dense", "W first", "left to right", "greedy" (cotengra's) or "fewest FLOPs".
         runtime: "native" (the C runtime of torch's layers on a CPU), or "program" (array operations of a framework).
         order: in words, where the order comes from.
         macs: multiply-adds, half the FLOPs.
@@ -35,6 +36,8 @@ class CostRow:
         largest: bytes of the largest array between x, the cores and y; 0 where there is none.
         saved: bytes kept between forward and backward.
         predicted_s: seconds by the cost model.
+        roofline_s: the least seconds for these multiply-adds on this machine: at its peak rate, or at its bandwidth for
+            reading and writing x, y and the cores once (in training their gradients too), whichever is longer.
         measured_s: seconds in the native runtime, or of numpy's product for dense; None where not measured.
     """
 
@@ -48,7 +51,13 @@ class CostRow:
     largest: int
     saved: int
     predicted_s: float
+    roofline_s: float
     measured_s: float | None = None
+
+    @property
+    def roofline(self) -> float:
+        """The share of the roofline that is reached, by the measured time where there is one, else the predicted."""
+        return self.roofline_s / (self.predicted_s if self.measured_s is None else self.measured_s)
 
     @property
     def intensity(self) -> float:
@@ -57,7 +66,7 @@ class CostRow:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data."""
-        return {**dataclasses.asdict(self), "intensity": self.intensity}
+        return {**dataclasses.asdict(self), "intensity": self.intensity, "roofline": self.roofline}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -74,24 +83,71 @@ class CostReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        return {"schema": 1, "network": self.network.to_dict(), "rows": [row.to_dict() for row in self.rows]}
+        rows = [row.to_dict() for row in self.rows]
+        return {"schema": 1, "network": self.network.to_dict(), "rows": rows, "growth": self.growth()}
+
+    def growth(self) -> dict[str, dict[str, float]]:
+        """By phase, the exponents e with which our native time, multiply-adds and memory grow as batch^e.
+
+        A least-squares line through the logarithms at all batches; empty for one batch alone. Memory is what is kept
+        for backward, in a forward pass the largest array.
+        """
+        found = {}
+        for phase in dict.fromkeys(row.phase for row in self.rows):
+            ours = [row for row in self.rows if (row.phase, row.way, row.runtime) == (phase, "ours", "native")]
+            if len({row.batch for row in ours}) > 1:
+                quantities: dict[str, list[float]] = {
+                    "time": [row.predicted_s if row.measured_s is None else row.measured_s for row in ours],
+                    "MACs": [row.macs for row in ours],
+                    "memory": [row.saved or row.largest for row in ours],
+                }
+                batches = np.log([row.batch for row in ours])
+                found[phase] = {
+                    name: round(float(np.polyfit(batches, np.log(values), 1)[0]), 3)
+                    for name, values in quantities.items()
+                    if min(values) > 0
+                }
+        return found
 
     def __repr__(self) -> str:
         lines = [
             f"Cost of {self.network.topology.name!r} {self.network.in_features} -> {self.network.out_features}, "
             f"{self.network.num_params:,} params",
             f"{'batch':>6} {'phase':<8}{'way':<14}{'runtime':<9}{'MACs':>15} {'moved':>10} {'largest':>10} "
-            f"{'saved':>10} {'MACs/B':>7} {'predicted':>11} {'measured':>11}",
+            f"{'saved':>10} {'MACs/B':>7} {'predicted':>11} {'measured':>11} {'roofline':>9}",
         ]
         for row in self.rows:
             measured = "" if row.measured_s is None else _milliseconds(row.measured_s)
             sizes = " ".join(f"{_bytes(number):>10}" for number in (row.bytes_moved, row.largest, row.saved))
             lines.append(
                 f"{row.batch:>6} {row.phase:<8}{row.way:<14}{row.runtime:<9}{row.macs:>15,} {sizes} "
-                f"{row.intensity:>7.3g} {_milliseconds(row.predicted_s):>11} {measured:>11}"
+                f"{row.intensity:>7.3g} {_milliseconds(row.predicted_s):>11} {measured:>11} {row.roofline:>9.0%}"
             )
+        for phase, exponents in self.growth().items():
+            grown = ", ".join(f"{name} ~ batch^{exponent:.2f}" for name, exponent in exponents.items())
+            lines.append(f"{phase}, ours, native: {grown}")
         lines.append("MACs are multiply-adds; bytes at the size of one number that was asked for")
         return "\n".join(lines)
+
+    __str__ = __repr__
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ModuleCost:
+    """What `cost` found for a module; its text is the tables of its layers.
+
+    Attributes:
+        reports: by the name of the layer in the module.
+    """
+
+    reports: Mapping[str, CostReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reports as plain data."""
+        return {"schema": 1, "layers": {name: report.to_dict() for name, report in self.reports.items()}}
+
+    def __repr__(self) -> str:
+        return "\n\n".join(f"{name or 'the module'}: {report}" for name, report in self.reports.items())
 
     __str__ = __repr__
 
@@ -100,8 +156,30 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
 
+@overload
 def cost(
     network: Network,
+    batches: Iterable[int] = ...,
+    *,
+    phases: Sequence[str] = ...,
+    itemsize: int = ...,
+    machine: Machine | None = ...,
+    measure: bool = ...,
+    cache: bool = ...,
+) -> CostReport: ...
+@overload
+def cost(
+    network: Any,
+    batches: Iterable[int] = ...,
+    *,
+    phases: Sequence[str] = ...,
+    itemsize: int = ...,
+    machine: Machine | None = ...,
+    measure: bool = ...,
+    cache: bool = ...,
+) -> CostReport | ModuleCost: ...
+def cost(
+    network: Network | Any,
     batches: Iterable[int] = BATCHES,
     *,
     phases: Sequence[str] = PHASES,
@@ -109,15 +187,16 @@ def cost(
     machine: Machine | None = None,
     measure: bool = False,
     cache: bool = True,
-) -> CostReport:
+) -> CostReport | ModuleCost:
     """What a network costs for several batches, forward and training, beside the other ways to run it.
 
     For each batch and phase: our plan in the native runtime and as a program; the dense layer of the same features as
-    one matrix product; W built first, x through the cores from left to right, and the order with the fewest FLOPs
-    (exhaustive up to nine tensors, the best found above), these three in the native runtime too.
+    one matrix product; W built first, x through the cores from left to right, cotengra's greedy order, and the order
+    with the fewest FLOPs (exhaustive up to nine tensors, the best found above), these four in the native runtime too.
 
     Args:
-        network: what is applied.
+        network: what is applied; or a torch module, for a report on each of its linear layers and convolutions that
+            stand on a network. A row of a convolution is one position of its output.
         batches: rows of x.
         phases: "forward", "train" or both.
         itemsize: 4 or 8 bytes of a number.
@@ -127,25 +206,49 @@ def cost(
         cache: False plans anew and stores nothing.
 
     Raises:
-        TN4NNError: an unknown phase, a batch below 1, no batch at all.
+        TN4NNError: an unknown phase, a batch below 1, no batch at all, a module without such layers.
 
     Example:
         >>> import tn4nn as tn
         >>> report = tn.cost(tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), [64], phases=["forward"])
         >>> [row.way for row in report.rows]
-        ['ours', 'ours', 'dense', 'W first', 'left to right', 'fewest FLOPs']
+        ['ours', 'ours', 'dense', 'W first', 'left to right', 'greedy', 'fewest FLOPs']
         >>> report.rows[2].macs == 64 * 128 * 128
         True
     """
     sizes = tuple(batches)
     if not sizes:
         raise TN4NNError("a cost needs at least one batch, received none")
+    if not isinstance(network, Network):
+        options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "measure": measure, "cache": cache}
+        return ModuleCost(
+            {name: cost(found, sizes, phases=phases, **options) for name, found in _networks(network).items()}
+        )
     rows: list[CostRow] = []
     for batch in sizes:
         for phase in phases:
             asked = _Question(network, batch, phase, itemsize, machine or Machine(), cache)
             rows += asked.measured() if measure else [row for row, _ in asked.rows()]
     return CostReport(network, tuple(rows))
+
+
+def _networks(module: Any) -> dict[str, Network]:
+    """The networks of a torch module's layers, by the layers' names."""
+    if not hasattr(module, "named_modules"):
+        raise TN4NNError(f"a cost is of a Network or of a torch module, received {type(module).__name__}")
+    layers = dict(module.named_modules())
+    found = {
+        name: layer.network
+        for name, layer in layers.items()
+        if isinstance(getattr(layer, "network", None), Network)
+        and not isinstance(getattr(layer, "layer", None), Embedding)  # it picks rows: there is no product to price
+    }
+    if not found:
+        raise TN4NNError(
+            f"no linear layer or convolution of this {type(module).__name__} stands on a network: put TNLinear or "
+            "TNConv2d in it, or use tn4nn_torch.convert"
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +301,9 @@ class _Question:
         search = Search(self.network, self.batch, self.phase, "time", "apply", self.itemsize, self.machine)
         fewest = find_paths(search.tensors, search.output, search.sizes)[0]
         first = search.dense_first(greedy=len(search.tensors) > 24)
-        return [("W first", first), ("left to right", search.chains()[0]), ("fewest FLOPs", fewest)]
+        greedy = greedy_path(search.tensors, search.output, search.sizes)
+        left = search.chains()[0]
+        return [("W first", first), ("left to right", left), ("greedy", greedy), ("fewest FLOPs", fewest)]
 
     def _row(self, name: str, runtime: str, order: str, path: Path, cost: Cost, block: int) -> CostRow:
         largest = self._largest(path, min(block or self.batch, self.batch))
@@ -213,7 +318,20 @@ class _Question:
             largest,
             cost.saved,
             cost.predicted_s,
+            self._roofline(name, cost.macs),
         )
+
+    def _roofline(self, name: str, macs: int) -> float:
+        """Seconds; see `CostRow.roofline_s`."""
+        ends = self.batch * (self.network.in_features + self.network.out_features)
+        cores = self.network.num_params
+        if name == "dense":
+            cores = self.network.in_features * self.network.out_features
+        numbers = (ends + cores) * (2 if self.phase == "train" else 1)
+        machine = self.machine
+        peak = max(machine.macs_per_s, machine.tile_macs_per_s)
+        bandwidth = max(machine.bytes_per_s, machine.memory_bytes_per_s)
+        return max(macs / peak, numbers * self.itemsize / bandwidth)
 
     def _largest(self, path: Path, rows: int) -> int:
         """Bytes of the largest array that a path makes on its way, `rows` at a time."""

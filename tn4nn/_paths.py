@@ -22,6 +22,11 @@ Progress = Callable[[str], None]
 EXHAUSTIVE = 9  # tensors up to which the exhaustive search always ends within some milliseconds
 _ROUNDS = 8  # rounds of the random search
 _TRIALS = 64  # greedy trials in a round
+_ANNEALS = 12  # simulated annealings of the best tree, at most
+_PATIENCE = 4  # annealings without gain after which the search ends
+_HOT, _COLD = 0.3, 0.02  # where annealing begins and ends: in e-folds of the multiply-adds
+_COOLINGS = 25  # temperatures between
+_SWEEPS = 20  # through the whole tree at each temperature
 
 
 def find_paths(
@@ -36,8 +41,9 @@ def find_paths(
 ) -> list[Path]:
     """Good paths for one network, best first by multiply-adds (or by largest intermediate, for "size").
 
-    Small networks are searched exhaustively; larger ones by seeded random-greedy rounds, each refined by
-    reconfiguring subtrees exhaustively, until `_ROUNDS` rounds or `time_limit` seconds are over.
+    Small networks are searched exhaustively. For larger ones, seeded random-greedy rounds come first, then simulated
+    annealing of the best tree so far, with a new seed each time; every tree is refined by reconfiguring its subtrees
+    exhaustively. The search ends when annealing no longer helps, or with `time_limit`.
 
     Args:
         tensors: the legs of each tensor.
@@ -45,8 +51,10 @@ def find_paths(
         sizes: size of every leg.
         minimize: "flops", or "size" for the largest intermediate.
         seed: of the random search.
-        time_limit: seconds after which no new round is begun.
+        time_limit: seconds after which no new round is begun, and annealing is stopped.
         progress: called with one line per round.
+
+    Source: simulated annealing of trees, Kalachev, Panteleev and Yung (arXiv:2108.05665), in cotengra.
     """
     if len(tensors) == 1:
         return [()]
@@ -111,26 +119,49 @@ def _search(
     time_limit: float,
     progress: Progress | None,
 ) -> list[Path]:
-    import cotengra
-
     found: dict[Path, float] = {}
-    whole = {leg: int(size) for leg, size in sizes.items()}
-    start = time.monotonic()
-    for step in range(_ROUNDS):
-        path = _call(
-            "optimize_random_greedy_track_flops", inputs, out, sizes, ntrials=_TRIALS, seed=seed + step, use_ssa=True
-        )
-        # Any: cotengra is untyped, and pyright takes its tree for a str.
-        tree: Any = cotengra.ContractionTree.from_path(inputs, out, whole, ssa_path=path)
+    best: Any = None  # cotengra is untyped, and pyright takes its tree for a str
+    start, idle = time.monotonic(), 0
+    for step in range(_ROUNDS + _ANNEALS):
+        if step < _ROUNDS:
+            tree = _random_greedy(inputs, out, sizes, seed + step)
+        else:
+            tree = _annealed(best, minimize, _HOT * 2**idle, seed + step, start + time_limit)
         tree.subtree_reconfigure_(subtree_size=8, minimize=minimize, seed=seed + step)
         score = float(tree.total_flops() if minimize == "flops" else tree.max_size())
+        better = not found or score < min(found.values())
+        best = tree if better else best
+        idle = 0 if better or step < _ROUNDS else idle + 1
         found.setdefault(_pairs(tree.get_ssa_path()), score)
         spent = time.monotonic() - start
         if progress is not None:
-            progress(f"path search {step + 1}/{_ROUNDS}: best {min(found.values()):.3g}, {spent:.1f} s")
-        if spent > time_limit:
+            progress(f"path search {step + 1}/{_ROUNDS + _ANNEALS}: best {min(found.values()):.3g}, {spent:.1f} s")
+        if spent > time_limit or idle == _PATIENCE:
             break
     return sorted(found, key=lambda path: found[path])
+
+
+def _random_greedy(inputs: list[list[str]], out: list[str], sizes: dict[str, float], seed: int) -> Any:
+    """The best tree of one round of the random search."""
+    import cotengra
+
+    path = _call("optimize_random_greedy_track_flops", inputs, out, sizes, ntrials=_TRIALS, seed=seed, use_ssa=True)
+    whole = {leg: int(size) for leg, size in sizes.items()}
+    return cotengra.ContractionTree.from_path(inputs, out, whole, ssa_path=path)
+
+
+def _annealed(tree: Any, minimize: str, hot: float, seed: int, deadline: float) -> Any:
+    """A copy of the tree, annealed one temperature at a time: in a large network all of them take minutes."""
+    tree = tree.copy()
+    for i in range(_COOLINGS):
+        if time.monotonic() > deadline:
+            break
+        temperature = hot * (_COLD / hot) ** (i / (_COOLINGS - 1))
+        tree.simulated_anneal_(
+            tstart=temperature, tfinal=temperature, tsteps=1, numiter=_SWEEPS, minimize=minimize,
+            seed=seed * _COOLINGS + i,
+        )  # fmt: skip
+    return tree
 
 
 def _call(name: str, inputs: list[list[str]], out: list[str], sizes: dict[str, float], **options: Any) -> Path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
-PLANNER = 4  # raised when the planner may find another plan for the same question: old cache files then rest
+PLANNER = 5  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")

@@ -23,6 +23,7 @@ MODULES: dict[str, str] = {
     "tnn": "tnn",
     "coord-check": "coord_check",
     "topology": "topology",
+    "recover": "recover",
     "search": "search",
     "einsum-space": "einsum_space",
     "vgg16": "vgg16",

@@ -1,0 +1,134 @@
+"""A trained dense layer put on networks: what refining on unlabelled inputs and two epochs bring back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import presets
+from .._backend import backend
+from .._data import Dataset
+from .._train import train
+from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
+from ._figure import GREY, LINES, dress, legend, panels, style
+from ._training import dataset
+from .fc2 import DENSE_LR
+from .fc2 import RECIPE as FC2
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARAMS, SAMPLE, STEPS, EPOCHS, LR, BATCH = 15_584, 5000, 300, 2, 1e-3, 100
+RULES: dict[str, dict[str, Any]] = {
+    "low rank": {"topology": "low_rank"},
+    "MPO": {"topology": "mpo", "sites": 4},
+    "tree": {"topology": "tree", "sites": 4},
+    "ring": {"topology": "ring", "sites": 4},
+}
+REFERENCE = "low rank"  # what the others are compared with; nothing is asked of it
+STAGES = ("converted", "refined", "trained on")
+
+
+def _unit(settings: Settings, seed: int, scratch: Path) -> dict[str, Any]:
+    backend("torch")  # says what to install where it is missing
+    from tn4nn_torch import undo
+
+    data, model = dataset("mnist"), presets.fc2(dense=True)
+    options: dict[str, Any] = {**FC2, "lr": DENSE_LR, "checkpoint": scratch / "checkpoint.safetensors"}
+    run = train(model, data, backend="torch", device=settings.device, seed=seed, **options)
+    trained: Any = run.module
+    original = undo(trained)
+    made = {name: _recovered(original, rule, data, seed) for name, rule in RULES.items()}
+    return {"dense": run.test_accuracy, "onto": made}
+
+
+def _recovered(original: Any, rule: dict[str, Any], data: Dataset, seed: int) -> dict[str, Any]:
+    """Test accuracies with the first layer on a network."""
+    import torch
+    from tn4nn_torch import convert, refine
+
+    sample = torch.as_tensor(data.x_train[:SAMPLE], device=next(original.parameters()).device)
+    made = convert(original, {"0": {**rule, "params": PARAMS}}, inputs=sample)
+    layer: Any = made.get_submodule("0")
+    row: dict[str, Any] = {"params": layer.network.num_params, "converted": _accuracy(made, data)}
+    (refined,) = refine(made, original, sample, steps=STEPS, seed=seed)
+    row |= {"error": refined.before, "refined_error": refined.after, "refined": _accuracy(made, data)}
+    _train_on(made, data, seed)
+    return row | {"trained on": _accuracy(made, data)}
+
+
+def _train_on(module: Any, data: Dataset, seed: int) -> None:
+    """An ordinary loop over an ordinary module."""
+    import torch
+
+    device = next(module.parameters()).device
+    x, y = (torch.as_tensor(array, device=device) for array in (data.x_train, data.y_train.astype(np.int64)))
+    loss: Any = torch.nn.functional.cross_entropy
+    generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(module.parameters(), lr=LR)
+    steps = EPOCHS * (len(x) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(x), generator=generator)
+        for low in range(0, len(x) - BATCH + 1, BATCH):
+            rows = order[low : low + BATCH]
+            optimizer.zero_grad()
+            loss(module(x[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+
+
+def _accuracy(module: Any, data: Dataset) -> float:
+    import torch
+
+    with torch.no_grad():
+        found = module(torch.as_tensor(data.x_test, device=next(module.parameters()).device)).argmax(1).cpu().numpy()
+    return float(100 * np.mean(found == data.y_test))
+
+
+def _units(settings: Settings) -> list[Unit]:
+    return [Unit({"seed": seed}, functools.partial(_unit, settings, seed)) for seed in range(settings.seeds)]
+
+
+def _lines(rows: Sequence[Row]) -> list[Line]:
+    lines = [mean_line("dense", [row["dense"] for row in rows])]
+    for name in RULES:
+        lines += [mean_line(f"{name}, {stage}", [row["onto"][name][stage] for row in rows]) for stage in STAGES]
+        lost = [row["dense"] - row["onto"][name]["trained on"] for row in rows]
+        accepted = {} if name == REFERENCE else {"high": 1.0}
+        lines.append(mean_line(f"dense minus {name}, in the end", lost, unit="points", **accepted))
+    return lines
+
+
+def _draw(figure: Figure, rows: Sequence[Row]) -> None:
+    [panel] = panels(figure, 1)
+    for index, name in enumerate(RULES):
+        means = [float(np.mean([row["onto"][name][stage] for row in rows])) for stage in STAGES]
+        panel.plot(STAGES, means, label=name, **style(index))
+    panel.axhline(float(np.mean([row["dense"] for row in rows])), color=GREY, linestyle=LINES[1], label="dense")
+    dress(panel, "", "test accuracy (%)")
+    legend(panel)
+
+
+EXPERIMENT = Experiment(
+    name="recover",
+    title="A trained layer put on networks, and what brings its accuracy back",
+    source="of our own; the layer of Gao et al. 2020 (arXiv:1904.06194)",
+    about=(
+        f"FC2, dense, trained as in `fc2`; its first layer is then put on networks of {PARAMS:,} weights or fewer, "
+        f"calibrated on {SAMPLE:,} training images (`tn4nn_torch.convert`), refined against its own outputs on the "
+        f"same images without labels (`refine`), and the whole trained on for {EPOCHS} epochs."
+    ),
+    cost="6 min",
+    quick_cost="90 s",
+    units=_units,
+    lines=_lines,
+    data=("mnist",),
+    uses=("torch",),
+    recipe={**FC2, "dense_lr": DENSE_LR, "params": PARAMS, "sample": SAMPLE, "steps": STEPS, "rules": RULES,
+            "epochs_on": EPOCHS, "lr_on": LR, "batch": BATCH},
+    draw=_draw,
+)  # fmt: skip

@@ -444,3 +444,20 @@ def test_the_memory_of_the_cache_is_bounded(cache: PlanCache, monkeypatch: pytes
         cache.put(f"k{i}", {"i": i})
     assert len(cache._memory) <= 3
     assert [cache.get(f"k{i}") for i in range(10)] == [{"i": i} for i in range(10)]
+
+
+def test_a_chain_of_a_thousand_cores_is_lowered_and_right() -> None:
+    n = 1000
+    net = tn.mpo((2,) + (1,) * (n - 1), (3,) + (1,) * (n - 1)).with_rank(2)
+    search = Search(net, 4, "forward", "flops", "apply", 8, Machine())
+    cores = {name: array.astype(np.float64) for name, array in net.init(0).items()}
+    row = np.ones(1)
+    for core in reversed(net.topology.cores[1:]):
+        row = cores[core.name].reshape(2, -1) @ row
+    first = np.moveaxis(
+        cores["core0"], [net.topology.cores[0].legs.index(leg) for leg in ("x0", "y0", "a0")], [0, 1, 2]
+    )
+    x = np.random.default_rng(0).standard_normal((4, 2))
+    for path in search.chains():
+        y = run(OPS, search.lowered(path), [*cores.values(), x])
+        np.testing.assert_allclose(y, np.einsum("bx,xya,a->by", x, first, row), rtol=1e-9)

@@ -240,6 +240,8 @@ class _Choice(NamedTuple):
     made: Legs  # the leg order in which the product comes out
 
 
+_Option = tuple[Legs, tuple[Legs, Legs], bool, Legs]  # as in a _Choice, without the cost
+
 _WIDTH = 48  # leg orders tried for one node; above it the first is taken
 
 
@@ -259,8 +261,7 @@ class _Lowering:
         self.output = tuple(leg for leg in output if leg in keep)
         self.nodes = [_Node(frozenset(t) & keep, tuple(leg for leg in t if leg in keep), None) for t in tensors]
         self._grow(path)
-        self.tried: dict[int, dict[Legs, _Choice]] = {}
-        self.costs: dict[tuple[int, Legs], float] = {}
+        self.tried: list[dict[Legs, _Choice]] = [{} for _ in self.nodes]
         self.shapes: list[tuple[int, ...]] = [self._shape(t) for t in tensors]
         if flat_input:
             self.shapes[-1] = (-1, math.prod(sizes[leg] for leg in tensors[-1] if leg != BATCH))
@@ -298,39 +299,54 @@ class _Lowering:
             return 0.0
         return self._elements(want) * (1.0 if have[-1:] == want[-1:] else 4.0)
 
-    def cost(self, node: int, want: Legs) -> float:
-        """The least cost of bringing a node in the wanted leg order."""
-        key = (node, want)
-        if key not in self.costs:
-            if self.nodes[node].children is None:
-                self.costs[key] = self._move_cost(self.nodes[node].natural, want)
-            else:
-                self.costs[key] = self.choice(node, want).cost
-        return self.costs[key]
+    def cost(self, node: int, want: Legs) -> float | None:
+        """The least cost of bringing a node in the wanted leg order; None where it was not worked out yet."""
+        if self.nodes[node].children is None:
+            return self._move_cost(self.nodes[node].natural, want)
+        known = self.tried[node].get(want)
+        return None if known is None else known.cost
 
     def choice(self, node: int, want: Legs) -> _Choice:
         """How a product is best formed when this leg order is wanted of it."""
-        tried = self.tried.setdefault(node, {})
-        if want not in tried:
-            options = self._options(node, want)
-            if len(tried) >= _WIDTH:  # a deep tree: the number of orders must not explode
-                options = options[:1]
-            best: _Choice | None = None
-            for summed, forms, swap, made in options:
-                left, right = self._children(node)
-                cost = self._move_cost(made, want) + self.cost(left, forms[0]) + self.cost(right, forms[1])
-                if best is None or cost < best.cost:
-                    best = _Choice(cost, summed, forms, swap, made)
-            assert best is not None
-            tried[want] = best
-        return tried[want]
+        waiting, opened = [(node, want)], dict[tuple[int, Legs], list[_Option]]()
+        while waiting:  # no recursion: a tree may be a thousand deep
+            at, order = waiting[-1]
+            if order in self.tried[at]:
+                waiting.pop()
+                continue
+            if (at, order) not in opened:
+                options = self._options(at, order)
+                # In a deep tree the number of orders must not explode.
+                opened[at, order] = options[:1] if len(self.tried[at]) >= _WIDTH else options
+            found = self._best(at, order, opened[at, order])
+            if isinstance(found, _Choice):
+                self.tried[at][order] = found
+            else:
+                waiting.append(found)
+        return self.tried[node][want]
+
+    def _best(self, node: int, want: Legs, options: Sequence[_Option]) -> _Choice | tuple[int, Legs]:
+        """The best of the options, or a child and its order whose cost must be known first."""
+        best: _Choice | None = None
+        left, right = self._children(node)
+        for summed, forms, swap, made in options:
+            costs = self.cost(left, forms[0]), self.cost(right, forms[1])
+            if costs[0] is None:
+                return left, forms[0]
+            if costs[1] is None:
+                return right, forms[1]
+            cost = self._move_cost(made, want) + costs[0] + costs[1]
+            if best is None or cost < best.cost:
+                best = _Choice(cost, summed, forms, swap, made)
+        assert best is not None
+        return best
 
     def _children(self, node: int) -> tuple[int, int]:
         children = self.nodes[node].children
         assert children is not None
         return children
 
-    def _options(self, node: int, want: Legs) -> list[tuple[Legs, tuple[Legs, Legs], bool, Legs]]:
+    def _options(self, node: int, want: Legs) -> list[_Option]:
         left, right = self._children(node)
         a, b, legs = self.nodes[left], self.nodes[right], self.nodes[node].legs
         shared = tuple(leg for leg in want if leg in a.legs and leg in b.legs)
@@ -375,8 +391,21 @@ class _Lowering:
 
     def bring(self, node: int, want: Legs) -> int:
         """Emits the steps that bring a node in the wanted leg order; returns its register."""
-        if self.nodes[node].children is None:
-            return self._permute(node, self.nodes[node].natural, want)
+        registers, waiting = list[int](), [(node, want, False)]
+        while waiting:
+            at, order, ready = waiting.pop()
+            if self.nodes[at].children is None:
+                registers.append(self._permute(at, self.nodes[at].natural, order))
+            elif ready:  # both operands are there
+                rb, ra = registers.pop(), registers.pop()
+                registers.append(self._product(at, order, ra, rb))
+            else:
+                (left, right), forms = self._children(at), self.choice(at, order).forms
+                waiting += [(at, order, True), (right, forms[1], False), (left, forms[0], False)]
+        return registers.pop()
+
+    def _product(self, node: int, want: Legs, ra: int, rb: int) -> int:
+        """Emits the product of the two operands, in the wanted leg order."""
         left, right = self._children(node)
         a, b = self.nodes[left].legs, self.nodes[right].legs
         choice = self.choice(node, want)
@@ -384,7 +413,6 @@ class _Lowering:
         groups = {
             side: tuple(leg for leg in want if leg in legs and leg not in shared) for side, legs in (("a", a), ("b", b))
         }
-        ra, rb = self.bring(left, choice.forms[0]), self.bring(right, choice.forms[1])
         if choice.swap:
             made = self._multiply(
                 rb, ra, (choice.forms[1], choice.forms[0]), shared, groups["b"], groups["a"], choice.summed

@@ -23,7 +23,7 @@ EXHAUSTIVE = 9  # tensors up to which the exhaustive search always ends within s
 _ROUNDS = 8  # rounds of the random search
 _TRIALS = 64  # greedy trials in a round
 _ANNEALS = 12  # simulated annealings of the best tree, at most
-_SMALL = 20  # tensors up to which half of the rounds and one annealing without gain are enough
+_SMALL = 20  # tensors up to which half of the rounds and one annealing are enough
 _PATIENCE = 4  # annealings without gain after which the search ends
 _HOT, _COLD = 0.3, 0.02  # where annealing begins and ends: in e-folds of the multiply-adds
 _COOLINGS = 25  # temperatures between
@@ -124,8 +124,8 @@ def _search(
     best: Any = None  # cotengra is untyped, and pyright takes its tree for a str
     start, idle = time.monotonic(), 0
     # Small networks are to be planned within a second; what needs least memory is one candidate among others.
-    rounds, patience = (_ROUNDS, _PATIENCE) if len(inputs) > _SMALL else (_ROUNDS // 2, 1)
-    anneals = _ANNEALS if minimize == "flops" else 0
+    rounds, anneals = (_ROUNDS, _ANNEALS) if len(inputs) > _SMALL else (_ROUNDS // 2, 1)
+    anneals = anneals if minimize == "flops" else 0
     for step in range(rounds + anneals):
         if step < rounds:
             tree = _random_greedy(inputs, out, sizes, seed + step)
@@ -140,7 +140,7 @@ def _search(
         spent = time.monotonic() - start
         if progress is not None:
             progress(f"path search {step + 1}/{rounds + anneals}: best {min(found.values()):.3g}, {spent:.1f} s")
-        if spent > time_limit or idle == patience:
+        if spent > time_limit or idle == _PATIENCE:
             break
     return sorted(found, key=lambda path: found[path])
 

@@ -119,7 +119,8 @@ EXPERIMENT = Experiment(
         "of a low-rank layer of rank sqrt(n) (dense, monarch and kronecker have the size they have). The RMS change "
         "of its output after 10 steps of Adam, as a power of the width n = 16 ... 1024: the slope of log against "
         "log, 0 where the rate needs no tuning at another width. Structure-aware: base / fan-in of each core "
-        "(`Network.lr_factors(base=64)`)."
+        "(`Network.lr_factors(base=64)`). This design was chosen after trials: at one rank of 4 for all widths several "
+        "topologies left the band, and with four widths MERA did (-0.155 ± 0.043)."
     ),
     cost="3 min",
     quick_cost="15 s",

@@ -233,7 +233,8 @@ EXPERIMENT = Experiment(
         "`fc2-paper`: Schmidt spectra and entropies S = -sum p ln p at the three cuts of (4,7,7,4) -> (4,4,4,4), "
         "after every epoch, against the initial weights, the same entries shuffled, and random ones of the same "
         "norm. Then the trained dense matrix is replaced, and nothing is trained afterwards; 5,000 training images "
-        "for whitening."
+        "for whitening. The L2 was chosen after a run without it, in which TT-SVD gave 67.8 ± 13.1 % over three "
+        "seeds: weights of pixels that are never lit then stay what they were drawn as."
     ),
     cost="3 min",
     quick_cost="30 s",

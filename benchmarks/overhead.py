@@ -3,8 +3,8 @@
     python benchmarks/overhead.py --json benchmarks/results/overhead.json
 
 Calls are of layers so small that only the call counts, forward without gradients and a training step, beside nn.Linear
-in the same process and thread, torch's extension built. Plans are of the native runtime and of programs, without any cache and from the disk in
-a process of its own.
+in the same process and thread, torch's extension built. Plans are of the native runtime and of programs, without any
+cache and from the disk in a process of its own.
 """
 
 from __future__ import annotations

@@ -185,11 +185,11 @@ def main(
             rows.append(measured(embedder, name, share, steps, distilled))
             print({k: v for k, v in rows[-1].items() if not isinstance(v, dict)}, flush=True)
             print({stage: round(rows[-1][stage]["cosine"], 4) for stage in STAGES}, flush=True)
+            if json_file is not None:  # after each row: all of them take half an hour
+                head = {"benchmark": "minilm", "machine": _measure.machine(), "versions": _measure.versions()}
+                settings = {"steps": steps, "distilled": distilled, "calibrate": CALIBRATE, "measure": MEASURE}
+                json_file.write_text(json.dumps({**head, **settings, "rows": rows}, indent=1) + "\n")
     Console().print(shown(rows))
-    if json_file is not None:
-        head = {"benchmark": "minilm", "machine": _measure.machine(), "versions": _measure.versions()}
-        settings = {"steps": steps, "distilled": distilled, "calibrate": CALIBRATE, "measure": MEASURE}
-        json_file.write_text(json.dumps({**head, **settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -515,6 +515,17 @@ def test_float64_is_local() -> None:
     assert jnp.ones(2).dtype == jnp.float32
 
 
+def test_products_are_of_full_precision_unless_the_user_says_otherwise() -> None:
+    layer, x = tn.Linear(NETWORKS["mpo"]), jnp.ones((4, NETWORKS["mpo"].in_features))
+
+    def text() -> str:
+        return str(jax.make_jaxpr(lambda x: apply_module.apply(layer, layer.init(0), x, runtime="program")[0])(x))
+
+    assert "HIGHEST" in text()
+    with jax.default_matmul_precision("bfloat16"):
+        assert "HIGHEST" not in text()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype: str) -> None:
     model = tn.Linear(NETWORKS["mpo"])

@@ -12,8 +12,8 @@ from tn4nn._program import Ops
 def precision(*arrays: jax.Array) -> lax.Precision | None:
     """What a product of float32 needs to be one."""
     # Left alone, jax multiplies float32 in TF32 or bfloat16 on accelerators, which is 1e-3 and not 1e-6. Who
-    # wants that says so with jax.defaultmatmulprecision.
-    chosen = getattr(jax.config, "jax_defaultmatmulprecision", None)
+    # wants that says so with jax.default_matmul_precision.
+    chosen = getattr(jax.config, "jax_default_matmul_precision", None)
     if chosen is not None or any(a.dtype != jnp.float32 for a in arrays):
         return None
     return lax.Precision.HIGHEST

@@ -12,7 +12,7 @@ from tn4nn import _calibrate as calibrating
 from tn4nn import _native
 from tn4nn._calibrate import FIGURES, Sample
 from tn4nn._errors import TN4NNError
-from tn4nn._native_plan import ways
+from tn4nn._native_plan import candidates, ways
 
 TRUE = {
     "tile_macs_per_s": 1.7,
@@ -82,6 +82,13 @@ def test_the_parts_of_a_prediction_are_the_whole_and_grow_with_their_figures(pha
     assert sum(times.values()) == pytest.approx(way.cost.predicted_s)
     slow = calibrating.times_of(net, way, 2048, phase, 4, calibrating.scaled(machine, TRUE))
     assert slow == pytest.approx({name: TRUE[name] * times[name] for name in FIGURES})
+
+
+def test_the_parts_of_a_way_that_keeps_its_states_are_its_whole():
+    net, machine = tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), tn.Machine()
+    way = next(way for way in candidates(net, 16, "train", machine=machine) if way.keep)
+    times = calibrating.times_of(net, way, 16, "train", 4, machine)
+    assert sum(times.values()) == pytest.approx(way.cost.predicted_s)
 
 
 def test_calibrate_keeps_what_it_found_for_this_processor(native, monkeypatch, tmp_path, capsys):

@@ -187,11 +187,11 @@ def _samples(network: Network, batch: int, itemsize: int, machine: Machine) -> I
 def times_of(network: Network, way: Way, batch: int, phase: str, itemsize: int, machine: Machine) -> Times:
     """The predicted seconds of a way, by the figure that they come from."""
     nothing = {name: math.inf if name in _RATES else 0.0 for name in FIGURES}
-    found = {}
+    found, made = {}, way.recipe(network, itemsize)
     for name in FIGURES:
         alone = dataclasses.replace(machine, **{**nothing, name: getattr(machine, name)})
         pricer = _Pricer(network, way.path, way.order, batch, phase, itemsize, alone)
-        found[name] = pricer.way(way.layouts, way.block).cost.predicted_s
+        found[name] = pricer.cost(made).predicted_s
     return found
 
 

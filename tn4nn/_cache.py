@@ -24,8 +24,7 @@ class PlanCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._memory: dict[str, dict[str, Any]] = {}
-        self._owners: dict[str, str] = {}  # key -> fingerprint of the network that it is about
+        self._memory: dict[str, tuple[dict[str, Any], str]] = {}  # and the fingerprint of the network it is about
         self._lock = threading.Lock()
 
     @property
@@ -35,10 +34,9 @@ class PlanCache:
 
     def get(self, key: str, owner: str = "") -> dict[str, Any] | None:
         """The entry, or None where there is none that can be read. `owner`: fingerprint of the network it is about."""
-        self._owners[key] = owner
         found = self._memory.get(key)
         if found is not None:
-            return found
+            return found[0]
         path = self.folder / f"{key}.json"
         try:
             entry = json.loads(path.read_bytes())
@@ -52,13 +50,12 @@ class PlanCache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"plan cache file {path} cannot be read ({error}): planning again", stacklevel=2)
             return None
-        self._remember(key, value)
+        self._remember(key, value, owner)
         return value
 
     def put(self, key: str, value: dict[str, Any], owner: str = "") -> None:
         """Stores an entry. A folder that cannot be written costs only the next start its plans."""
-        self._owners[key] = owner
-        self._remember(key, value)
+        self._remember(key, value, owner)
         try:
             atomic_write(self.folder / f"{key}.json", json.dumps({"key": key, "value": value}).encode(), sync=False)
         except (OSError, TN4NNError) as error:
@@ -68,8 +65,9 @@ class PlanCache:
         """The entries in memory about some networks, by network."""
         found: dict[str, dict[str, Any]] = {}
         with self._lock:
-            for key, value in sorted(self._memory.items()):
-                if (owner := self._owners.get(key, "")) in owners:
+            for key in sorted(self._memory):
+                value, owner = self._memory[key]
+                if owner in owners:
                     found.setdefault(owner, {})[key] = value
         return found
 
@@ -78,15 +76,13 @@ class PlanCache:
         for owner, entries in found.items():
             for key, value in entries.items() if isinstance(entries, dict) else ():
                 if isinstance(value, dict) and key not in self._memory:
-                    self._owners[key] = owner
-                    self._remember(key, value)
+                    self._remember(key, value, owner)
 
-    def _remember(self, key: str, value: dict[str, Any]) -> None:
+    def _remember(self, key: str, value: dict[str, Any], owner: str) -> None:
         with self._lock:
             if len(self._memory) >= _LIMIT:
                 self._memory.clear()
-                self._owners = {key: self._owners.get(key, "")}
-            self._memory[key] = value
+            self._memory[key] = value, owner
 
 
 plans = PlanCache()

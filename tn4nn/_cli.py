@@ -243,7 +243,7 @@ def _plan(
     phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
     minimize: Annotated[str, typer.Option(help="time, flops or memory.")] = "time",
     memory: Annotated[int | None, typer.Option(min=1, help="Cap on the peak, in bytes.")] = None,
-    runtime: Annotated[str, typer.Option(help="program, or native: torch's layers on a CPU.")] = "program",
+    runtime: Annotated[str, typer.Option(help="program, or native: layers on a CPU.")] = "program",
     explained: Annotated[
         bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
     ] = False,

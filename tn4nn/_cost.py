@@ -29,7 +29,7 @@ class CostRow:
         batch: rows of x.
         phase: "forward", or "train" for forward and backward.
         way: "ours", "dense", "W first", "left to right", "greedy" (cotengra's) or "fewest FLOPs".
-        runtime: "native" (the C runtime of torch's layers on a CPU), or "program" (array operations of a framework).
+        runtime: "native" (the C runtime of layers on a CPU), or "program" (array operations of a framework).
         order: in words, where the order comes from.
         macs: multiply-adds, half the FLOPs.
         bytes_moved: bytes read and written by all steps.

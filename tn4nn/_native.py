@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._compiled import library, vector_bytes
+from ._program import Legs
 from ._tasks import Offsets, Place, Recipe, Task, contracted, offsets, shape_of
 
 Piece = NDArray[np.int64]
@@ -64,15 +65,16 @@ class _Tables:
         self.parts: list[Offsets] = []
         self._found: dict[Any, int] = {}
 
-    def place(self, key: Any, table: Offsets) -> int:
-        """Where this table lies."""
-        at = self._found.get(key)
-        if at is None:
-            at = self._found[key] = self.length
-            padded = -(-len(table) // 16) * 16  # a cache line
-            self.parts.append(np.pad(table, (0, padded - len(table))))
-            self.length += padded
-        return at
+    def of(self, group: Legs, place: Place, sizes: Mapping[str, int], rows: int) -> int:
+        """Where the offsets of a group of legs in an array lie."""
+        key = (group, place.legs, place.row, rows)
+        if key not in self._found:
+            table = offsets(group, place, sizes, rows)
+            padded = np.pad(table, (0, -len(table) % 16))  # to a cache line
+            self._found[key] = self.length
+            self.parts.append(padded)
+            self.length += len(padded)
+        return self._found[key]
 
 
 def piece_of(
@@ -104,12 +106,12 @@ def piece_of(
     for section in sections:
         first.append(first[-1] + len(section))
     head = [width, len(steps), cores, block, *first, *lengths]
-    before = _HEAD + 2 * len(steps) + _TASK * first[-1]
-    tables = _Tables(-(-2 * before // 16) * 16)
+    before = 2 * (_HEAD + 2 * len(steps) + _TASK * first[-1])  # 4-byte numbers
+    gap = -before % 16
+    tables = _Tables(before + gap)
     flat = [_flat(task, sizes, block, width, tables) for section in sections for task in section]
     numbers = np.array([*head, *steps, *sums, *(n for task in flat for n in task)], np.int64).view(np.int32)
-    gap = np.zeros(-(-2 * before // 16) * 16 - 2 * before, np.int32)
-    return np.concatenate([numbers, gap, *tables.parts]).view(np.int64)
+    return np.concatenate([numbers, np.zeros(gap, np.int32), *tables.parts]).view(np.int64)
 
 
 def _flat(task: Task, sizes: Mapping[str, int], block: int, width: int, tables: _Tables) -> list[int]:
@@ -127,9 +129,8 @@ def _flat(task: Task, sizes: Mapping[str, int], block: int, width: int, tables: 
     for name, groups in (("a", "hmk"), ("b", "hkn"), ("c", "hmn")):
         place: Place = getattr(task, name)
         for group in groups:
-            legs = getattr(task, group)
             rows = block if task.rows == group else 1
-            found.append(tables.place((legs, place.legs, place.row, rows), offsets(legs, place, sizes, rows)))
+            found.append(tables.of(getattr(task, group), place, sizes, rows))
     return found
 
 

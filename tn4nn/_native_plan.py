@@ -19,7 +19,7 @@ from ._compiled import processor, vector_bytes
 from ._errors import TN4NNError
 from ._network import Network
 from ._paths import Path, find_paths
-from ._plan import Cost, Machine, Search, is_path
+from ._plan import Cost, Machine, Search, is_path, restored_cost
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
@@ -400,7 +400,7 @@ def _restored(data: Mapping[str, Any], tensors: int) -> tuple[Way, ...] | None:
             layouts, block = tuple(int(code) for code in row["layouts"]), int(row["block"])
             if not is_path(path, tensors) or block < 1 or any(code not in LAYOUTS for code in layouts):
                 return None
-            cost, keep = Cost(*row["cost"]), bool(row["keep"])
+            cost, keep = restored_cost(row["cost"]), bool(row["keep"])
             found.append(Way(str(row["order"]), path, layouts, block, cost, keep, row["measured_s"]))
     except (KeyError, TypeError, ValueError):
         return None

@@ -249,8 +249,8 @@ def plan(
         progress: called with a line of text per round of the search.
         machine: figures of the cost model (default: a CPU core).
         cache: False plans anew and stores nothing.
-        runtime: "program" for the steps that every backend can run (what jax does, and torch under torch.compile or
-            on a GPU), "native" for the C runtime that runs torch's layers on a CPU.
+        runtime: "program" for the steps that every backend can run (and does on a GPU, on several devices or under
+            torch.compile), "native" for the C runtime that runs layers on a CPU.
         tune: measure the best few ways of the native runtime and take the fastest; the answer is kept on disk
             with the processor's fingerprint.
 
@@ -541,12 +541,11 @@ class Search:
     def best(self, options: list[tuple[str, Path]]) -> Plan:
         """The best candidate."""
         plans = self.ranked(options)
-        return dataclasses.replace(plans[0], candidates=tuple((p.order, p.cost) for p in plans))
+        return _with_table(plans[0], plans)
 
     def under(self, memory: int, options: list[tuple[str, Path]]) -> Plan:
         """The best candidate whose peak is at most `memory` bytes, in blocks or slices where it must be."""
         plans = self.ranked(options)
-        table = tuple((p.order, p.cost) for p in plans)
         fits = [p for p in plans if p.cost.peak <= memory]
         smallest = min(p.cost.peak for p in plans)
         for p in [] if fits else plans:
@@ -562,7 +561,7 @@ class Search:
                 f"{_bytes(memory)}: the smallest found needs {_bytes(smallest)} ({smallest} bytes)"
             )
         chosen = min(fits, key=lambda p: p.cost.score(self.minimize))
-        return dataclasses.replace(chosen, candidates=table)
+        return _with_table(chosen, plans)
 
     def _in_blocks(self, p: Plan) -> Iterator[Plan]:
         """The same order on ever fewer rows at a time."""
@@ -602,16 +601,24 @@ class Search:
             path = tuple((int(a), int(b)) for a, b in data["path"])
             if not is_path(path, len(self.tensors)):
                 return None
-            table = tuple((str(row[0]), _cost(row[1:])) for row in data["candidates"])
+            table = tuple((str(row[0]), restored_cost(row[1:])) for row in data["candidates"])
             sliced, rows = tuple(str(leg) for leg in data["sliced"]), int(data["rows"])
             if not set(sliced) <= set(self.sizes) or rows < 0:
                 return None
-            return self._plan(str(data["order"]), path, _cost(data["cost"]), table, sliced, rows)
+            return self._plan(str(data["order"]), path, restored_cost(data["cost"]), table, sliced, rows)
         except (KeyError, TypeError, ValueError, IndexError):
             return None
 
 
-def _cost(numbers: Sequence[Any]) -> Cost:
+def _with_table(chosen: Plan, plans: Sequence[Plan]) -> Plan:
+    """The chosen plan with everything that was considered; its program is lowered already."""
+    p = dataclasses.replace(chosen, candidates=tuple((other.order, other.cost) for other in plans))
+    vars(p)["program"] = chosen.program
+    return p
+
+
+def restored_cost(numbers: Sequence[Any]) -> Cost:
+    """A cost out of a cache entry; TypeError where it is none."""
     if not all(isinstance(number, int | float) for number in numbers):
         raise TypeError(f"costs are numbers, received {numbers}")
     return Cost(*numbers)

@@ -478,9 +478,8 @@ def linear(
         layer = layers.Linear(layer, bias=bias is not None)
     if bias is not None:
         weights = {**weights, "bias": bias}
-    return apply(layer, weights, x, minimize=minimize, phase=phase, plan_batch=plan_batch, runtime=runtime, tune=tune)[
-        0
-    ]
+    y, _ = apply(layer, weights, x, minimize=minimize, phase=phase, plan_batch=plan_batch, runtime=runtime, tune=tune)
+    return y
 
 
 def conv2d(

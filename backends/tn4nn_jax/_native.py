@@ -159,12 +159,7 @@ def _slopes_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> lis
 def _primitive(name: str, shapes: Callable[..., Any], plain: Callable[..., Any], cpu: Callable[..., Any]) -> Any:
     made: Any = Primitive(f"tn4nn_{name}")
     made.multiple_results = True
-
-    @functools.partial(jax.jit, static_argnames=("native", "keep", "moved", "wanted"))
-    def alone(*given: Any, **static: Any) -> Any:
-        return made.bind(*given, **{key: value for key, value in static.items() if value is not None})
-
-    made.def_impl(alone)
+    made.def_impl(jax.jit(made.bind, static_argnames=("native", "keep", "moved", "wanted")))
     made.def_abstract_eval(shapes)
     mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=True))
     mlir.register_lowering(made, mlir.lower_fun(cpu, multiple_results=True), platform="cpu")

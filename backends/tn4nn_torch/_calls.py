@@ -37,7 +37,7 @@ from tn4nn._plan import plan
 from tn4nn._program import run
 from tn4nn._tasks import Recipe, recipe
 
-from ._ops import OPS
+from ._ops import OPS, second
 
 _MANY = 2000  # calls of a process after which it starts the compiler
 _LIMIT = 300  # seconds that the compiler may take when it is waited for
@@ -88,8 +88,7 @@ def build_extension() -> Path:
         path, log = _path(), _log()
         if not path.exists():
             log.unlink(missing_ok=True)
-            if _start() is None:
-                raise BackendError("there is no C++ compiler to build tn4nn's torch extension with: install g++")
+            _start()
             end = time.monotonic() + _LIMIT
             while not path.exists() and _compiling() and time.monotonic() < end:
                 time.sleep(0.05)
@@ -141,7 +140,10 @@ def _looked() -> bool:
     if _State.calls == 1:
         return _path().exists()
     if _State.calls == _MANY and not _log().exists():  # else it is being compiled, or could not be
-        _start()
+        try:
+            _start()
+        except BackendError:  # nobody has asked for it
+            _State.off = True
     elif _State.calls % _MANY == 0:
         return _path().exists()
     return False
@@ -151,21 +153,23 @@ def _compiling() -> bool:
     return _State.compiling is not None and _State.compiling.poll() is None
 
 
-def _start() -> subprocess.Popen[bytes] | None:
-    """The compiler in a process that goes on when this one ends, and leaves the library whole or not at all."""
+def _start() -> None:
+    """Starts the compiler in a process that goes on when this one ends, and leaves the library whole or not at all.
+
+    Raises:
+        BackendError: there is no compiler, or nowhere to write.
+    """
     compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
     if compiler is None:
-        _State.off = True
-        return None
+        raise BackendError("there is no C++ compiler to build tn4nn's torch extension with: install g++")
     root = Path(torch.__file__).parent
     code, path, log = _path().with_suffix(".cpp"), _path(), _log()
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         code.write_text(_source())
-    except OSError:
-        _State.off = True
-        return None
+    except OSError as error:
+        raise BackendError(f"tn4nn's torch extension cannot be built in {path.parent}: {error}") from error
     abi = int(torch.compiled_with_cxx11_abi())
     includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", *includes]
@@ -176,7 +180,6 @@ def _start() -> subprocess.Popen[bytes] | None:
         ["nice", "-n", "10", "sh", "-c", script] if shutil.which("nice") else ["sh", "-c", script],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    return _State.compiling
 
 
 # -- loading -----------------------------------------------------------------------------------------------------
@@ -229,10 +232,9 @@ def _piece(text: str, wanted: Sequence[bool]) -> Tensor:
 
 
 def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
-    """Gradients that can be differentiated once more: the same function in torch's own operations."""
+    """Gradients that can be differentiated once more."""
     program = plan(_again(text).recipe.network, x.shape[0], "train").program
-    inputs = [tensor for tensor, needed in zip((x, *cores), wanted, strict=True) if needed]
-    return list(torch.autograd.grad(run(OPS, program, [*cores, x]), inputs, gy, create_graph=True))
+    return second(lambda x, cores: run(OPS, program, [*cores, x]), x, cores, gy, wanted)
 
 
 _DEFINED: list[Any] = []

@@ -17,6 +17,7 @@ from tn4nn._errors import ShapeError
 from tn4nn._native import Native
 
 from ._calls import call, ready
+from ._ops import second
 
 ITEMSIZE = {torch.float32: 4, torch.float64: 8}
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -83,7 +84,8 @@ class _Native(torch.autograd.Function):
         x, made, *cores = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if _grad_enabled():
-            return (None, None, *_again(ctx.plain, x, cores, gradients[0], wanted))
+            found = iter(second(ctx.plain, x, cores, gradients[0], wanted))
+            return (None, None, *(next(found) if needed else None for needed in wanted))
         gy = gradients[0].contiguous()
         slopes = [torch.empty_like(t) if needed else None for t, needed in zip((x, *cores), wanted, strict=True)]
         to = [0 if slope is None else slope.data_ptr() for slope in slopes]
@@ -95,11 +97,3 @@ class _Native(torch.autograd.Function):
 # Function.apply looks for torch.func's wrappers, which `usable` has ruled out: 6 us a call.
 _plain_function: Any = super(torch.autograd.Function, _Native)
 _apply: Any = _plain_function.apply
-
-
-def _again(plain: Any, x: Tensor, cores: Sequence[Tensor], gy: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients that can be differentiated once more: the same function in torch's own operations."""
-    y = plain(x, cores)
-    inputs = [t for t, needed in zip((x, *cores), wanted, strict=True) if needed]
-    found = iter(torch.autograd.grad(y, inputs, gy, create_graph=True))
-    return [next(found) if needed else None for needed in wanted]

@@ -48,8 +48,7 @@ def costs(cell: Cell) -> dict[str, dict[str, Any]]:
     """Way -> multiply-adds and bytes moved (read and written by every step), ours and dense included; a training step
     counts three forward passes. Where the intermediates are too large to be run: why."""
     times = 3 if cell.phase == "train" else 1
-    native = cell.backend == "torch"
-    ours = plan(cell.network, cell.batch, cell.phase, runtime="native" if native else "program").cost
+    ours = plan(cell.network, cell.batch, cell.phase, runtime="native").cost
     found: dict[str, dict[str, Any]] = {"ours": {"macs": ours.macs, "bytes": ours.bytes_moved}}
     search = cell.search()
     for order, path in cell.paths().items():

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+from tn4nn.reproduce._clock import rounds_of
+
 PACKAGES = (
     "tn4nn", "numpy", "torch", "jax", "jaxlib", "cotengra", "cotengrust", "opt_einsum", "quimb", "tensorly",
     "tensorly-torch", "tensorkrowch", "torchTT",
@@ -92,21 +94,14 @@ def _no_gc() -> Iterator[None]:
 
 
 def interleaved(runners: Mapping[str, Timed], settings: Settings) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of one call by runner and round, and calls in a timing; each round starts with another one."""
+    """Seconds of one call by runner and round, and calls in a timing."""
     repeats, round_s = {}, 0.0
     for name, runner in runners.items():
         repeats[name], each = calibrated(runner, settings)
         round_s += repeats[name] * each
-    names = list(runners)
-    times: dict[str, list[float]] = {name: [] for name in names}
     with _no_gc():
-        for turn in range(rounds_for(round_s, settings)):
-            shift = turn % len(names)
-            for name in names[shift:] + names[:shift]:
-                start = time.perf_counter()
-                runners[name].run(repeats[name])
-                times[name].append((time.perf_counter() - start) / repeats[name])
-    return times, repeats
+        runs = {name: runner.run for name, runner in runners.items()}
+        return rounds_of(runs, repeats, rounds_for(round_s, settings)), repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +191,8 @@ def probe(device: str) -> Limits:
     source = torch.randn(16 * 2**20, device=device)
     target = torch.empty_like(source)
     out = torch.empty_like(a)
-    product = best(lambda: (torch.mm(a, b, out=out), sync()))
-    copy = best(lambda: (target.copy_(source), sync()))
+    product = best(lambda: (torch.mm(a, b, out=out), sync()), 40)
+    copy = best(lambda: (target.copy_(source), sync()), 40)
     return Limits(n**3 / product, 2 * 4 * source.numel() / copy)
 
 

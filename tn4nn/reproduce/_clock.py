@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,34 @@ from collections.abc import Callable, Mapping, Sequence
 Call = Callable[[], object]  # returns when all is done
 
 
+def rounds_of(
+    runs: Mapping[str, Callable[[int], object]], repeats: Mapping[str, int], count: int
+) -> dict[str, list[float]]:
+    """Seconds of one call, by name and round.
+
+    Each round has an order of its own: what a call leaves behind (threads that still spin, a cache full of its numbers)
+    is paid by the one that comes next, which must not always be the same.
+
+    Args:
+        runs: by name, what calls that often and returns when all is done.
+        repeats: calls of each in a round.
+        count: rounds.
+    """
+    names, order = list(runs), random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(count):
+        order.shuffle(names)
+        for name in names:
+            begin = time.perf_counter()
+            runs[name](repeats[name])
+            times[name].append((time.perf_counter() - begin) / repeats[name])
+    return times
+
+
 def interleaved(
     calls: Mapping[str, Call], *, rounds: int, slot_s: float = 5e-3, most_s: float = 2.0
 ) -> dict[str, list[float]]:
-    """Seconds of one call, by name and round; each round starts with another one.
+    """Seconds of one call, by name and round (see `rounds_of`).
 
     Args:
         calls: by name; each is called once before anything is timed.
@@ -24,17 +49,14 @@ def interleaved(
     repeats, round_s = {}, 0.0
     for name, call in calls.items():
         call()
-        once = _seconds(call, 1)
+        begin = time.perf_counter()
+        call()
+        once = time.perf_counter() - begin
         repeats[name] = max(1, min(1000, math.ceil(slot_s / max(once, 1e-7))))
         round_s += repeats[name] * once
     count = max(3, min(rounds, int(most_s / max(round_s, 1e-9))))
-    names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(count):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            times[name].append(_seconds(calls[name], repeats[name]))
-    return times
+    runs = {name: _repeated(call) for name, call in calls.items()}
+    return rounds_of(runs, repeats, count)
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
@@ -50,8 +72,9 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float,
     return low, middle, high
 
 
-def _seconds(call: Call, repeats: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - begin) / repeats
+def _repeated(call: Call) -> Callable[[int], None]:
+    def run(times: int) -> None:
+        for _ in range(times):
+            call()
+
+    return run

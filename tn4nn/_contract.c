@@ -134,6 +134,13 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
   for (long n0 = 0, nv; n0 < n; n0 += nv * W) {
     nv = width(n - n0);
     const long step = nv * W, left = n - n0 < step ? n - n0 : step;
+    if (left == step && t->flags & B_VECTORS) {
+      const int *bn = all_bn + n0;
+      for (long k = 0; k < count; k++)
+        for (long v = 0; v < nv; v++) *(V *)(to + k * step + v * W) = *(const V *)(b + bk[k] + bn[v * W]);
+      to += count * step;
+      continue;
+    }
     for (long v = 0; v < nv; v++) {
       REAL *out = to + v * W;
       const int *bn = all_bn + n0 + v * W;
@@ -164,6 +171,15 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
 
 /* Lines of vectors to places that do not lie in one piece. */
 static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int *cn, int add) {
+  int beside = 1;
+  while (beside < mr && c[beside] == c[0] + beside) beside++;
+  if (beside == mr && mr > 1) { /* one number of each line makes a piece: piece by piece */
+    for (long j = 0; j < n; j++) {
+      REAL *to = c[0] + cn[j];
+      for (int i = 0; i < mr; i++) to[i] = from[i * NV * W + j] + (add ? to[i] : 0);
+    }
+    return;
+  }
   for (int i = 0; i < mr; i++, from += NV * W) {
     if (add) for (long j = 0; j < n; j++) c[i][cn[j]] += from[j];
     else for (long j = 0; j < n; j++) c[i][cn[j]] = from[j];
@@ -183,11 +199,12 @@ static void lines(const Task *t, const REAL *a, const int *am, const int *ak, lo
 /* m lines by n columns, k deep, at most NC columns. */
 static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, const int *bn,
                     const int *cn, REAL *scratch, int add) {
-  /* lines of b a page apart fall into one set of the first-level cache */
+  /* lines a page apart fall into one set of the first-level cache */
   const int apart = k > 8 && m > MR && (t->bk[1] - t->bk[0]) * (long)sizeof(REAL) % 4096 == 0;
   const int small = m < 64 || k * n * (long)sizeof(REAL) <= 1 << 15;
   const int direct_b = t->flags & B_VECTORS && n % W == 0 && small && !apart;
-  const int direct_a = n <= 2 * NV * W || (n <= 8 * W && !(t->flags & A_LINES)) || k < 16;
+  const int spread_a = k > 64 && m > 2 && (t->am[1] - t->am[0]) * (long)sizeof(REAL) % 4096 == 0;
+  const int direct_a = !spread_a && (n <= 2 * NV * W || (n <= 8 * W && !(t->flags & A_LINES)) || k < 16);
   const long kc = direct_a && direct_b ? k : KC;
   long mc = MC;
   if (direct_a) {

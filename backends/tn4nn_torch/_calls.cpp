@@ -7,13 +7,14 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 using Job = void(void*, long);
@@ -88,45 +89,76 @@ Tensor rows_ahead(const Runtime& r, const Tensor& x, at::TensorList cores, void*
   return y;
 }
 
-struct Applied : torch::autograd::Function<Applied> {
-  static Tensor forward(AutogradContext* ctx, Held r, Tensor x, at::TensorList cores) {
-    const int64_t kept = r->kept(x.size(0));
-    const Tensor made = kept ? at::empty({kept}, x.options()) : Tensor();
-    variable_list saved{x, made};
-    saved.insert(saved.end(), cores.begin(), cores.end());
-    ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["runtime"] = c10::IValue::make_capsule(r);
-    return rows_ahead(*r, x, cores, kept ? made.data_ptr() : nullptr);
+// Nodes are counted from inside since torch 2.13, from outside before.
+template <class T>
+auto new_node() {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, T>) return c10::make_intrusive<T>();
+  else return std::make_shared<T>();
+}
+
+// A node of its own instead of a torch::autograd::Function, whose bookkeeping costs as much as a small layer.
+struct Applied : torch::autograd::Node {
+  Held r;
+  SavedVariable x, made;
+  std::vector<SavedVariable> cores;
+
+  static Tensor forward(Held r, const Tensor& x, at::TensorList cores) {
+    const auto node = new_node<Applied>();
+    node->set_next_edges(torch::autograd::collect_next_edges(x, cores));
+    node->x = SavedVariable(x, false);
+    node->cores.reserve(cores.size());
+    for (const auto& core : cores) node->cores.emplace_back(core, false);
+    Tensor y;
+    {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      const int64_t kept = r->kept(x.size(0));
+      const Tensor made = kept ? at::empty({kept}, x.options()) : Tensor();
+      y = rows_ahead(*r, x, cores, kept ? made.data_ptr() : nullptr);
+      node->made = SavedVariable(made, false);
+    }
+    node->r = std::move(r);
+    torch::autograd::set_history(y, node);
+    return y;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    const auto saved = ctx->get_saved_variables();
-    const auto r = c10::static_intrusive_pointer_cast<Runtime>(ctx->saved_data["runtime"].toCapsule());
-    const Tensor &x = saved[0], &made = saved[1];
-    const size_t cores = saved.size() - 2;
+  variable_list apply(variable_list&& gradients) override {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const Tensor x = this->x.unpack(), made = this->made.unpack();
+    std::vector<Tensor> held;
+    held.reserve(cores.size());
+    for (const auto& core : cores) held.push_back(core.unpack());
     std::vector<bool> wanted;
-    for (size_t i = 0; i <= cores; i++) wanted.push_back(ctx->needs_input_grad(i));
-    variable_list found(cores + 2);  // of the runtime, x and the cores
+    for (size_t i = 0; i <= held.size(); i++) wanted.push_back(task_should_compute_output(i));
+    variable_list found(held.size() + 1);  // of x and the cores
+    if (!gradients[0].defined()) return found;
     if (at::GradMode::is_enabled()) {
-      const std::vector<Tensor> held(saved.begin() + 2, saved.end());
       size_t next = 0;
       const auto again =
           asked<std::vector<Tensor>>("tn4nn_native::again", r->recipe, gradients[0], x, held, listed(wanted));
-      for (size_t i = 0; i <= cores; i++)
-        if (wanted[i]) found[i + 1] = again[next++];
+      for (size_t i = 0; i < found.size(); i++)
+        if (wanted[i]) found[i] = again[next++];
       return found;
     }
     const Tensor gy = gradients[0].contiguous(), piece = r->piece(wanted);
     c10::SmallVector<void*, 48> given;
-    for (size_t i = 0; i < cores; i++) given.push_back(saved[i + 2].data_ptr());
-    for (size_t i = 0; i <= cores; i++)
-      if (wanted[i]) found[i + 1] = at::empty_like(i ? saved[i + 1] : x);
+    for (const auto& core : held) given.push_back(core.data_ptr());
+    for (size_t i = 0; i < found.size(); i++)
+      if (wanted[i]) found[i] = at::empty_like(i ? held[i - 1] : x);
     const auto at = [](const Tensor& t) { return t.defined() ? t.data_ptr() : nullptr; };
-    given.insert(given.end(), {x.data_ptr(), nullptr, at(made), nullptr, gy.data_ptr(), at(found[1]), nullptr, nullptr});
-    for (size_t i = 0; i < cores; i++) given.push_back(at(found[i + 2]));
+    given.insert(given.end(), {x.data_ptr(), nullptr, at(made), nullptr, gy.data_ptr(), at(found[0]), nullptr, nullptr});
+    for (size_t i = 1; i < found.size(); i++) given.push_back(at(found[i]));
     r->backward(piece.data_ptr(), x.size(0), given.data(), at::get_num_threads(), side_by_side, nullptr);
     return found;
   }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    x.reset_data();
+    made.reset_data();
+    for (auto& core : cores) core.reset_data();
+  }
+
+  std::string name() const override { return "NativeBackward"; }
 };
 
 // The runtime reads memory by address: nothing but what it was made for may come so far.
@@ -154,7 +186,7 @@ Tensor apply(int64_t address, const Tensor& x, at::TensorList cores) {
     for (const auto& core : cores) copies.push_back(core.contiguous());
     cores = copies;
   }
-  if (recorded && at::GradMode::is_enabled()) return Applied::apply(r, x.contiguous(), cores);
+  if (recorded && at::GradMode::is_enabled()) return Applied::forward(r, x.contiguous(), cores);
   return rows_ahead(*r, x.contiguous(), cores, nullptr);
 }
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tn4nn as tn
@@ -19,7 +20,7 @@ from tn4nn.reproduce._experiment import Line, mean_line
 from tn4nn.reproduce._figure import write_png
 from tn4nn.reproduce._fixed_orders import Cell, calls, costs
 from tn4nn.reproduce._training import Variant, accuracy_line, units
-from tn4nn.reproduce.fc2_paper import xavier
+from tn4nn.reproduce.fc2_paper import even, xavier
 
 pytest.importorskip("torch")
 
@@ -290,6 +291,17 @@ def test_the_paper_s_init_is_xavier_for_each_core():
     for name, (rows, columns) in shapes.items():
         assert weights[name].size == rows * columns
         assert weights[name].std() == pytest.approx((2 / (rows + columns)) ** 0.5, rel=0.2)
+
+
+def test_the_even_init_has_one_variance_and_a_smaller_w():
+    model = tn.presets.fc2(16, bias=False)
+    weights, ours = even(model, 0), model.init(0)
+    model.check(weights)
+    for layer, network in model.networks().items():
+        names = [core.name for core in network.topology.cores]
+        assert np.ptp([weights[f"{layer}.{name}"].std() for name in names]) < 1e-6
+        small, large = (network.to_dense({name: w[f"{layer}.{name}"] for name in names}) for w in (weights, ours))
+        assert small == pytest.approx(0.3 * large, rel=1e-4, abs=1e-6)
 
 
 def test_nested_blocks_are_quarters_rows_columns_and_places():

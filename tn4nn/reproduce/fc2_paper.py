@@ -135,8 +135,8 @@ EXPERIMENT = Experiment(
     about=(
         "Plain SGD, lr 0.8 times 0.99 each epoch, batch 100, L2 of 1e-4, no biases, one rate for all cores. First, "
         "how many of nine tries (D = 4, 10, 16, three seeds each) diverge in the first 100 steps, by the paper's "
-        "Xavier normal for each core, by our init, and by a smaller and more even one; a try has diverged when its loss is not finite. Then D = 16 "
-        "and dense over 500 epochs."
+        "Xavier normal for each core, by our init, and by a smaller and more even one; a try has diverged when its "
+        "loss is not finite. Then D = 16 and dense over 500 epochs."
     ),
     cost="2 h",
     quick_cost="25 s",

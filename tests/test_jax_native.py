@@ -156,11 +156,14 @@ def test_a_module_says_whether_it_uses_the_runtime():
         tn4nn_jax.linear(NETWORKS["ring"], NETWORKS["ring"].init(0), x, runtime="cuda")
 
 
-def test_export_of_the_program():
+def test_what_is_exported_is_the_program():
     from jax import export
 
-    _, plain, cores, x = problem("ring")
-    agree(export.export(jax.jit(plain))(cores, x).call(cores, x), plain(cores, x))
+    ours, plain, cores, x = problem("ring")
+    for function in (plain, ours, jax.grad(squares(ours))):  # also of what runs natively here
+        exported = export.export(jax.jit(function))(cores, x)
+        assert "custom_call @tn4nn" not in exported.mlir_module()
+        agree(exported.call(cores, x), function(cores, x))
 
 
 def test_without_a_compiler_it_is_the_program(monkeypatch):

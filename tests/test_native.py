@@ -202,6 +202,66 @@ def test_other_dtypes_transforms_and_strides_run_too():
     assert torch.equal(copy.deepcopy(layer)(x), y)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_must_see_single_operations_gets_them():
+    from torch.autograd import forward_ad
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = network("mpo-3", 3)
+    layer, x, along = TNLinear(net, seed=1), rows_of(net, 20), rows_of(net, 20, seed=1)
+    y = layer(x)  # from here on the layer knows that this shape needs the runtime only
+    with forward_ad.dual_level():
+        pair = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, along)))
+        assert close(pair.primal, y)
+        assert close(pair.tangent, layer(along) - layer.bias)
+    counts = []
+    for each in (layer, plain(net)):
+        with FlopCounterMode(display=False) as counter:
+            each(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 20 * 36
+    traced = torch.jit.trace(layer, x)
+    assert close(traced(rows_of(net, 7, seed=2)), layer(rows_of(net, 7, seed=2)))
+
+
+@pytest.mark.parametrize("name", ["core1", "bias"])
+def test_a_parametrized_layer_gives_what_its_parameters_say(name):
+    net = network("mpo-3", 3)
+    layer, x = TNLinear(net, seed=1), rows_of(net, 20)
+    with torch.no_grad():
+        layer.bias += 1
+    y, w = layer(x), getattr(layer, name).detach().clone()
+
+    class Doubled(torch.nn.Module):
+        def forward(self, held):
+            return 2 * held
+
+    torch.nn.utils.parametrize.register_parametrization(layer, name, Doubled())
+    doubled = y + w if name == "bias" else 2 * y - layer.bias
+    assert close(layer(x), doubled)
+    layer(x).sum().backward()
+    assert layer.parametrizations[name].original.grad.abs().sum() > 0
+    assert close(layer.merge()(x), doubled)
+    torch.nn.utils.parametrize.remove_parametrizations(layer, name)
+    assert close(layer(x), doubled)
+
+
+def test_a_pruned_layer_gives_what_is_left():
+    prune = pytest.importorskip("torch.nn.utils.prune")
+    net = network("mpo-3", 3)
+    layer, other, x = TNLinear(net, seed=1), TNLinear(net, seed=1), rows_of(net, 20)
+    prune.l1_unstructured(layer, "core0", amount=0.5)
+    with torch.no_grad():
+        other.core0.copy_(layer.core0)
+    assert (other.core0 == 0).sum() == other.core0.numel() // 2
+    assert close(layer(x), other(x))
+
+
+def test_only_tensors_are_taken():
+    with pytest.raises(tn.ShapeError, match="takes a tensor, received ndarray"):
+        TNLinear(network("mpo-3"))(np.zeros((3, 48), np.float32))
+
+
 def test_cores_that_are_not_contiguous():
     net = network("mpo-3", 3)
     layer, x = TNLinear(net, seed=1), rows_of(net, 20)

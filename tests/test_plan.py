@@ -281,6 +281,12 @@ def test_errors(options: dict, expected: str) -> None:
         tn.plan(FC2, **options)
 
 
+def test_a_model_or_a_topology_is_no_network() -> None:
+    for given, what in ((tn.Sequential(tn.Linear(FC2)), "Sequential"), (FC2.topology, "Topology")):
+        with pytest.raises(TN4NNError, match=f"plan takes a Network, received {what}: give a topology ranks"):
+            tn.plan(given)  # type: ignore[arg-type]
+
+
 def test_kept_legs_cannot_be_gathered() -> None:
     net = tn.topology("k x y", {"k": 2, "x": 2}, {"k": 2, "y": 2}).with_rank(1)
     with pytest.raises(TN4NNError, match="an embedding cannot have kept legs, received k"):

@@ -255,8 +255,8 @@ def plan(
             with the processor's fingerprint.
 
     Raises:
-        TN4NNError: an unknown phase, objective or runtime, a batch below 1, a memory cap that nothing meets,
-            `tune` for programs.
+        TN4NNError: no network, an unknown phase, objective or runtime, a batch below 1, a memory cap that nothing
+            meets, `tune` for programs.
 
     Example:
         >>> import tn4nn as tn
@@ -265,6 +265,11 @@ def plan(
         >>> p.cost.macs < 100 * 784 * 256  # fewer multiply-adds than the dense layer
         True
     """
+    if not isinstance(network, Network):
+        raise TN4NNError(
+            f"plan takes a Network, received {type(network).__name__}: give a topology ranks (with_rank, with_budget), "
+            "and plan the layers of a model one by one (model.networks())"
+        )
     if phase not in PHASES:
         raise TN4NNError(f"phase must be one of {', '.join(PHASES)}, received {phase!r}")
     if minimize not in OBJECTIVES:

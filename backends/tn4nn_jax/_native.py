@@ -162,8 +162,19 @@ def _primitive(name: str, shapes: Callable[..., Any], plain: Callable[..., Any],
     made.def_impl(jax.jit(made.bind, static_argnames=("native", "keep", "moved", "wanted")))
     made.def_abstract_eval(shapes)
     mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=True))
-    mlir.register_lowering(made, mlir.lower_fun(cpu, multiple_results=True), platform="cpu")
+    mlir.register_lowering(made, _lowered(plain, cpu), platform="cpu")
     return made
+
+
+def _lowered(plain: Callable[..., Any], cpu: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule for the CPU: what is exported is to run where nobody has registered our calls."""
+    here, away = (mlir.lower_fun(function, multiple_results=True) for function in (cpu, plain))
+
+    def rule(ctx: Any, *given: Any, **static: Any) -> Any:
+        exported = getattr(ctx.module_context.lowering_parameters, "for_export", False)
+        return (away if exported else here)(ctx, *given, **static)
+
+    return rule
 
 
 rows_p = _primitive("rows", _rows_shapes, _plain_rows, _cpu_rows)

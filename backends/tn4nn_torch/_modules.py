@@ -76,6 +76,7 @@ class _Planned(nn.Module):
             # A copy, so that training never writes into what it was given.
             array = torch.tensor(np.asarray(weights[name]), dtype=dtype_of(dtype), device=device)
             self._parameters[name] = nn.Parameter(array.reshape(spec.shape))
+        self._parameters.setdefault("bias", None)
         t = self.network.topology
         self._names = tuple(core.name for core in t.cores)
         # Plain numbers, read once: the forward pass asks the graph nothing.
@@ -148,16 +149,20 @@ class _Planned(nn.Module):
     def cores(self) -> list[Tensor]:
         """The cores, in the program's order."""
         held: Any = self._parameters
-        return [held[name] for name in self._names]
+        try:
+            return [held[name] for name in self._names]
+        except KeyError:  # a parametrization or pruning makes it out of others
+            return [getattr(self, name) for name in self._names]
 
     @property
     def bias_or_none(self) -> Tensor | None:
         """The bias, where there is one."""
-        return self._parameters.get("bias")
+        held = self._parameters
+        return held["bias"] if "bias" in held else getattr(self, "bias", None)
 
     def checked(self, x: Tensor) -> Tensor:
         """x, or an error that says what is wrong with it."""
-        core: Any = self._parameters[self._names[0]]
+        core = self.cores()[0]
         if not (x.is_floating_point() or x.is_complex()):
             raise ShapeError(
                 f"{self.layer.describe()} takes floating-point inputs, received {x.dtype}: "
@@ -200,9 +205,7 @@ class _Planned(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """W where it is the only core."""
-        w: Any = self._parameters[self._names[0]]
-        made: Tensor = w.reshape(self.out_features, self.in_features)
-        return made
+        return self.cores()[0].reshape(self.out_features, self.in_features)
 
     def to_dense(self) -> Tensor:
         """W of shape (out_features, in_features), differentiable."""
@@ -288,8 +291,10 @@ class TNLinear(_Planned):
         quick = None if _compiling() else self._quick.get((x.shape, x.dtype))
         if quick is not None and self._buffers["_order"] is None and usable(x):
             y = apply(quick, self.cores(), x, self.run_program)
-            offset = self._parameters.get("bias")
+            offset = self.bias_or_none
             return y if offset is None else y + offset
+        if not isinstance(x, Tensor):
+            raise ShapeError(f"{self.layer.describe()} takes a tensor, received {type(x).__name__}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             self.layer.out_shape(tuple(x.shape))
         rows = self.checked(x).reshape(-1, x.shape[-1]) if x.dim() != 2 else self.checked(x)
@@ -317,12 +322,17 @@ class TNLinear(_Planned):
             >>> torch.allclose(frozen(x), layer(x), atol=1e-5)
             True
         """
-        held = {name: p.detach().cpu().double().numpy() for name, p in self.named_parameters()}
-        network, weights = merged(self.network, held, batch)
+
+        def array(t: Tensor) -> NDArray[Any]:
+            made: NDArray[Any] = t.detach().cpu().double().numpy()
+            return made
+
+        cores = {name: array(core) for name, core in zip(self._names, self.cores(), strict=True)}
+        network, weights = merged(self.network, cores, batch)
         bias = self.bias_or_none
         layer = layers.Linear(network, bias=bias is not None, ordering=getattr(self.layer, "ordering", None))
         if bias is not None:
-            weights["bias"] = held["bias"]
+            weights["bias"] = array(bias)
         where, dtype = self.cores()[0].device, self.cores()[0].dtype
         made = TNLinear(layer, weights=weights, batch=batch, phase="forward", device=where, dtype=dtype)
         return made.requires_grad_(False)

@@ -1,8 +1,8 @@
 """The native runtime as a differentiable torch function.
 
-It is used in eager mode on the CPU in float32 and float64; under torch.compile, torch.func, autocast and for other
-dtypes a layer runs its program in torch's own operations. Kept for the backward pass are x and what the prologue made
-out of the cores; the states of x are made again, block by block.
+It is used in eager mode on the CPU in float32 and float64; under torch.compile, torch.func, autocast, in a trace or a
+dispatch mode, and for other dtypes a layer runs its program in torch's own operations. Kept for the backward pass are x
+and what the prologue made out of the cores; the states of x are made again, block by block.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tn4nn._errors import ShapeError
 from tn4nn._native import Native
@@ -25,12 +26,25 @@ _compiling = torch.compiler.is_compiling
 _autocasting = torch.is_autocast_enabled
 _grad_enabled = torch.is_grad_enabled
 _threads = torch.get_num_threads
+_traced = torch._C._get_tracing_state
+_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 def usable(x: Tensor) -> bool:
-    """Whether x is a plain tensor in eager mode that the runtime can read; the cores are of its dtype and device."""
-    plain = type(x) is Tensor and x.dtype in ITEMSIZE and x.is_cpu
-    return plain and not (_compiling() or transforming() or _autocasting("cpu")) and x.shape[0] > 0
+    """Whether x is a plain tensor in eager mode that the runtime can read; the cores are of its dtype and device.
+
+    What must see the single operations gets the program: a trace, forward-mode derivatives, and a dispatch mode such as
+    FlopCounterMode.
+    """
+    if not (type(x) is Tensor and x.dtype in ITEMSIZE and x.is_cpu) or _compiling():
+        return False
+    watched = transforming() or _autocasting("cpu") or _traced() is not None or _modes() or _moving() >= 0
+    return not watched and x.shape[0] > 0
+
+
+def _moving() -> int:
+    level: int = forward_ad._current_level
+    return level
 
 
 def apply(

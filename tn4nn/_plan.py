@@ -396,6 +396,9 @@ def _step_shapes(network: Network, program: Program, batch: int) -> list[tuple[i
     return [tuple(shape) for shape in shapes]
 
 
+_HOPELESS = 1000  # times the fewest multiply-adds
+
+
 class Search:
     """The candidates of one question, and the choice among them."""
 
@@ -539,8 +542,13 @@ class Search:
         return Plan(*asked, order, path, cost, self.itemsize, self.form, table, sliced, rows)
 
     def ranked(self, options: list[tuple[str, Path]]) -> list[Plan]:
-        """All candidates as plans, best first."""
-        plans = [self.made(order, path) for order, path in options]
+        """All candidates as plans, best first; hopeless ones, which also take longest to lower, are left out."""
+        macs = [self.macs_of(path) for _, path in options]
+        plans = [
+            self.made(order, path)
+            for (order, path), count in zip(options, macs, strict=True)
+            if count <= _HOPELESS * min(macs)
+        ]
         return sorted(plans, key=lambda p: p.cost.score(self.minimize))
 
     def best(self, options: list[tuple[str, Path]]) -> Plan:

@@ -168,7 +168,8 @@ def _jax_call(function: Any, parameters: Any, x: Any, gy: Any, phase: str) -> tu
     def step(p: Any, v: Any, g: Any) -> Any:
         if phase == "forward":
             return apply(p, v)
-        return jax.vjp(apply, p, v)[1](g)
+        y, back = jax.vjp(apply, p, v)
+        return y, back(g)  # a loss needs y: without it XLA would leave out the forward pass of a linear layer
 
     compiled = jax.jit(step)
     xs, gys = jnp.asarray(x), jnp.asarray(gy)

@@ -104,7 +104,9 @@ def test_competitors_are_right(bench, data, settings, name, batch):
     peer.make(_cell(bench, data, settings, batch)).check()
 
 
-@pytest.mark.parametrize("name", ["quimb", "tltorch-factorized", "tltorch-reconstructed", "torchtt", "tensorkrowch"])
+@pytest.mark.parametrize(
+    "name", ["quimb", "tensornetwork", "tltorch-factorized", "tltorch-reconstructed", "torchtt", "tensorkrowch"]
+)
 @pytest.mark.parametrize("topology", ["mpo", "ring", "cp", "tucker", "btt", "peps"])
 def test_other_libraries_are_right_or_say_why_not(bench, settings, name, topology):
     peer = bench["_peers"].PEERS[name]

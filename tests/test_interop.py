@@ -417,23 +417,3 @@ def test_chains_that_cannot_be(cores, axes, message):
     with pytest.raises(ShapeError) as error:
         from_chain(cores, axes)
     assert message in str(error.value)
-
-
-@pytest.mark.filterwarnings("ignore")  # theirs
-@pytest.mark.parametrize("library", ["torchtt", "tltorch"])
-def test_layers_of_torchtt_and_tltorch_are_the_same_function(library):
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip(library)
-    inputs, outputs, x = (2, 5, 3), (3, 2, 4), torch.randn(7, 30)
-    if library == "torchtt":
-        layer = theirs.nn.LinearLayerTT(list(inputs), list(outputs), [1, 3, 2, 1], dtype=torch.float32)
-        cores, y = layer.cores, layer(x.reshape(7, *inputs)).reshape(7, 24)
-        bias = layer.bias.reshape(-1)
-    else:
-        layer = theirs.FactorizedLinear(inputs, outputs, bias=True, rank=(1, 3, 2, 1), factorization="blocktt")
-        layer.weight.normal_(0.0, 0.1)
-        cores, y, bias = layer.weight.factors, layer(x), layer.bias
-    net, weights = from_chain(cores)
-    assert (net.in_features, net.out_features) == (30, 24)
-    w = torch.from_numpy(net.to_dense(weights))
-    torch.testing.assert_close(x @ w.T + bias.detach(), y.detach(), rtol=1e-4, atol=1e-5)

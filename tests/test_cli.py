@@ -79,6 +79,16 @@ def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     assert "expected shapes like 4x5x3,3x6x2" in capsys.readouterr().err
 
 
+def test_cost_and_its_growth(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    made = [tmp_path / "g.svg", tmp_path / "c.json"]
+    arguments = ["cost", "low_rank", "--in", 64, "--out", 64, "--batches", "4", "--growth", made[0], "--json", made[1]]
+    assert call(monkeypatch, *arguments) == 0
+    assert "rank^" in capsys.readouterr().out
+    assert made[0].read_text().startswith("<?xml")
+    assert set(json.loads(made[1].read_text())["curves"]["curves"]) == {"batch", "rank"}
+
+
 def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):
     arguments = ["train", "tree", "--epochs", 1, "--checkpoint", tmp_path / "c.st", "--json", tmp_path / "t.json"]
     assert call(monkeypatch, *arguments) == 0

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from ._calibrate import Calibration, calibrate, calibrated
     from ._compare import Candidate, Report, compare, read_topologies
     from ._cost import CostReport, CostRow, cost
+    from ._growth import Growth, growth
     from ._data import Dataset
     from ._data import load as load_data
     from ._decompose import Decomposition, decompose, mps
@@ -109,6 +110,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "CostReport": ("_cost", "CostReport"),
     "CostRow": ("_cost", "CostRow"),
     "cost": ("_cost", "cost"),
+    "Growth": ("_growth", "Growth"),
+    "growth": ("_growth", "growth"),
     "Dataset": ("_data", "Dataset"),
     "load_data": ("_data", "load"),
     "Decomposition": ("_decompose", "Decomposition"),
@@ -211,6 +214,8 @@ __all__ = [
     "gauge_error",
     "GELU",
     "grow",
+    "Growth",
+    "growth",
     "installed_backends",
     "kronecker",
     "Layer",

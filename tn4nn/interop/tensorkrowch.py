@@ -19,8 +19,8 @@ def from_tensorkrowch(
     """The Network and the weights of a TensorKrowch network, or of some of its nodes.
 
     A leaf node becomes the core of its name, an open edge the leg of its axis name where that stands once, every other
-    edge that of a number: e0, e1, ... An edge to a data node counts as open. Tensors are copied to numpy in their dtype;
-    nodes that share one tensor (uniform models) become cores with equal, separate values.
+    edge that of a number: e0, e1, ... An edge to a data node counts as open. Tensors are copied to numpy in their
+    dtype; nodes that share one tensor (uniform models) become cores with equal, separate values.
 
     Args:
         network: a `tensorkrowch.TensorNetwork`, of which the leaf nodes are taken, or an iterable of nodes.

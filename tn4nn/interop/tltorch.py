@@ -44,13 +44,12 @@ def from_tltorch(weight: Any) -> tuple[Network, dict[str, NDArray[Any]]]:
     opened = [*outs, *ins]
     if hasattr(weight, "core"):  # Tucker
         ranks = [f"r{i}" for i in range(len(factors))]
-        middle: tuple[str, tuple[str, ...], Any] = ("core", tuple(ranks), weight.core)
+        tensors: list[tuple[str, tuple[str, ...], Any]] = [("core", tuple(ranks), weight.core)]
     elif hasattr(weight, "weights"):  # CP
         ranks = ["r"] * len(factors)
-        middle = ("weights", ("r",), weight.weights)
+        tensors = [("weights", ("r",), weight.weights)]
     else:
         return from_chain(factors)
-    tensors = [middle]
     for i, (leg, rank, factor) in enumerate(zip(opened, ranks, factors, strict=True)):
         tensors.append((f"factor{i}", (leg, rank), factor))
     weights = {name: real_array(array, name) for name, _, array in tensors}

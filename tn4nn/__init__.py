@@ -76,12 +76,12 @@ if TYPE_CHECKING:
     from ._calibrate import Calibration, calibrate, calibrated
     from ._compare import Candidate, Report, compare, read_topologies
     from ._cost import CostReport, CostRow, cost
-    from ._growth import Growth, growth
     from ._data import Dataset
     from ._data import load as load_data
     from ._decompose import Decomposition, decompose, mps
     from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
+    from ._growth import Growth, growth
     from ._io import load, save
     from ._objective import TrainingLoss
     from ._ranks import cut, grow

@@ -179,7 +179,7 @@ def growth(
 
 
 def _ranked(network: Network) -> Iterator[tuple[int, Network]]:
-    seen = set()
+    seen = set[str]()
     for rank in RANKS if network.topology.bonds else ():
         made = network.topology.with_rank(rank, clip=True)
         if made.fingerprint in seen or (seen and made.num_params > made.dense_params):

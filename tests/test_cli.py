@@ -79,6 +79,12 @@ def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     assert "expected shapes like 4x5x3,3x6x2" in capsys.readouterr().err
 
 
+def test_plan_and_its_picture(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert call(monkeypatch, "plan", "mpo", "--in", 64, "--out", 64, "--picture", tmp_path / "t.svg") == 0
+    assert (tmp_path / "t.svg").read_text().startswith("<?xml")
+
+
 def test_cost_and_its_growth(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     made = [tmp_path / "g.svg", tmp_path / "c.json"]

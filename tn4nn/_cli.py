@@ -248,6 +248,7 @@ def _plan(
     explained: Annotated[
         bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
     ] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the contraction tree to this .png or .svg file.")] = None,
     json: Json = None,
 ) -> None:
     """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
@@ -259,6 +260,8 @@ def _plan(
     for order, of in p.candidates:
         _out.print(f"  {order:<28} {of.macs:>14,} MACs  {of.predicted_s * 1e3:>9.3g} ms predicted", highlight=False)
     row = _cost_row(p)
+    if picture is not None:
+        p.draw(str(picture))
     if explained:
         told = explain(p)
         _out.print(str(told), highlight=False, markup=False, soft_wrap=True)

@@ -16,6 +16,8 @@ from ._program import BATCH, Legs, Program, Work, lower, trace
 from ._topology import fingerprint_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ._native_plan import Way
 
 Phase = Literal["forward", "train"]
@@ -158,6 +160,21 @@ class Plan:
     def work(self) -> list[Work]:
         """The work of each step at the plan's batch (of one block and one slice, where it has them)."""
         return trace(self.program, _step_shapes(self.network, self.program, self.batch))
+
+    def draw(self, path: str | None = None) -> Figure:
+        """Draws the contraction tree with matplotlib: x and the cores below, each step above what it contracts, with its
+        share of the multiply-adds and the legs of its result; lines are the wider the more numbers they carry, and the
+        step with the most multiply-adds is marked.
+
+        Args:
+            path: a .png or .svg file to write.
+
+        Raises:
+            TN4NNError: another ending, or matplotlib is not installed.
+        """
+        from ._draw_tree import draw_tree
+
+        return draw_tree(self, path)
 
     def __str__(self) -> str:
         if self.way is not None:

@@ -162,9 +162,9 @@ class Plan:
         return trace(self.program, _step_shapes(self.network, self.program, self.batch))
 
     def draw(self, path: str | None = None) -> Figure:
-        """Draws the contraction tree with matplotlib: x and the cores below, each step above what it contracts, with its
-        share of the multiply-adds and the legs of its result; lines are the wider the more numbers they carry, and the
-        step with the most multiply-adds is marked.
+        """Draws the contraction tree with matplotlib: x and the cores below, each step above what it contracts, with
+        its share of the multiply-adds and the legs of its result; lines are the wider the more numbers they carry, and
+        the step with the most multiply-adds is marked.
 
         Args:
             path: a .png or .svg file to write.

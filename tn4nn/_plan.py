@@ -27,6 +27,8 @@ PLANNER = 5  # raised when the planner may find another plan for the same questi
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
+_LARGE = 64  # tensors above which orders of very many multiply-adds are not priced
+_SILLY = 50  # times the fewest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -445,7 +447,10 @@ class Search:
             found.setdefault(self.dense_first(greedy=len(self.tensors) > 24), "W first")
             for path, name in zip(self.chains(), ("left to right", "right to left"), strict=True):
                 found.setdefault(path, name)
-        return [(name, path) for path, name in found.items()]
+        macs = {path: self.macs_of(path) for path in found}
+        # An order that takes cores of a large graph in turn may hold hundreds of legs at once: lowering it takes hours.
+        silly = _SILLY * min(macs.values()) if len(self.tensors) > _LARGE else math.inf
+        return [(name, path) for path, name in found.items() if macs[path] <= silly]
 
     def dense_first(self, *, greedy: bool = False) -> Path:
         """The cores among themselves, then x."""

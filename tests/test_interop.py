@@ -183,7 +183,7 @@ def test_quimb_networks_in_pieces_are_a_product(qtn):
     w = np.kron(quimb_dense(regular, a[:2], a[2:]), quimb_dense(tree, b[:1], b[1:]))
     np.testing.assert_allclose(net.to_dense(weights), w, rtol=1e-10, atol=1e-12 * abs(w).max())
     x = np.random.default_rng(0).standard_normal((2, net.in_features)).astype(np.float32)
-    y = tn.Linear(net, bias=False).build("numpy", weights=weights)(x)
+    y = tn.Linear(net, bias=False).build("numpy", weights=weights, dtype="float64")(x)
     np.testing.assert_allclose(y, x @ w.T, rtol=1e-8)
 
 

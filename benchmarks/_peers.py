@@ -156,26 +156,23 @@ def _cotengra(cell: Cell) -> Runner:
     return _with_modes(cell, lambda *arrays: expression(*arrays, backend="torch"), _torch_cores(cell))
 
 
-def _quimb(cell: Cell) -> Runner:
-    """The way of quimb's guide to torch: pack once, unpack and contract in every call, along a found path.
+def _engine(name: str) -> Callable[[Cell], Runner]:
+    """Our layer with another library in our place, along the path of fewest multiply-adds.
 
-    `get="expression"` would be cotengra's expression, which has its own row.
+    For quimb that is the way of its guide to torch: pack once, unpack and contract in every call; `get="expression"`
+    would be cotengra's expression, which has its own row. TensorNetwork's nodes are built in every call.
     """
-    import quimb.tensor as qtn
 
-    _guard_path(cell)
-    problem, cores = cell.layer, _torch_cores(cell)
-    labels = problem.tensors
-    packed = [qtn.Tensor(core.detach().cpu().numpy(), inds=legs) for core, legs in zip(cores, labels[:-1], strict=True)]
-    parameters, skeleton = qtn.pack(qtn.TensorNetwork(packed))
-    path = problem.tree().get_path()
+    def make(cell: Cell) -> Runner:
+        _guard_path(cell)
+        options: Any = {"weights": cell.data.weights, "batch": cell.batch, "phase": cell.phase, "device": cell.device}
+        try:
+            module = tn.Linear(cell.network, bias=False).build("torch", minimize="flops", engine=name, **options)
+        except tn.BackendError as error:  # a hyperedge too large for TensorNetwork
+            raise CannotExpressError(str(error)) from error
+        return TorchRunner(cell, module, list(module.parameters()))
 
-    def contract(*arrays: Any) -> Any:
-        named = dict(zip(parameters, arrays[:-1], strict=True))
-        network = qtn.unpack(named, skeleton) | qtn.Tensor(arrays[-1], inds=labels[-1])
-        return network.contract(all, output_inds=problem.output, optimize=path).data
-
-    return _with_modes(cell, contract, cores)
+    return make
 
 
 def _jax_einsum(cell: Cell) -> Runner:
@@ -373,7 +370,8 @@ PEERS: dict[str, Peer] = {
         Peer("torch-einsum", "torch", "peer", ("opt_einsum",), _torch_einsum),
         Peer("opt-einsum", "torch", "peer", ("opt_einsum",), _opt_einsum),
         Peer("cotengra", "torch", "peer", (), _cotengra),
-        Peer("quimb", "torch", "peer", ("quimb",), _quimb),
+        Peer("quimb", "torch", "peer", ("quimb",), _engine("quimb")),
+        Peer("tensornetwork", "torch", "peer", ("tensornetwork",), _engine("tensornetwork")),
         Peer("tltorch-factorized", "torch", "peer", ("tltorch", "opt_einsum"), _tltorch_factorized),
         Peer("tltorch-reconstructed", "torch", "peer", ("tltorch",), _tltorch_reconstructed),
         Peer("torchtt", "torch", "peer", ("torchtt",), _torchtt),

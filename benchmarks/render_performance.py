@@ -208,8 +208,12 @@ def _refusals(data: Results) -> Iterator[str]:
 
 
 def beside(folder: Path) -> str:
-    """The sections of plan_choice.json and scaling.json, where they stand in the folder of the results."""
-    made = [_choice(folder / "plan_choice.json"), _scaling(folder / "scaling.json")]
+    """The sections of plan_choice.json, prediction.json and scaling.json, where they stand in the results' folder."""
+    made = [
+        _choice(folder / "plan_choice.json"),
+        _prediction(folder / "prediction.json"),
+        _scaling(folder / "scaling.json"),
+    ]
     return "\n".join(line for lines in made for line in lines)
 
 
@@ -237,6 +241,47 @@ def _choice(path: Path) -> Iterator[str]:
         shares = f"{r['within_10_percent']:.0%} | {r['within_30_percent']:.0%}"
         yield f"| {label} | {shares} | {r['mean']:.3f} | {r['worst']:.2f} |"
     yield ""
+
+
+def _prediction(path: Path) -> Iterator[str]:
+    data = _other(path)
+    if data is None:
+        return
+    found, machine = data["summary"], data["machine"]
+    yield "## Predicted against measured"
+    yield ""
+    yield (
+        f"{found['default']['cells']} cells over the whole catalogue, 1024 -> 1024, three ranks, four batches, forward "
+        "and training, in CPU seconds of the native runtime (`benchmarks/prediction.py`, "
+        f"{machine['cpu']}, load {machine['load'][0]}), with the cost model's default figures and with those of a "
+        "calibration made in the same run. Aimed at on a quiet machine: a rank correlation of 0.95, a median error of "
+        "25%. Ratios are predicted over measured, medians."
+    )
+    yield ""
+    yield "| figures | rank correlation | median error | ratio | forward | training | batch 1 | 32 | 256 | 2048 |"
+    yield "|--" * 10 + "|"
+    for name, all_of in found.items():
+        by = all_of["by"]
+        parts = [by["phase"][phase] for phase in ("forward", "train")]
+        parts += [by["batch"][batch] for batch in ("1", "32", "256", "2048")]
+        ratios = " | ".join(f"{part['median_ratio']:.2f}" for part in (all_of, *parts))
+        yield f"| {name} | {all_of['spearman']:.3f} | {all_of['median_error']:.0%} | {ratios} |"
+    yield ""
+    yield "By topology, and by what most of the predicted time comes from (a figure of `tn.Machine`):"
+    yield ""
+    yield "| kind | cells | median error, default | ratio | cells | median error, calibrated | ratio |"
+    yield "|--" * 7 + "|"
+    for kind in ("topology", "figure"):
+        both = [found[name]["by"][kind] for name in ("default", "calibrated")]
+        for value in dict.fromkeys(value for groups in both for value in groups):
+            yield f"| {value} | {' | '.join(_predicted(groups.get(value)) for groups in both)} |"
+    yield ""
+
+
+def _predicted(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return "0 | - | -"
+    return f"{part['cells']} | {part['median_error']:.0%} | {part['median_ratio']:.2f}"
 
 
 def _scaling(path: Path) -> Iterator[str]:

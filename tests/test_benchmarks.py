@@ -27,6 +27,7 @@ NAMES = (
     "_runners",
     "_workset",
     "contraction",
+    "prediction",
     "step_time",
     "render_performance",
 )
@@ -104,7 +105,9 @@ def test_competitors_are_right(bench, data, settings, name, batch):
     peer.make(_cell(bench, data, settings, batch)).check()
 
 
-@pytest.mark.parametrize("name", ["quimb", "tltorch-factorized", "tltorch-reconstructed", "torchtt", "tensorkrowch"])
+@pytest.mark.parametrize(
+    "name", ["quimb", "tensornetwork", "tltorch-factorized", "tltorch-reconstructed", "torchtt", "tensorkrowch"]
+)
 @pytest.mark.parametrize("topology", ["mpo", "ring", "cp", "tucker", "btt", "peps"])
 def test_other_libraries_are_right_or_say_why_not(bench, settings, name, topology):
     peer = bench["_peers"].PEERS[name]
@@ -301,3 +304,53 @@ def test_instances_of_path_optimizers(bench):
     assert "numbers" in made["tucker-16"].reason
     assert len(made["tree-64"].problem.tensors) == 127
     assert len(list(bench["_instances"].instances(True))) < len(made)
+
+
+# -- prediction ----------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_of_what_is_run(bench, monkeypatch):
+    prediction = bench["prediction"]
+    monkeypatch.setattr(prediction, "FEATURES", 64)
+    monkeypatch.setattr(prediction, "BATCHES", (4,))
+    monkeypatch.setattr(prediction, "CELL_S", 0.01)
+    asked = list(prediction.questions(["mpo", "kronecker"]))
+    # At rank 32 the mpo has more parameters than the dense layer; a Kronecker product has no bonds.
+    assert [(net.topology.name, rank) for net, rank, _, _ in asked[::2]] == [("mpo", 2), ("mpo", 8), ("kronecker", 2)]
+    assert [phase for *_, phase in asked] == ["forward", "train"] * 3
+    machines = {"default": tn.Machine(), "slow": tn.Machine(tile_macs_per_s=1e6)}
+    if tn.plan(asked[0][0], 4, "forward", runtime="native").way is None:
+        pytest.skip("no native runtime")
+    cells = [prediction.cell(question, machines) for question in asked]
+    for one, (net, _, batch, phase) in zip(cells, asked, strict=True):
+        assert (
+            one["default"]["predicted_s"]
+            == tn.plan(net, batch, phase, runtime="native", machine=machines["default"]).cost.predicted_s
+        )
+        assert 0 < one["default"]["measured_s"] < 1
+        assert one["slow"]["figure"] == "tile_macs_per_s"
+    found = prediction.summary(cells, list(machines))
+    assert found["default"]["cells"] == len(cells)
+    assert found["slow"]["median_ratio"] > 1 < found["slow"]["median_error"]
+    assert set(found["default"]["by"]["topology"]) == {"mpo", "kronecker"}
+
+
+def test_rank_correlation(bench):
+    spearman = bench["prediction"].spearman
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 2, 3], [2, 1, 3]) == pytest.approx(0.5)
+
+
+def test_the_page_has_the_predictions(bench, tmp_path):
+    one = {"cells": 3, "spearman": 0.9, "median_error": 0.2, "median_ratio": 1.1}
+    by = {"topology": {"mpo": one}, "phase": {"forward": one, "train": one}}
+    by["batch"] = {str(batch): one for batch in (1, 32, 256, 2048)}
+    summary = {"default": {**one, "by": {**by, "figure": {"call_s": one}}}}
+    summary["calibrated"] = {**one, "by": {**by, "figure": {}}}
+    data = {"machine": {"cpu": "C", "load": [0.5]}, "summary": summary}
+    (tmp_path / "prediction.json").write_text(json.dumps(data))
+    page = bench["render_performance"].beside(tmp_path)
+    assert "| default | 0.900 | 20% | 1.10 | 1.10 |" in page
+    assert "| mpo | 3 | 20% | 1.10 | 3 | 20% | 1.10 |" in page
+    assert "| call_s | 3 | 20% | 1.10 | 0 | - | - |" in page

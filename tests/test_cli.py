@@ -79,6 +79,22 @@ def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     assert "expected shapes like 4x5x3,3x6x2" in capsys.readouterr().err
 
 
+def test_plan_and_its_picture(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert call(monkeypatch, "plan", "mpo", "--in", 64, "--out", 64, "--picture", tmp_path / "t.svg") == 0
+    assert (tmp_path / "t.svg").read_text().startswith("<?xml")
+
+
+def test_cost_and_its_growth(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    made = [tmp_path / "g.svg", tmp_path / "c.json"]
+    arguments = ["cost", "low_rank", "--in", 64, "--out", 64, "--batches", "4", "--growth", made[0], "--json", made[1]]
+    assert call(monkeypatch, *arguments) == 0
+    assert "rank^" in capsys.readouterr().out
+    assert made[0].read_text().startswith("<?xml")
+    assert set(json.loads(made[1].read_text())["curves"]["curves"]) == {"batch", "rank"}
+
+
 def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):
     arguments = ["train", "tree", "--epochs", 1, "--checkpoint", tmp_path / "c.st", "--json", tmp_path / "t.json"]
     assert call(monkeypatch, *arguments) == 0
@@ -150,6 +166,9 @@ def test_catalogue_and_version(monkeypatch, capsys):
         (["plan", "missing.json"], 1, "missing.json"),
         (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),
         (["plan", "mpo", "--memory", "10"], 1, "no plan of 'mpo'"),
+        (["cost", "x...a,ay", "--shapes", "4x2,2x8", "--input-legs", "x"], 1, "an equation with an ellipsis does not"),
+        (["cost", "xaa,ay", "--shapes", "4x2x2,2x8", "--input-legs", "x"], 1, "index 'a' stands twice on tensor"),
+        (["plan", "mpo", "--picture", "tree.pdf"], 1, "expected a .png or .svg file for a picture"),
         (["plan", "mpo", "--budget", "10"], 1, "the smallest feasible one is 128"),
         (["nonsense"], 2, "No such command"),
     ],

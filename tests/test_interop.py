@@ -173,6 +173,20 @@ def test_random_quimb_networks_run_as_layers(qtn, trained_backend, name):
     np.testing.assert_allclose(y, x @ expected.T, rtol=1e-4, atol=1e-5 * scale)
 
 
+def test_quimb_networks_in_pieces_are_a_product(qtn):
+    regular, tree = qtn.TN_rand_reg(4, 3, 2, phys_dim=2, seed=0), qtn.TN_rand_tree(3, 2, phys_dim=3, seed=1)
+    tree = tree.reindex({index: f"t{index}" for index in tree.outer_inds()})
+    q = regular | tree
+    a, b = regular.outer_inds(), tree.outer_inds()
+    inputs, outputs = [*a[:2], b[0]], [*a[2:], *b[1:]]
+    net, weights = from_quimb(q, inputs, outputs)
+    w = np.kron(quimb_dense(regular, a[:2], a[2:]), quimb_dense(tree, b[:1], b[1:]))
+    np.testing.assert_allclose(net.to_dense(weights), w, rtol=1e-10, atol=1e-12 * abs(w).max())
+    x = np.random.default_rng(0).standard_normal((2, net.in_features)).astype(np.float32)
+    y = tn.Linear(net, bias=False).build("numpy", weights=weights, dtype="float64")(x)
+    np.testing.assert_allclose(y, x @ w.T, rtol=1e-8)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_quimb_tags_and_indices_come_back(qtn, name):
     q, inputs, outputs = random_quimb(qtn)[name]
@@ -341,6 +355,19 @@ def test_what_tensornetwork_holds_and_a_layer_cannot(google):
     google.connect(t[0], t[1], name="loop")
     with pytest.raises(TopologyError, match="index 'loop' stands twice on tensor 't'"):
         from_tensornetwork([t], inputs=[t[2]], outputs=[t[3]])
+    z = google.Node(np.ones((2, 3), complex), "z")
+    with pytest.raises(ShapeError, match="tensor 'z': expected real numbers, received complex128"):
+        from_tensornetwork([z], inputs=[z[0]], outputs=[z[1]])
+    empty = google.Node(np.ones((0, 3)), "empty")
+    with pytest.raises(TopologyError, match="the size must be at least 1, received 0"):
+        from_tensornetwork([empty], inputs=[empty[0]], outputs=[empty[1]])
+
+
+def test_tensornetwork_nodes_in_pieces_are_a_product(google):
+    rng = np.random.default_rng(0)
+    a, b = (google.Node(rng.standard_normal(shape), name) for shape, name in (((2, 3), "a"), ((4, 5), "b")))
+    net, weights = from_tensornetwork([a, b], inputs=[a[1], b[1]], outputs=[a[0], b[0]])
+    np.testing.assert_allclose(net.to_dense(weights), np.kron(a.tensor, b.tensor), rtol=1e-12)
 
 
 # -- the door ---------------------------------------------------------------------------------------------------
@@ -417,23 +444,3 @@ def test_chains_that_cannot_be(cores, axes, message):
     with pytest.raises(ShapeError) as error:
         from_chain(cores, axes)
     assert message in str(error.value)
-
-
-@pytest.mark.filterwarnings("ignore")  # theirs
-@pytest.mark.parametrize("library", ["torchtt", "tltorch"])
-def test_layers_of_torchtt_and_tltorch_are_the_same_function(library):
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip(library)
-    inputs, outputs, x = (2, 5, 3), (3, 2, 4), torch.randn(7, 30)
-    if library == "torchtt":
-        layer = theirs.nn.LinearLayerTT(list(inputs), list(outputs), [1, 3, 2, 1], dtype=torch.float32)
-        cores, y = layer.cores, layer(x.reshape(7, *inputs)).reshape(7, 24)
-        bias = layer.bias.reshape(-1)
-    else:
-        layer = theirs.FactorizedLinear(inputs, outputs, bias=True, rank=(1, 3, 2, 1), factorization="blocktt")
-        layer.weight.normal_(0.0, 0.1)
-        cores, y, bias = layer.weight.factors, layer(x), layer.bias
-    net, weights = from_chain(cores)
-    assert (net.in_features, net.out_features) == (30, 24)
-    w = torch.from_numpy(net.to_dense(weights))
-    torch.testing.assert_close(x @ w.T + bias.detach(), y.detach(), rtol=1e-4, atol=1e-5)

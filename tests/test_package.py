@@ -82,7 +82,8 @@ def modules():
 def test_doctests(name):
     import doctest
 
-    needs = {"_triton_kernels": "triton", "interop.quimb": "quimb.tensor", "interop.tensornetwork": "tensornetwork"}
+    needs = {"_triton_kernels": "triton", "interop.quimb": "quimb.tensor", "interop.engines": "quimb.tensor"}
+    needs |= {f"interop.{name}": name for name in ("tensornetwork", "tensorkrowch", "tltorch")}
     for ending, library in needs.items():
         if name.endswith(ending):
             pytest.importorskip(library)

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from ._decompose import Decomposition, decompose, mps
     from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._gauge import balance, canonicalise, gauge_error
+    from ._growth import Growth, growth
     from ._io import load, save
     from ._objective import TrainingLoss
     from ._ranks import cut, grow
@@ -109,6 +110,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "CostReport": ("_cost", "CostReport"),
     "CostRow": ("_cost", "CostRow"),
     "cost": ("_cost", "cost"),
+    "Growth": ("_growth", "Growth"),
+    "growth": ("_growth", "growth"),
     "Dataset": ("_data", "Dataset"),
     "load_data": ("_data", "load"),
     "Decomposition": ("_decompose", "Decomposition"),
@@ -211,6 +214,8 @@ __all__ = [
     "gauge_error",
     "GELU",
     "grow",
+    "Growth",
+    "growth",
     "installed_backends",
     "kronecker",
     "Layer",

@@ -139,7 +139,8 @@ class Backend(Protocol):
     ) -> Module:
         """The native module of a model; see `Layer.build`. The weights are copied.
 
-        A backend that can measure plans takes `tune: bool = False` too; others never see the word.
+        A backend that can measure plans takes `tune: bool = False` too, one that lets other libraries contract
+        `engine: str | None = None`; others never see the words.
         """
         ...
 

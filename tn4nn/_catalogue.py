@@ -296,6 +296,27 @@ def catalogue() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
+def like(topology: Topology, inputs: Sequence[int], outputs: Sequence[int]) -> Topology | None:
+    """The same kind of topology over other modes, or None: where the catalogue makes this one with other options than
+    its defaults or not at all, and where it cannot take these modes.
+
+    Example:
+        >>> like(mpo((4, 4), (2, 2)), (2, 2, 4), (1, 2, 2)).bonds
+        ('a0', 'a1')
+        >>> like(tree((2,) * 9, (2,) * 9, arity=3), (4, 4), (4, 4)) is None
+        True
+    """
+    made = _TABLE.get(topology.name)
+    if made is None:
+        return None
+    try:
+        if made(tuple(topology.inputs.values()), tuple(topology.outputs.values())).cores != topology.cores:
+            return None
+        return made(tuple(inputs), tuple(outputs))
+    except TopologyError:
+        return None
+
+
 def canonical_name(name: str) -> str:
     """The catalogue's name for a name or synonym; TopologyError with the nearest names otherwise."""
     key = name.strip().lower().replace("-", "_")

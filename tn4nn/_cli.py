@@ -33,6 +33,7 @@ from ._cost import BATCHES, cost
 from ._data import load as load_data
 from ._errors import TN4NNError
 from ._explain import explain
+from ._growth import growth
 from ._network import Network
 from ._plan import Plan, plan
 from ._report import print_table, write_json
@@ -247,6 +248,7 @@ def _plan(
     explained: Annotated[
         bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
     ] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the contraction tree to this .png or .svg file.")] = None,
     json: Json = None,
 ) -> None:
     """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
@@ -258,6 +260,8 @@ def _plan(
     for order, of in p.candidates:
         _out.print(f"  {order:<28} {of.macs:>14,} MACs  {of.predicted_s * 1e3:>9.3g} ms predicted", highlight=False)
     row = _cost_row(p)
+    if picture is not None:
+        p.draw(str(picture))
     if explained:
         told = explain(p)
         _out.print(str(told), highlight=False, markup=False, soft_wrap=True)
@@ -280,6 +284,9 @@ def _cost(
     input_legs: Annotated[str, typer.Option(help="The letters of an einsum equation that meet the input.")] = "",
     batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = ",".join(map(str, BATCHES)),
     measure: Annotated[bool, typer.Option("--measure", help="Also run it on random numbers, in one thread.")] = False,
+    grown: Annotated[
+        Path | None, typer.Option("--growth", help="Draw the growth with batch, rank and sites to this .png or .svg.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Show what a network costs for several batches, forward and training, beside dense and other orders."""
@@ -290,8 +297,14 @@ def _cost(
     _out.print(str(net), highlight=False, markup=False)
     report = cost(net, _whole_numbers(batches) or [], measure=measure)
     _out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    record = report.to_dict()
+    if grown is not None:
+        found = growth(net, progress=_progress())
+        found.draw(str(grown))
+        _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
+        record["curves"] = found.to_dict()
     if json is not None:
-        write_json(json, report.to_dict())
+        write_json(json, record)
 
 
 def _shapes(text: str) -> list[tuple[int, ...]]:

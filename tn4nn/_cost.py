@@ -11,6 +11,7 @@ import numpy as np
 
 from ._catalogue import dense
 from ._errors import TN4NNError
+from ._growth import exponent
 from ._layers import Embedding
 from ._native_plan import Way, _interleaved, _layouts, _Pricer, _run_of
 from ._network import Network
@@ -101,11 +102,9 @@ class CostReport:
                     "MACs": [row.macs for row in ours],
                     "memory": [row.saved or row.largest for row in ours],
                 }
-                batches = np.log([row.batch for row in ours])
+                batches = [row.batch for row in ours]
                 found[phase] = {
-                    name: round(float(np.polyfit(batches, np.log(values), 1)[0]), 3)
-                    for name, values in quantities.items()
-                    if min(values) > 0
+                    name: exponent(batches, values) for name, values in quantities.items() if min(values) > 0
                 }
         return found
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ._catalogue import like
+from ._errors import BudgetError
+from ._modes import balanced
 from ._network import Network
 from ._plan import RUNTIMES, Machine, Plan, _seconds, plan
 from ._topology import Topology
 
 _BONDS = 12  # at most, those of the largest rank
 _ORDERS = 3  # other orders that are told, the best first
+_MODES = 4  # sites that are joined, and that are cut in two
 
 
 class Part(NamedTuple):
@@ -80,8 +86,11 @@ def explain(p: Plan, *, machine: Machine | None = None, cache: bool = True) -> E
     """Names the dominating step of a plan, and plans anew what could be different.
 
     Tried are each bond (the twelve of the largest rank) at a rank one lower and at rank 1, a quarter of the batch and
-    four times it (told for as many rows as the plan has), the other runtime, least memory instead of least time, and
-    the best three of the other orders.
+    four times it (told for as many rows as the plan has), the other runtime, least memory instead of least time, the
+    best three of the other orders, and other modes: where the topology is one of the catalogue with its default
+    options, the four smallest pairs of neighbouring sites joined to one, and the four largest sites cut in two, with
+    ranks anew for as many parameters, never more. W of other modes is another family of matrices: what it learns may
+    differ.
 
     Args:
         p: the plan, of form "apply" and without a memory cap.
@@ -127,6 +136,9 @@ def _changes(p: Plan, machine: Machine, cache: bool) -> Iterator[tuple[str, Netw
     for bond, lower in _lower_ranks(p.network):
         network = _with(p.network, bond, lower)
         yield f"bond {bond}: rank {lower} for {p.network.ranks[bond]}", network, seconds(network)
+    for network in _other_modes(p.network):
+        sides = network.topology.inputs.values(), network.topology.outputs.values()
+        yield f"modes {' -> '.join('x'.join(map(str, side)) for side in sides)}", network, seconds(network)
     for batch in dict.fromkeys((max(1, p.batch // 4), p.batch * 4)):
         if batch != p.batch:
             yield f"batch {batch}, for {p.batch} rows of it", p.network, seconds(batch=batch) * p.batch / batch
@@ -146,6 +158,29 @@ def _lower_ranks(network: Network) -> Iterator[tuple[str, int]]:
         for lower in dict.fromkeys((network.ranks[bond] - 1, 1)):
             if 1 <= lower < network.ranks[bond]:
                 yield bond, lower
+
+
+def _other_modes(network: Network) -> Iterator[Network]:
+    """The same kind of network with two neighbouring sites joined, or one cut in two, at no more parameters."""
+    t = network.topology
+    sites = list(zip(t.inputs.values(), t.outputs.values(), strict=False))
+    if len(t.inputs) != len(t.outputs):
+        return
+    tried: list[list[tuple[int, int]]] = []
+    for i in sorted(range(len(sites) - 1), key=lambda i: math.prod((*sites[i], *sites[i + 1])))[:_MODES]:
+        (a, b), (c, d) = sites[i : i + 2]
+        tried.append([*sites[:i], (a * c, b * d), *sites[i + 2 :]])
+    for i in sorted(range(len(sites)), key=lambda i: -math.prod(sites[i]))[:_MODES]:
+        (a, c), (b, d) = balanced(sites[i][0], 2), balanced(sites[i][1], 2)[::-1]  # large with small
+        if (a, b) != (1, 1) and (c, d) != (1, 1):
+            tried.append([*sites[:i], (a, b), (c, d), *sites[i + 1 :]])
+    for changed in tried:
+        made = like(t, *zip(*changed, strict=True))
+        if made is None or len(made.cores) == len(t.cores):  # modes are only names there, as in low_rank
+            continue
+        same = dataclasses.replace(made, in_features=t.in_features, out_features=t.out_features)
+        with contextlib.suppress(BudgetError):  # too few parameters for rank 1
+            yield same.with_budget(params=network.num_params)
 
 
 def _with(network: Network, bond: str, rank: int) -> Network:

@@ -144,6 +144,7 @@ class Layer:
         dtype: str | None = None,
         minimize: str = "time",
         tune: bool = False,
+        engine: str | None = None,
     ) -> Module:
         """Makes the native module of a backend: an nn.Module for "torch", a pytree for "jax".
 
@@ -157,9 +158,12 @@ class Layer:
             dtype: e.g. "float32" (default), "float64", "bfloat16".
             minimize: "time", "flops" or "memory".
             tune: measure the best few plans and keep the fastest, where the backend can.
+            engine: "quimb" or "tensornetwork", to let that library contract along the plan's path instead, for
+                comparison; on torch and jax.
 
         Raises:
-            BackendError: an unknown backend, or its framework is not installed (with the line that installs it).
+            BackendError: an unknown backend or engine, or what it needs is not installed (with the line that installs
+                it).
             ShapeError: weights of another model.
         """
         from ._backend import backend as load
@@ -170,7 +174,10 @@ class Layer:
         made = load(backend)
         weights = self.init(seed or 0) if weights is None else weights
         self.check(weights)
-        options = {"tune": True} if tune else {}  # a backend that cannot measure need not know the word
+        # A backend that cannot measure, or has no other engines, need not know the words.
+        options: dict[str, Any] = {"tune": True} if tune else {}
+        if engine is not None:
+            options["engine"] = engine
         return made.build(
             self,
             weights,

@@ -16,6 +16,8 @@ from ._program import BATCH, Legs, Program, Work, lower, trace
 from ._topology import fingerprint_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ._native_plan import Way
 
 Phase = Literal["forward", "train"]
@@ -25,6 +27,8 @@ PLANNER = 5  # raised when the planner may find another plan for the same questi
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
+_LARGE = 64  # tensors above which orders of very many multiply-adds are not priced
+_SILLY = 50  # times the fewest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,6 +162,21 @@ class Plan:
     def work(self) -> list[Work]:
         """The work of each step at the plan's batch (of one block and one slice, where it has them)."""
         return trace(self.program, _step_shapes(self.network, self.program, self.batch))
+
+    def draw(self, path: str | None = None) -> Figure:
+        """Draws the contraction tree with matplotlib: x and the cores below, each step above what it contracts, with
+        its share of the multiply-adds and the legs of its result; lines are the wider the more numbers they carry, and
+        the step with the most multiply-adds is marked.
+
+        Args:
+            path: a .png or .svg file to write.
+
+        Raises:
+            TN4NNError: another ending, or matplotlib is not installed.
+        """
+        from ._draw_tree import draw_tree
+
+        return draw_tree(self, path)
 
     def __str__(self) -> str:
         if self.way is not None:
@@ -436,7 +455,10 @@ class Search:
             found.setdefault(self.dense_first(greedy=len(self.tensors) > 24), "W first")
             for path, name in zip(self.chains(), ("left to right", "right to left"), strict=True):
                 found.setdefault(path, name)
-        return [(name, path) for path, name in found.items()]
+        macs = {path: self.macs_of(path) for path in found}
+        # An order that takes cores of a large graph in turn may hold hundreds of legs at once: lowering it takes hours.
+        silly = _SILLY * min(macs.values()) if len(self.tensors) > _LARGE else math.inf
+        return [(name, path) for path, name in found.items() if macs[path] <= silly]
 
     def dense_first(self, *, greedy: bool = False) -> Path:
         """The cores among themselves, then x."""

@@ -1,4 +1,4 @@
-"""Figures of entanglement: entropies along the cuts, and spectra over epochs."""
+"""Figures of entanglement (entropies along the cuts, spectra over epochs) and of costs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from ._draw import new_figure, saved, scale_colour
 from ._errors import TN4NNError
+from ._growth import exponent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ._entanglement import Entanglement
+    from ._growth import Growth
 
 # Okabe and Ito's colours, for every kind of colour vision; lines differ by their marks too.
 _OURS, _BOUND, _NULLS = "#0072B2", "#4d4d4d", ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _MARKS = "s^Dv"
+_OUR_LINE: dict[str, Any] = {"color": _OURS, "marker": "o", "markersize": 5, "linewidth": 2.0}
+_DENSE_LINE: dict[str, Any] = {"color": _NULLS[0], "marker": "s", "markersize": 4, "linestyle": "--", "linewidth": 1.4}
 _MOST = 12  # panels; more cuts are left out
 _FLOOR = 1e-12  # of probabilities, in the figure
 _SLANTED = 6  # longer names of cuts are written at a slant
@@ -71,6 +75,35 @@ def draw_spectra(epochs: Sequence[Entanglement], path: str | None) -> Figure:
     for panel in panels[count:]:
         panel.set_axis_off()
     panels[0].legend(frameon=False, fontsize=8)
+    figure.set_layout_engine("constrained")
+    return saved(figure, path)
+
+
+def draw_growth(found: Growth, path: str | None) -> Figure:
+    """What `Growth.draw` does."""
+    columns = max(1, len(found.curves))
+    figure = new_figure(path, 3.6 * columns + 0.4, 5.8)
+    panels = figure.subplots(2, columns, squeeze=False, sharex="col", sharey="row")
+    rows = (("predicted ms", 1e3, "predicted_s", "dense_s"), ("multiply-adds", 1.0, "macs", "dense_macs"))
+    held = {"batch": "", "rank": f", batch {found.batch}", "sites": f", batch {found.batch}, rank {found.rank}"}
+    for column, (axis, points) in enumerate(found.curves.items()):
+        at = [point.at for point in points]
+        for row, (label, unit, ours, theirs) in enumerate(rows):
+            axes = panels[row][column]
+            for name, of, style in (("dense", theirs, _DENSE_LINE), ("ours", ours, _OUR_LINE)):
+                values = [unit * getattr(point, of) for point in points]
+                grown = f"{name} ~ {axis}^{exponent(at, values):.2f}" if len(set(values)) > 1 else name
+                axes.loglog(at, values, label=grown, **style)
+            _dress(axes, axis if row == 1 else "", label if column == 0 else "")
+            axes.set_xticks(at, [f"{number:g}" for number in at])
+            axes.minorticks_off()
+            axes.legend(frameon=False, fontsize=8, prop={"size": 8}, handlelength=2.4)
+        panels[0][column].set_title(f"against {axis}{held[axis]}", fontsize=9)
+    network = found.network
+    figure.suptitle(
+        f"{network.topology.name} {network.in_features} -> {network.out_features}, {found.phase}", fontsize=10,
+        parse_math=False,
+    )  # fmt: skip
     figure.set_layout_engine("constrained")
     return saved(figure, path)
 

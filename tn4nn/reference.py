@@ -284,8 +284,11 @@ class NumpyBackend:
         dtype: str = "float64",
         minimize: str = "time",
         tune: bool = False,
+        engine: str | None = None,
     ) -> NumpyModule:
         """See `Backend.build`; plans play no part."""
+        if engine is not None:
+            raise BackendError(f"the numpy backend forms W and has no engines, received {engine!r}: use torch or jax")
         if device not in (None, "cpu"):
             raise BackendError(f"the numpy backend runs on 'cpu' only, received device {device!r}")
         if dtype not in ("float32", "float64"):

@@ -22,7 +22,8 @@ from tn4nn._errors import BackendError, ShapeError, TN4NNError
 from tn4nn._native import Native
 from tn4nn._network import Network
 from tn4nn._plan import Form, Plan, bucket, plan
-from tn4nn._program import Program, run
+from tn4nn._program import run
+from tn4nn.interop.engines import check_engine, engine
 
 from ._native import apply as apply_native
 from ._native import native_for
@@ -49,6 +50,7 @@ class _Call:
         compute: dtype of matrix products; None for that of weights and inputs.
         runtime: "program" for XLA's own operations throughout; None for the native runtime where it can.
         tune: plans of the native runtime are measured.
+        engine: the library that contracts; None for the native runtime and XLA's operations.
         state: new running statistics, by full name.
         draws: how many dropouts have drawn.
     """
@@ -62,6 +64,7 @@ class _Call:
     compute: Any
     runtime: str | None = None
     tune: bool = False
+    engine: str | None = None
     state: State = dataclasses.field(default_factory=dict)
     draws: int = 0
 
@@ -82,10 +85,16 @@ class _Call:
         batch = self._batch(rows, samples)
         return plan(net, batch=batch, phase=self.phase, minimize=self.minimize, form=form)
 
+    def run(self, p: Plan, cores: Mapping[str, jax.Array], *x: jax.Array) -> jax.Array:
+        """What a plan says, on the cores and the rows."""
+        arrays = [*(cores[core.name] for core in p.network.topology.cores), *x]
+        y: jax.Array = run(OPS, p.program, arrays) if self.engine is None else engine(self.engine, p)(arrays)
+        return y
+
     def native(self, net: Network, rows: int, samples: int, arrays: Sequence[jax.Array]) -> Native | None:
         """The native runtime for a network, where these arrays can go through it."""
         dtype = arrays[0].dtype
-        if self.runtime == "program" or any(array.dtype != dtype for array in arrays):
+        if self.runtime == "program" or self.engine is not None or any(array.dtype != dtype for array in arrays):
             return None
         return native_for(net, self._batch(rows, samples), self.phase, self.minimize, self.tune, dtype)
 
@@ -96,10 +105,6 @@ class _Call:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def _operands(program: Program, cores: Mapping[str, jax.Array], *x: jax.Array) -> list[jax.Array]:
-    return [*(cores[name] for name in program.inputs[: len(cores)]), *x]
 
 
 # -- layers on a network ---------------------------------------------------------------------------
@@ -131,8 +136,7 @@ def _rows(call: _Call, layer: layers.OnNetwork, prefix: str, rows: jax.Array, sa
     if native is not None:
         made = apply_native(native, [cores[core.name] for core in t.cores], padded)
     else:
-        program = call.plan(net, rows.shape[0], samples).program
-        made = run(OPS, program, _operands(program, cores, padded))
+        made = call.run(call.plan(net, rows.shape[0], samples), cores, padded)
     return made[:, : t.out_features]
 
 
@@ -195,9 +199,9 @@ def _embedding(call: _Call, layer: layers.Embedding, prefix: str, x: jax.Array) 
     if not x.size:
         return jnp.zeros(shape, jnp.result_type(*cores.values()))
     digits = _digits(layer, x.reshape(-1).astype(jnp.int32))
-    program = call.plan(net, x.size, x.shape[0] if x.ndim else 1, "gather").program
+    planned = call.plan(net, x.size, x.shape[0] if x.ndim else 1, "gather")
     picked = {core.name: _picked(core.legs, cores[core.name], t.inputs, digits) for core in t.cores}
-    y: jax.Array = run(OPS, program, _operands(program, picked))
+    y = call.run(planned, picked)
     return y[:, : t.out_features].reshape(shape)
 
 
@@ -216,11 +220,11 @@ def _patches(layer: layers.Conv2d, x: jax.Array, out: tuple[int, ...]) -> jax.Ar
     return stacked.transpose(0, 2, 3, 1, 4).reshape(rows, layer.topology.in_features)
 
 
-def _kernel(call: _Call, layer: layers.Conv2d, prefix: str, program: Program | None) -> jax.Array:
-    """W as a kernel of shape (out_channels, channels, kh, kw); no program for a dense layer."""
+def _kernel(call: _Call, layer: layers.Conv2d, prefix: str, planned: Plan | None) -> jax.Array:
+    """W as a kernel of shape (out_channels, channels, kh, kw); no plan for a dense layer."""
     t = layer.topology
     cores = call.cores(prefix, layer.solid(prefix))
-    w = cores[t.cores[0].name] if program is None else run(OPS, program, _operands(program, cores))
+    w = cores[t.cores[0].name] if planned is None else call.run(planned, cores)
     w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))[: t.out_features, : t.in_features]
     return jnp.reshape(w, (t.out_features, layer.in_channels, *layer.kernel))
 
@@ -242,7 +246,7 @@ def _conv2d(call: _Call, layer: layers.Conv2d, prefix: str, x: jax.Array) -> jax
         y = _rows(call, layer, prefix, rows, batch).reshape(batch, *out[1:], t.out_features)
         y = y.transpose(0, 3, 1, 2)
     else:
-        kernel = _kernel(call, layer, prefix, None if chosen is None else chosen.plan.program)
+        kernel = _kernel(call, layer, prefix, None if chosen is None else chosen.plan)
         x, kernel = x.astype(common := jnp.result_type(x, kernel)), kernel.astype(common)
         padding = [(p, p) for p in layer.padding]
         y = lax.conv_general_dilated(x, kernel, layer.stride, padding, precision=precision(x, kernel))
@@ -399,6 +403,7 @@ def apply(
     compute_dtype: Any = None,
     runtime: str | None = None,
     tune: bool = False,
+    engine: str | None = None,
 ) -> tuple[jax.Array, State]:
     """Applies a model; a pure function for jit, grad, vmap and sharding.
 
@@ -416,12 +421,14 @@ def apply(
         runtime: "program" for XLA's own operations alone, as `jax.export` and several devices need them; left out, the
             native runtime where jax has one CPU and nothing else, and float32 or float64 arrays.
         tune: measure the native runtime's best few plans, once for each size, and take the fastest.
+        engine: "quimb" or "tensornetwork", to let that library contract while jax traces, for comparison.
 
     Returns:
         y, and the new values of the running statistics by weight name (empty unless `train`).
 
     Raises:
         ShapeError: weights of another model, or x of the wrong shape or dtype.
+        BackendError: an unknown engine, or one that cannot run this model.
 
     Example:
         >>> import jax, tn4nn as tn, tn4nn_jax
@@ -433,7 +440,9 @@ def apply(
     model.check(weights)
     if runtime not in (None, "program"):
         raise BackendError(f"runtime must be 'program' or None, received {runtime!r}")
-    call = _Call(weights, train, key, phase, minimize, plan_batch, compute_dtype, runtime, tune)
+    if engine is not None:
+        check_engine(engine, model, tune=tune)
+    call = _Call(weights, train, key, phase, minimize, plan_batch, compute_dtype, runtime, tune, engine)
     return _forward(call, model, "", jnp.asarray(x)), call.state
 
 

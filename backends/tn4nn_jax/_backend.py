@@ -42,12 +42,13 @@ class JaxBackend:
         dtype: str = "float32",
         minimize: str = "time",
         tune: bool = False,
+        engine: str | None = None,
     ) -> JaxModule:
-        """A JaxModule; see `Layer.build`, and `apply` for `tune`.
+        """A JaxModule; see `Layer.build`, and `apply` for `tune` and `engine`.
 
         Raises:
             ShapeError: weights of another model.
-            BackendError: no such device or dtype.
+            BackendError: no such device, dtype or engine.
 
         Example:
             >>> import tn4nn as tn
@@ -65,6 +66,7 @@ class JaxBackend:
             dtype=dtype,
             minimize=minimize,
             tune=tune,
+            engine=engine,
         )
         return module
 

@@ -14,6 +14,7 @@ import numpy as np
 from tn4nn import _layers as layers
 from tn4nn._network import Network
 from tn4nn._topology import Topology
+from tn4nn.interop.engines import check_engine
 from tn4nn.reference import check_tokens
 
 from ._apply import State, apply
@@ -32,6 +33,7 @@ class Options:
         dtype: of a model that has no weights.
         runtime: "program" for XLA's own operations alone; see `apply`.
         tune: plans are measured; see `apply`.
+        engine: another library that contracts; see `apply`.
     """
 
     model: layers.Layer
@@ -41,10 +43,11 @@ class Options:
     dtype: str = "float32"
     runtime: str | None = None
     tune: bool = False
+    engine: str | None = None
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.model, self.phase, self.minimize, self.plan_batch, self.dtype, self.runtime, self.tune
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __post_init__(self) -> None:
         # jit hashes this at every call, and hashing a model serialises its networks.
@@ -80,6 +83,7 @@ def run_options(
         plan_batch=options.plan_batch,
         runtime=options.runtime,
         tune=options.tune,
+        engine=options.engine,
     )
 
 
@@ -239,16 +243,19 @@ def made(
     minimize: str = "time",
     runtime: str | None = None,
     tune: bool = False,
+    engine: str | None = None,
 ) -> Any:
     """A module of class `cls`; see `Layer.build` for the arguments."""
     model.require_ranks()
     drawn = model.init(seed) if weights is None else weights
     model.check(drawn)
     checked_dtype(dtype)
+    if engine is not None:
+        check_engine(engine, model, tune=tune)
     place = device_of(device)
     with wide(dtype == "float64"):
         arrays = {name: to_device(drawn[name], dtype, place) for name in model.specs()}
-        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype, runtime, tune), arrays)
+        module = _unflatten(cls, Options(model, phase, minimize, batch, dtype, runtime, tune, engine), arrays)
         if batch is not None:
             _plan_now(module, batch, dtype)
     return module
@@ -323,7 +330,7 @@ class TNConv2d(JaxModule):
         padding: zeros around the image.
         bias: whether b is there.
         seed: of the draw.
-        **options: batch, phase, device, dtype, minimize, runtime, tune, as for TNLinear and `apply`.
+        **options: batch, phase, device, dtype, minimize, runtime, tune, engine, as for TNLinear and `apply`.
 
     Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width').
 
@@ -361,7 +368,7 @@ class TNEmbedding(JaxModule):
         network: a Network of in_features = tokens and out_features = dimensions.
         weights: core name -> array; left out, they are drawn from `seed`.
         seed: of the draw.
-        **options: batch, phase, device, dtype, minimize, runtime, tune, as for TNLinear and `apply`.
+        **options: batch, phase, device, dtype, minimize, runtime, tune, engine, as for TNLinear and `apply`.
 
     Input shape: (...), integers from 0 to tokens - 1. Output shape: (..., dimensions).
 

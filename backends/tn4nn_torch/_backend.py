@@ -44,10 +44,11 @@ class TorchBackend:
         dtype: str = "float32",
         minimize: str = "time",
         tune: bool = False,
+        engine: str | None = None,
     ) -> nn.Module:
         """See `Backend.build`."""
         where = checked_device(device)
-        options: dict[str, Any] = {"dtype": dtype, "minimize": minimize, "tune": tune}
+        options: dict[str, Any] = {"dtype": dtype, "minimize": minimize, "tune": tune, "engine": engine}
         return to_module(model, weights, batch=batch, phase=phase, device=where, **options)
 
     def _tensor(self, module: nn.Module, array: NDArray[Any]) -> Tensor:

@@ -22,9 +22,10 @@ from tn4nn._native import Native, native
 from tn4nn._native_plan import ways
 from tn4nn._network import Network
 from tn4nn._ordering import Ordering
-from tn4nn._plan import bucket, plan
+from tn4nn._plan import Form, bucket, plan
 from tn4nn._program import Program, run
 from tn4nn._topology import nearest
+from tn4nn.interop.engines import Engine, check_engine, engine
 
 from ._native import ITEMSIZE, apply, usable
 from ._ops import OPS
@@ -53,6 +54,8 @@ def dtype_of(name: str | torch.dtype) -> torch.dtype:
 class _Planned(nn.Module):
     """A layer on a network: its cores as parameters, and programs found outside the hot path."""
 
+    form: Form = "apply"
+
     def __init__(
         self,
         layer: OnNetwork,
@@ -63,13 +66,16 @@ class _Planned(nn.Module):
         phase: str,
         minimize: str,
         tune: bool,
+        engine: str | None,
         device: str | torch.device | None,
         dtype: str | torch.dtype,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.network = layer.solid()
-        self.phase, self.minimize, self.tune = phase, minimize, tune
+        self.phase, self.minimize, self.tune, self.engine = phase, minimize, tune, engine
+        if engine is not None:
+            check_engine(engine, layer, tune=tune)
         weights = layer.init(seed) if weights is None else weights
         layer.check(weights)
         for name, spec in layer.specs().items():
@@ -86,7 +92,7 @@ class _Planned(nn.Module):
         self._dense = layer.is_dense
         self._fixed = batch is not None
         self._planned = max(1, batch or _UNPLANNED)
-        self._programs: dict[int, Program] = {}
+        self._programs: dict[int, Program | Engine] = {}
         self._natives: dict[tuple[int, int], Native | None] = {}
         # Shapes and dtypes of x that need nothing but the native runtime.
         self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
@@ -94,9 +100,16 @@ class _Planned(nn.Module):
         self._figures = figures(self.cores()[0])
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
 
-    def make_program(self, batch: int) -> Program:
-        """Plans for a batch."""
-        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize, **self._figures).program
+    def make_program(self, batch: int, form: Form | None = None) -> Program | Engine:
+        """Plans for a batch: the steps, or another library along the same path."""
+        options: Any = {"minimize": self.minimize, "form": form or self.form, **self._figures}
+        p = plan(self.network, max(batch, 1), self.phase, **options)
+        return p.program if self.engine is None else engine(self.engine, p)
+
+    def run(self, program: Program | Engine, arrays: list[Tensor]) -> Tensor:
+        """What `make_program` has made, on the cores and the rows."""
+        y: Tensor = run(OPS, program, arrays) if isinstance(program, Program) else program(arrays)
+        return y
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
@@ -114,7 +127,7 @@ class _Planned(nn.Module):
         self._programs.clear()
         self._default = self.make_program(self._planned)
 
-    def program_for(self, rows: int) -> Program:
+    def program_for(self, rows: int) -> Program | Engine:
         """The program for that many rows: one for each power of four, or the one that was asked for."""
         if self._fixed or torch.compiler.is_compiling():
             return self._default
@@ -125,7 +138,9 @@ class _Planned(nn.Module):
         return found
 
     def native_for(self, rows: int, itemsize: int) -> Native | None:
-        """The native runtime for that many rows; None where there is none (no compiler)."""
+        """The native runtime for that many rows; None where there is none (no compiler) or another engine runs."""
+        if self.engine is not None:
+            return None
         key = (self._planned if self._fixed else bucket(rows), itemsize)
         if key not in self._natives:
             size = key[0]
@@ -199,9 +214,8 @@ class _Planned(nn.Module):
         return y[:, : self.out_features] if self._surplus else y
 
     def run_program(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
-        """The layer in torch's own operations, padded modes and all."""
-        y: Tensor = run(OPS, self.program_for(rows.shape[0]), [*cores, rows])
-        return y
+        """The layer in torch's own operations (or by another library), padded modes and all."""
+        return self.run(self.program_for(rows.shape[0]), [*cores, rows])
 
     def dense_weight(self) -> Tensor:
         """W where it is the only core."""
@@ -213,8 +227,7 @@ class _Planned(nn.Module):
         if t.kept:  # block diagonal: let the network map the identity
             core = self.cores()[0]
             return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
-        program = plan(self.network, 1, self.phase, minimize=self.minimize, form="dense", **self._figures).program
-        w: Tensor = run(OPS, program, self.cores())
+        w = self.run(self.make_program(1, "dense"), self.cores())
         return w[: t.out_features, : t.in_features]
 
     @property
@@ -244,6 +257,7 @@ class TNLinear(_Planned):
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
             consider the Triton kernel too.
+        engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -270,13 +284,15 @@ class TNLinear(_Planned):
         phase: str = "train",
         minimize: str = "time",
         tune: bool = False,
+        engine: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
     ) -> None:
         layer = network if isinstance(network, layers.Linear) else layers.Linear(network, None, bias, ordering)
         super().__init__(
-            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, device=device, dtype=dtype
-        )
+            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
+            dtype=dtype,
+        )  # fmt: skip
         order = None if layer.ordering is None else torch.tensor(layer.ordering.permutation, device=device)
         self.register_buffer("_order", order, persistent=False)
 
@@ -334,7 +350,8 @@ class TNLinear(_Planned):
         if bias is not None:
             weights["bias"] = array(bias)
         where, dtype = self.cores()[0].device, self.cores()[0].dtype
-        made = TNLinear(layer, weights=weights, batch=batch, phase="forward", device=where, dtype=dtype)
+        options: Any = {"engine": self.engine, "device": where, "dtype": dtype}
+        made = TNLinear(layer, weights=weights, batch=batch, phase="forward", **options)
         return made.requires_grad_(False)
 
 
@@ -355,6 +372,7 @@ class TNConv2d(_Planned):
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
             consider the Triton kernel too.
+        engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -379,14 +397,16 @@ class TNConv2d(_Planned):
         phase: str = "train",
         minimize: str = "time",
         tune: bool = False,
+        engine: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Conv2d(layer, None, kernel, stride, padding, bias)
         super().__init__(
-            layer, weights, seed, batch=None, phase=phase, minimize=minimize, tune=tune, device=device, dtype=dtype
-        )
+            layer, weights, seed, batch=None, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
+            dtype=dtype,
+        )  # fmt: skip
         self.conv = layer
         self._plans: dict[tuple[int, ...], ConvPlan] = {}
 
@@ -442,6 +462,7 @@ class TNEmbedding(_Planned):
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
             consider the Triton kernel too.
+        engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
 
@@ -453,6 +474,8 @@ class TNEmbedding(_Planned):
         torch.Size([1, 2, 64])
     """
 
+    form = "gather"
+
     def __init__(
         self,
         layer: layers.Embedding | Network,
@@ -463,19 +486,16 @@ class TNEmbedding(_Planned):
         phase: str = "train",
         minimize: str = "time",
         tune: bool = False,
+        engine: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Embedding(layer)
         super().__init__(
-            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, device=device, dtype=dtype
-        )
-
-    def make_program(self, batch: int) -> Program:
-        """Plans the contraction of the picked rows."""
-        figures = self._figures
-        return plan(self.network, max(batch, 1), self.phase, minimize=self.minimize, form="gather", **figures).program
+            layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
+            dtype=dtype,
+        )  # fmt: skip
 
     @property
     def weight(self) -> Tensor:
@@ -498,7 +518,7 @@ class TNEmbedding(_Planned):
             y = F.embedding(tokens, self.dense_weight().T)
         else:
             picked = [self._pick(core, legs.legs, tokens) for core, legs in zip(self.cores(), t.cores, strict=True)]
-            y = run(OPS, self.program_for(tokens.shape[0]), picked)[:, : t.out_features]
+            y = self.run(self.program_for(tokens.shape[0]), picked)[:, : t.out_features]
         return y.reshape(*x.shape, t.out_features)
 
     def _pick(self, core: Tensor, legs: tuple[str, ...], tokens: Tensor) -> Tensor:
@@ -612,6 +632,7 @@ def to_module(
     dtype: str | torch.dtype = "float32",
     minimize: str = "time",
     tune: bool = False,
+    engine: str | None = None,
 ) -> nn.Module:
     """A model of the layer graph as an nn.Module; the weights are copied.
 
@@ -630,7 +651,8 @@ def to_module(
         own = {spec.name: weights[prefix + spec.name] for spec in layer.own_specs()}
         children = [(name, made(child, f"{prefix}{name}.")) for name, child in layer.children()]
         common: Any = {
-            "weights": own, "phase": phase, "minimize": minimize, "tune": tune, "device": device, "dtype": dtype,
+            "weights": own, "phase": phase, "minimize": minimize, "tune": tune, "engine": engine, "device": device,
+            "dtype": dtype,
         }  # fmt: skip
         if type(layer) in _PLAIN:
             return _PLAIN[type(layer)](layer)

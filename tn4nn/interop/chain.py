@@ -17,8 +17,8 @@ _AXES = {"l": "left bond", "o": "output", "i": "input", "r": "right bond"}
 def from_chain(cores: Iterable[Any], axes: str = "loir") -> tuple[Network, dict[str, NDArray[Any]]]:
     """The Network and the weights of a chain of cores with four axes each.
 
-    With the default axes these are `layer.cores` of torchTT's `LinearLayerTT` and `layer.weight.factors` of a tltorch
-    `FactorizedLinear` of factorization "blocktt". A chain whose ends are bonds of size 1 is an MPO; where the last
+    With the default axes these are `.cores` of torchTT's matrices and `LinearLayerTT`, and the factors of a BlockTT of
+    tltorch. A chain whose ends are bonds of size 1 is an MPO; where the last
     core's right bond meets the first core's left bond, a ring. Arrays (of numpy, torch or jax) are copied to numpy.
 
     Args:

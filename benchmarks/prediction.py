@@ -1,0 +1,183 @@
+"""Predicted against measured time of the native runtime, over the whole catalogue.
+
+    python benchmarks/prediction.py --json benchmarks/results/prediction.json
+
+A cell is a topology of the catalogue, 1024 -> 1024, with all bonds at one rank, a batch and a phase. It is planned
+twice, with the cost model's default figures and with those of a calibration that is made first (none of whose networks
+is a cell), and the plan is run on random numbers in one thread. The clock counts the thread's own CPU seconds, the
+least of some rounds: what else runs on the core does not count, what it does to caches and memory does. Reported are
+Spearman's rank correlation and the median of |predicted / measured - 1|, over all cells and by kind.
+"""
+# ruff: noqa: E402  numpy reads the number of threads when it is imported
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # before numpy is imported
+
+import numpy as np
+import typer
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parent))
+
+import _measure
+from rich.console import Console
+from rich.table import Table
+
+import tn4nn as tn
+from tn4nn._calibrate import times_of
+from tn4nn._compiled import vector_bytes
+from tn4nn._native_plan import Way, _run_of
+
+FEATURES = 1024
+RANKS = (2, 8, 32)
+BATCHES = (1, 32, 256, 2048)
+PHASES = ("forward", "train")
+LONGEST = 1.0  # predicted seconds above which a cell is not run
+ROUNDS, LEAST_S, CELL_S = 7, 2e-3, 0.5
+
+Question = tuple[tn.Network, int, int, str]  # network, rank, batch, phase
+
+
+def questions(only: Sequence[str]) -> Iterator[Question]:
+    """The cells; networks with more parameters than the dense layer, or the same as at a lower rank, are left out."""
+    for name in only:
+        seen = set()
+        for rank in RANKS:
+            net = tn.build(name, FEATURES, FEATURES, pad=False).with_rank(rank, clip=True)
+            if net.fingerprint in seen or (seen and net.num_params > net.dense_params):
+                continue
+            seen.add(net.fingerprint)
+            yield from ((net, rank, batch, phase) for batch in BATCHES for phase in PHASES)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """CPU seconds of one call, the least of some rounds."""
+    run()
+    start = time.thread_time()
+    run()
+    once = max(1e-7, time.thread_time() - start)
+    calls, best = max(1, int(LEAST_S / once)), math.inf
+    for _ in range(max(3, min(ROUNDS, int(CELL_S / (calls * once))))):
+        start = time.thread_time()
+        for _ in range(calls):
+            run()
+        best = min(best, (time.thread_time() - start) / calls)
+    return best
+
+
+def cell(question: Question, machines: dict[str, tn.Machine]) -> dict[str, Any] | None:
+    """Predicted and measured seconds by machine, and the figure that most of the prediction comes from; None where
+    that takes too long."""
+    net, rank, batch, phase = question
+    made: dict[str, Any] = {"topology": net.topology.name, "rank": rank, "params": net.num_params}
+    made |= {"batch": batch, "phase": phase}
+    clocked: dict[Any, float] = {}
+    for name, machine in machines.items():
+        way: Way | None = tn.plan(net, batch, phase, runtime="native", machine=machine).way
+        assert way is not None
+        if way.cost.predicted_s > LONGEST:
+            return None
+        key = way.path, way.layouts, way.block, way.keep
+        if key not in clocked:
+            clocked[key] = seconds(_run_of(net, way, batch, phase, 4))
+        parts = times_of(net, way, batch, phase, 4, machine)
+        made[name] = {
+            "predicted_s": way.cost.predicted_s,
+            "measured_s": clocked[key],
+            "figure": max(parts, key=lambda figure: parts[figure]),
+        }
+    return made
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Rank correlation of two sequences without ties."""
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def judged(found: list[dict[str, float]]) -> dict[str, Any]:
+    """Rank correlation, median error, and the median of predicted / measured."""
+    predicted, clocked = ([one[name] for one in found] for name in ("predicted_s", "measured_s"))
+    ratios = [p / m for p, m in zip(predicted, clocked, strict=True)]
+    return {
+        "cells": len(found),
+        "spearman": spearman(predicted, clocked) if len(found) > 2 else None,
+        "median_error": statistics.median(abs(ratio - 1) for ratio in ratios),
+        "median_ratio": statistics.median(ratios),
+    }
+
+
+def summary(cells: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """By machine: over all cells, and by topology, batch, phase, and the figure that dominates the prediction."""
+    made: dict[str, Any] = {}
+    for name in names:
+        kinds: dict[str, dict[str, list[dict[str, float]]]] = {}
+        for one in cells:
+            for kind in ("topology", "batch", "phase"):
+                kinds.setdefault(kind, {}).setdefault(str(one[kind]), []).append(one[name])
+            kinds.setdefault("figure", {}).setdefault(one[name]["figure"], []).append(one[name])
+        made[name] = judged([one[name] for one in cells])
+        made[name]["by"] = {
+            kind: {value: judged(found) for value, found in groups.items()} for kind, groups in kinds.items()
+        }
+    return made
+
+
+def main(
+    only: Annotated[str | None, typer.Option(help="Topologies, by commas.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+) -> None:
+    """Compares predictions with the clock."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=120)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TN4NN_CACHE"] = folder  # the calibration is this run's own
+        calibration = tn.calibrate(progress=lambda line: console.print(line, highlight=False))
+        machines = {"default": tn.Machine(vector_bytes=vector_bytes()), "calibrated": calibration.machine}
+        cells: list[dict[str, Any]] = []
+        left_out = 0
+        for question in questions(tn.catalogue() if only is None else only.split(",")):
+            made = cell(question, machines)
+            if made is None:
+                left_out += 1
+                continue
+            cells.append(made)
+            told = "  ".join(
+                f"{name} {made[name]['predicted_s'] * 1e3:9.4g} / {made[name]['measured_s'] * 1e3:9.4g} ms"
+                for name in machines
+            )
+            title = f"{made['topology']} rank {made['rank']}, batch {made['batch']}, {made['phase']}"
+            console.print(f"{title:44} {told}", highlight=False)
+    found = summary(cells, list(machines))
+    table = Table(title="Predicted against measured")
+    for column in ("figures", "cells", "rank correlation", "median error", "median predicted / measured"):
+        table.add_column(column)
+    for name, all_of in found.items():
+        table.add_row(
+            name, str(all_of["cells"]), f"{all_of['spearman']:.3f}", f"{all_of['median_error']:.0%}",
+            f"{all_of['median_ratio']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    if json_file is not None:
+        data = {
+            "schema": 1, "benchmark": "prediction", "machine": _measure.machine(), "versions": _measure.versions(),
+            "calibration": calibration.to_dict(), "too_long": left_out, "summary": found, "cells": cells,
+        }  # fmt: skip
+        json_file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

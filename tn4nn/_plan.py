@@ -27,8 +27,7 @@ PLANNER = 5  # raised when the planner may find another plan for the same questi
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
-_LARGE = 64  # tensors above which orders of very many multiply-adds are not priced
-_SILLY = 50  # times the fewest
+_SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -415,9 +414,6 @@ def _step_shapes(network: Network, program: Program, batch: int) -> list[tuple[i
     return [tuple(shape) for shape in shapes]
 
 
-_HOPELESS = 1000  # times the fewest multiply-adds
-
-
 class Search:
     """The candidates of one question, and the choice among them."""
 
@@ -456,9 +452,8 @@ class Search:
             for path, name in zip(self.chains(), ("left to right", "right to left"), strict=True):
                 found.setdefault(path, name)
         macs = {path: self.macs_of(path) for path in found}
-        # An order that takes cores of a large graph in turn may hold hundreds of legs at once: lowering it takes hours.
-        silly = _SILLY * min(macs.values()) if len(self.tensors) > _LARGE else math.inf
-        return [(name, path) for path, name in found.items() if macs[path] <= silly]
+        # Taking the cores of a large graph in turn may hold hundreds of legs at once, which takes hours to lower.
+        return [(name, path) for path, name in found.items() if macs[path] <= _SILLY * min(macs.values())]
 
     def dense_first(self, *, greedy: bool = False) -> Path:
         """The cores among themselves, then x."""
@@ -564,13 +559,8 @@ class Search:
         return Plan(*asked, order, path, cost, self.itemsize, self.form, table, sliced, rows)
 
     def ranked(self, options: list[tuple[str, Path]]) -> list[Plan]:
-        """All candidates as plans, best first; hopeless ones, which also take longest to lower, are left out."""
-        macs = [self.macs_of(path) for _, path in options]
-        plans = [
-            self.made(order, path)
-            for (order, path), count in zip(options, macs, strict=True)
-            if count <= _HOPELESS * min(macs)
-        ]
+        """All candidates as plans, best first."""
+        plans = [self.made(order, path) for order, path in options]
         return sorted(plans, key=lambda p: p.cost.score(self.minimize))
 
     def best(self, options: list[tuple[str, Path]]) -> Plan:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from ._budget import checked_budget
 from ._catalogue import build, dense
 from ._decompose import Decomposition, decompose
@@ -224,6 +226,29 @@ def _check_patterns(
                 f"{others[strangers[0]]}. {can} can"
             )
         raise TN4NNError(f"rule {pattern!r} matches no layer of this model." + nearest(pattern, layers))
+
+
+# -- what the layers see ----------------------------------------------------------------------------------------
+
+
+class Seen:
+    """The mean of x x^T over the rows x that meet a matrix, gathered piece by piece."""
+
+    def __init__(self) -> None:
+        self.total: Array | None = None
+        self.rows = 0
+
+    def add(self, product: Array, rows: int) -> None:
+        """The sum of x x^T over some rows."""
+        self.total = product.astype(float) if self.total is None else self.total + product
+        self.rows += rows
+
+    def covariance(self) -> Array | None:
+        """E[x x^T], None where nothing came by."""
+        if self.total is None or not self.rows:
+            return None
+        mean = self.total / self.rows
+        return np.asarray((mean + mean.T) / 2)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------

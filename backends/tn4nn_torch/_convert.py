@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tn4nn import _convert
-from tn4nn._convert import ConversionPlan, Given, Rule, Weight, transposed
+from tn4nn._convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
 from tn4nn._decompose import Decomposition
 from tn4nn._errors import BackendError, TN4NNError
 from tn4nn._network import Network
@@ -111,27 +111,6 @@ def _head(model: nn.Module) -> nn.Module | None:
 # -- what the layers see ----------------------------------------------------------------------------------------
 
 
-class _Seen:
-    """The mean of x x^T over the rows that meet a matrix."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.rows = 0
-
-    def add(self, rows: Tensor) -> None:
-        rows = rows.detach().to(torch.float32)
-        product = (rows.T @ rows).double().cpu()
-        self.total = product if self.total is None else self.total + product
-        self.rows += len(rows)
-
-    def covariance(self) -> NDArray[Any] | None:
-        """E[x x^T], None where nothing came by."""
-        if self.total is None or not self.rows:
-            return None
-        mean = self.total.numpy() / self.rows
-        return np.asarray((mean + mean.T) / 2)
-
-
 def _batches(inputs: object) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """(args, kwargs) of each call of the model."""
     if isinstance(inputs, list):
@@ -164,14 +143,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _calibrate(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[int, NDArray[Any]]:
     """Position in `chosen` -> covariance of what the matrix sees. Not for embeddings, nor for weights that are tied
     across a transposition, whose two sides see different spaces."""
-    seen: dict[int, _Seen] = {}
+    seen: dict[int, Seen] = {}
     handles = []
     for i, one in enumerate(chosen):
         kinds = [kind_of(member) for member in one.members]
         rows = one.kind.rows
         if rows is None or any(kind is None or kind.transposed != one.kind.transposed for kind in kinds):
             continue
-        seen[i] = _Seen()
+        seen[i] = Seen()
         for member in one.members:
             hook = _watcher(seen[i], rows)
             handles.append(member.register_forward_pre_hook(hook))
@@ -186,10 +165,11 @@ def _calibrate(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[i
     return {i: covariance for i, covariance in found.items() if covariance is not None}
 
 
-def _watcher(seen: _Seen, rows: Callable[[Any, Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _watcher(seen: Seen, rows: Callable[[Any, Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args:
-            seen.add(rows(module, args[0]))
+            found = rows(module, args[0]).detach().to(torch.float32)
+            seen.add((found.T @ found).double().cpu().numpy(), len(found))
 
     return watch
 

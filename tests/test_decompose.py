@@ -207,8 +207,17 @@ def test_an_error_is_kept(name: str, error: float) -> None:
 
 def test_an_error_is_kept_on_loops_or_refused_with_the_best() -> None:
     w = smooth(18, 24)
-    result = tn.decompose(w, built("ring"), error=0.05, compare_random=False)
-    assert result.error <= 0.05
+    for name in ("ring", "cp", "block_term", "complete"):
+        result = tn.decompose(w, built(name), error=0.05, compare_random=False)
+        assert result.error <= 0.05
+        fewer = math.floor(0.75 * result.network.num_params)  # a fit of far fewer does not keep it
+        assert tn.decompose(w, built(name), params=fewer, compare_random=False).error > 0.05
+    x = correlated(400, 24)
+    aware = tn.decompose(random(18, 24), built("ring"), error=0.3, inputs=x, compare_random=False)
+    assert aware.output_error <= 0.3 < aware.error
+    blocks = tn.topology("k x a c, a m b, b c y k", {"k": 3, "x": 4, "m": 2}, {"k": 3, "y": 6}, name="blocks")
+    with pytest.raises(tn.BudgetError, match=r"an error of 0.5 was not reached on 'blocks': the best was 0\.[78]\d+"):
+        tn.decompose(random(18, 24), blocks, error=0.5)
     with pytest.raises(tn.BudgetError, match=r"an error of 0.01 was not reached on 'monarch': the best was 0\.\d+"):
         tn.decompose(random(18, 24), built("monarch"), error=0.01)
 

@@ -183,6 +183,15 @@ def test_other_dtypes_are_decomposed_in_full_and_cast_back(dtype: Any) -> None:
     assert np.allclose(made.a.weight.detach().double().numpy(), plain.to_dense(), atol=max(1e-12, 4 * eps))
 
 
+def test_half_precision_is_converted_saved_and_loaded(tmp_path: Any) -> None:
+    made = convert(net().to(torch.bfloat16), {"a": Rule("low_rank", rank=5)})
+    layer = tn.Linear(made.a.network)
+    tn.save(tmp_path / "a", layer, tn.backend("torch").weights(made.a))
+    model, weights = tn.load(tmp_path / "a")
+    again = model.build("torch", weights, dtype="bfloat16").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in made.a.state_dict().items())
+
+
 # -- what the table says ----------------------------------------------------------------------------------------
 
 

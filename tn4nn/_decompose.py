@@ -150,7 +150,7 @@ def decompose(
             `Topology.with_budget`.
         error: largest relative error in the Frobenius norm, from 0 to below 1 (of the outputs where `inputs` are
             given). On a tree the ranks come from the spectra; elsewhere budgets are tried, a fit for each, until one
-            keeps the error and that tried with about 5 % fewer parameters did not. Up to twice the parameters of W are tried there.
+            keeps the error and that tried with about 5 % fewer parameters did not, up to twice the parameters of W.
         method: "auto", "svd" (trees only) or "als" (any graph; on a tree it goes on from "svd").
         inputs: a calibration batch of shape (rows, in_features), or its covariance E[x x^T] (square and symmetric):
             the error of the outputs is made small instead of that of W.

@@ -208,7 +208,9 @@ NEEDS = {
 }  # fmt: skip
 
 
-def formats(n: int, sites: tuple[int, ...], halves: tuple[int, int], params: int) -> list[Format]:
+def formats(
+    n: int, sites: tuple[int, ...], thirds: tuple[int, ...], halves: tuple[int, int], params: int
+) -> list[Format]:
     """The formats that others have too, at the largest rank that the parameters allow."""
     mpo = {
         "tltorch": _tltorch("BlockTT"), "tensorkrowch": _tensorkrowch, "quimb": _quimb, "torchTT": _torchtt,
@@ -217,7 +219,7 @@ def formats(n: int, sites: tuple[int, ...], halves: tuple[int, int], params: int
         (tn.low_rank(n, n), {"numpy": _numpy_svd}),
         (tn.mpo(sites, sites), mpo),
         (tn.tucker(halves, halves), {"tltorch": _tltorch("Tucker")}),
-        (tn.ring(sites, sites), {"tensorly": _tensorly_ring}),
+        (tn.ring(thirds, thirds), {"tensorly": _tensorly_ring}),
         (tn.cp(halves, halves), {"tltorch": _tltorch("CP")}),
     ]
     return [Format(t.name, t, _rank(t, params), others) for t, others in found]
@@ -472,12 +474,14 @@ def main(
     warnings.simplefilter("ignore")
     console = Console()
     console = console if console.is_terminal else Console(width=140)
-    n, sites, halves, params = (64, (4,) * 3, (8, 8), 600) if quick else (1024, (4,) * 5, (32, 32), 12_800)
+    n, params = (64, 600) if quick else (1024, 12_800)
+    sites, thirds, halves = ((4,) * 3, (4,) * 3, (8, 8)) if quick else ((4,) * 5, (8, 8, 16), (32, 32))
     made, said = matrices(n, 1 if quick else 3)
     entries: list[Row] = []
-    for entry in measure(made, formats(n, sites, halves, params), alone(sites), 1.0 if quick else 20.0):
+    for entry in measure(made, formats(n, sites, thirds, halves, params), alone(sites), 1.0 if quick else 20.0):
         entries.append(entry)
-        console.print(f"{entry['matrix']}, {entry['topology']}", style="dim")
+        took = {row["library"]: row["seconds"]["median"] for row in entry["rows"] if row["status"] == "ok"}
+        console.print(f"{entry['matrix']}, {entry['topology']}: {took}", style="dim", markup=False)
     refined: list[Row] = []
     if refine:
         side, modes = (64, (4,) * 3) if quick else (256, (4,) * 4)

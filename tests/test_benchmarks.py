@@ -315,7 +315,7 @@ def decompositions(bench):
     def fails(w, fmt):
         raise ValueError("it cannot")
 
-    shared = made.formats(16, (4, 4), (4, 4), 120)
+    shared = made.formats(16, (4, 4), (2, 2, 4), (4, 4), 120)
     shared[0] = dataclasses.replace(shared[0], others={**shared[0].others, "broken": fails})
     w = {"kernel": made.kernel(16).astype(np.float32)}
     entries = list(made.measure(w, shared, made.alone((2, 2, 2, 2))[:2], 0.1))

@@ -119,6 +119,18 @@ def _hilbert() -> Any:
     return ordering("hilbert", (4, 4)).permutation
 
 
+@pytest.mark.parametrize("name", [name for name in tn.catalogue() if name != "dense"])
+def test_sizes_that_do_not_factor_are_padded(name: str) -> None:
+    model = nn.Linear(23, 17)
+    dry = plan_conversion(model, Rule(name, rank=1))
+    assert dry.rows[0].converted
+    made, x = dry.run(), torch.randn(5, 23)
+    old, w = model.weight.detach(), made.weight.detach()
+    assert w.shape == (17, 23)
+    assert dry.rows[0].error == pytest.approx(float((old - w).norm() / old.norm()), rel=1e-3)
+    assert torch.allclose(made(x), nn.functional.linear(x, w, model.bias), atol=1e-5)
+
+
 def test_the_source_is_not_touched_and_nothing_is_shared() -> None:
     model = net()
     before = numbers(model)

@@ -154,6 +154,15 @@ def test_transforms_and_filters() -> None:
 
 
 @needs_equinox
+def test_sizes_that_do_not_factor_are_padded() -> None:
+    layer = drawn(eqx.nn.Linear, 23, 17)
+    x = jax.random.normal(KEY, (5, 23))
+    made = convert(layer, Rule("ring", rank=2))
+    assert undo(made).weight.shape == (17, 23)
+    np.testing.assert_allclose(jax.vmap(made)(x), jax.vmap(undo(made))(x), atol=1e-5)
+
+
+@needs_equinox
 def test_the_source_is_as_it_was_and_what_stays_is_the_same() -> None:
     model = net()
     before = [np.array(a) for a in weights_of(model)]

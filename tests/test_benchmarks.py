@@ -28,6 +28,7 @@ NAMES = (
     "_workset",
     "contraction",
     "prediction",
+    "decomposition",
     "step_time",
     "render_performance",
 )
@@ -354,3 +355,51 @@ def test_the_page_has_the_predictions(bench, tmp_path):
     assert "| default | 0.900 | 20% | 1.10 | 1.10 |" in page
     assert "| mpo | 3 | 20% | 1.10 | 3 | 20% | 1.10 |" in page
     assert "| call_s | 3 | 20% | 1.10 | 0 | - | - |" in page
+
+
+# -- decompositions ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decompositions(bench):
+    """A whole results file of tiny matrices, and a library that fails."""
+    made = bench["decomposition"]
+
+    def fails(w, fmt):
+        raise ValueError("it cannot")
+
+    shared = made.formats(16, (4, 4), (2, 2, 4), (4, 4), 120)
+    shared[0] = dataclasses.replace(shared[0], others={**shared[0].others, "broken": fails})
+    w = {"kernel": made.kernel(16).astype(np.float32)}
+    entries = list(made.measure(w, shared, made.alone((2, 2, 2, 2))[:2], 0.1))
+    refined = [made.refinement("kernel", w["kernel"], tn.cp((4, 4), (4, 4)), 64, 0.05)]
+    return json.loads(json.dumps(made.report(entries, refined, 16, "nothing")))
+
+
+def test_decompositions(bench, decompositions):
+    entries = {entry["topology"]: entry for entry in decompositions["entries"]}
+    assert {"low_rank", "mpo", "tucker", "ring", "cp", "tree", "peps"} == set(entries)
+    for entry in entries.values():
+        for row in entry["rows"]:
+            assert row["status"] in ("ok", "absent") or row["library"] == "broken", row
+            if row["status"] == "ok":
+                assert row["params"] <= entry["params"] + (row["library"] == "tltorch") * 30  # CP's weights beside
+                assert 0 < row["error"] < 1
+                assert row["rounds"] >= 1
+    rows = {row["library"]: row for row in entries["low_rank"]["rows"]}
+    assert rows["broken"]["reason"] == "ValueError: it cannot"
+    assert rows["tn4nn"]["error"] == pytest.approx(rows["numpy"]["error"], rel=1e-5)
+    (refined,) = decompositions["refinement"]
+    assert refined["lbfgs"] <= refined["als"] * (1 + 1e-6)
+
+
+def test_decompositions_lose_in_words(bench, decompositions):
+    made = bench["decomposition"]
+    entries = copy.deepcopy(decompositions["entries"])
+    ours, numpy_row = entries[0]["rows"][:2]
+    ours["error"] = 1.5 * numpy_row["error"]
+    first = made.verdicts(entries)[0]
+    assert not first["holds"]
+    data = {**decompositions, "verdicts": [first]}
+    assert any(line.startswith("not on kernel, low_rank: 1.500 times the error of numpy") for line in made.lines(data))
+    assert "| kernel | low_rank | broken | ValueError: it cannot |" in made.page(data)

@@ -119,6 +119,18 @@ def _hilbert() -> Any:
     return ordering("hilbert", (4, 4)).permutation
 
 
+@pytest.mark.parametrize("name", [name for name in tn.catalogue() if name != "dense"])
+def test_sizes_that_do_not_factor_are_padded(name: str) -> None:
+    model = nn.Linear(23, 17)
+    dry = plan_conversion(model, Rule(name, rank=1))
+    assert dry.rows[0].converted
+    made, x = dry.run(), torch.randn(5, 23)
+    old, w = model.weight.detach(), made.weight.detach()
+    assert w.shape == (17, 23)
+    assert dry.rows[0].error == pytest.approx(float((old - w).norm() / old.norm()), rel=1e-3)
+    assert torch.allclose(made(x), nn.functional.linear(x, w, model.bias), atol=1e-5)
+
+
 def test_the_source_is_not_touched_and_nothing_is_shared() -> None:
     model = net()
     before = numbers(model)
@@ -181,6 +193,15 @@ def test_other_dtypes_are_decomposed_in_full_and_cast_back(dtype: Any) -> None:
     plain = tn.decompose(model.a.weight.detach().double().numpy(), tn.low_rank(24, 16), rank=5, dtype="float64")
     eps = torch.finfo(dtype).eps
     assert np.allclose(made.a.weight.detach().double().numpy(), plain.to_dense(), atol=max(1e-12, 4 * eps))
+
+
+def test_half_precision_is_converted_saved_and_loaded(tmp_path: Any) -> None:
+    made = convert(net().to(torch.bfloat16), {"a": Rule("low_rank", rank=5)})
+    layer = tn.Linear(made.a.network)
+    tn.save(tmp_path / "a", layer, tn.backend("torch").weights(made.a))
+    model, weights = tn.load(tmp_path / "a")
+    again = model.build("torch", weights, dtype="bfloat16").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in made.a.state_dict().items())
 
 
 # -- what the table says ----------------------------------------------------------------------------------------

@@ -207,8 +207,17 @@ def test_an_error_is_kept(name: str, error: float) -> None:
 
 def test_an_error_is_kept_on_loops_or_refused_with_the_best() -> None:
     w = smooth(18, 24)
-    result = tn.decompose(w, built("ring"), error=0.05, compare_random=False)
-    assert result.error <= 0.05
+    for name in ("ring", "cp", "block_term", "complete"):
+        result = tn.decompose(w, built(name), error=0.05, compare_random=False)
+        assert result.error <= 0.05
+        fewer = math.floor(0.75 * result.network.num_params)  # a fit of far fewer does not keep it
+        assert tn.decompose(w, built(name), params=fewer, compare_random=False).error > 0.05
+    x = correlated(400, 24)
+    aware = tn.decompose(random(18, 24), built("ring"), error=0.3, inputs=x, compare_random=False)
+    assert aware.output_error <= 0.3 < aware.error
+    blocks = tn.topology("k x a c, a m b, b c y k", {"k": 3, "x": 4, "m": 2}, {"k": 3, "y": 6}, name="blocks")
+    with pytest.raises(tn.BudgetError, match=r"an error of 0.5 was not reached on 'blocks': the best was 0\.[78]\d+"):
+        tn.decompose(random(18, 24), blocks, error=0.5)
     with pytest.raises(tn.BudgetError, match=r"an error of 0.01 was not reached on 'monarch': the best was 0\.\d+"):
         tn.decompose(random(18, 24), built("monarch"), error=0.01)
 
@@ -256,6 +265,29 @@ def test_structure_is_called_compressible() -> None:
     assert "\n  compressible: a random matrix" in str(result)
     assert repr(result) == str(result)
     assert tn.decompose(random(4, 4), tn.dense(4, 4)).compressible  # nothing is lost
+
+
+# -- half precision ---------------------------------------------------------------------------------------------
+
+
+def test_half_precision_is_decomposed_as_the_numbers_it_holds() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for kind in (np.float16, ml_dtypes.bfloat16):
+        w = random(18, 24).astype(kind)
+        result = tn.decompose(w, built("ring"), rank=2, compare_random=False)
+        wide = tn.decompose(w.astype(np.float64), built("ring"), rank=2, compare_random=False)
+        assert result.error == wide.error
+        assert {a.dtype for a in result.weights.values()} == {np.dtype("float32")}
+    assert tn.entanglement(np.eye(4).astype(ml_dtypes.bfloat16), inputs=(2, 2), outputs=(2, 2))[0].entropy < 1e-6
+
+
+def test_torch_tensors_that_numpy_cannot_read_are_errors_that_help() -> None:
+    torch = pytest.importorskip("torch")
+    w = torch.ones(18, 24)
+    assert tn.decompose(w, tn.low_rank(24, 18), rank=1).error < 1e-6
+    for tensor in (w.bfloat16(), torch.nn.Parameter(w), w.to("meta")):
+        with pytest.raises(tn.ShapeError, match=r"of a torch tensor, give tensor.detach\(\).float\(\).cpu\(\).numpy"):
+            tn.decompose(tensor, tn.low_rank(24, 18), rank=1)
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------
@@ -522,7 +554,7 @@ def holed(value: float) -> np.ndarray:
         (random(6, 5), MPO, {"rank": 1}, tn.ShapeError, "W must have shape (6, 6), (out_features, in_features)"),
         (random(8, 6), tn.mpo((4, 2), (3, 2)), {"rank": 1}, tn.ShapeError, "it is transposed, give W.T"),
         (random(6), MPO, {"rank": 1}, tn.ShapeError, "W must have 2 axes and at least one entry, received shape (6,)"),
-        ([["a"] * 6] * 6, MPO, {"rank": 1}, tn.ShapeError, "W must hold numbers, received <U1"),
+        ([["a"] * 6] * 6, MPO, {"rank": 1}, tn.ShapeError, "W must hold numbers that numpy has, received <U1"),
         (random(6, 6), MPO, {}, tn.TopologyError, "exactly one of rank=, params=, error=, received none"),
         (random(6, 6), MPO, {"rank": 1, "params": 9}, tn.TopologyError, "received rank, params"),
         (random(6, 6), MPO.with_rank(2), {"rank": 1}, tn.TopologyError, "a Network has its ranks: leave rank= away"),

@@ -146,6 +146,34 @@ def test_other_dtypes(kind: str, tmp_path: Path) -> None:
     assert same_bits(tn.load(tmp_path / "d")[1], weights)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("route", [("torch", "jax"), ("jax", "torch")])
+def test_half_precision_comes_back_to_the_bit(dtype: str, route: tuple[str, str], tmp_path: Path) -> None:
+    """Files hold float32, which holds every 16-bit float: a module of the old dtype has the old bits."""
+    for name in route:
+        pytest.importorskip(name)
+    first, second = map(tn.backend, route)
+    start = MODEL.build(route[0], seed=3, dtype=dtype)
+    held = first.weights(start)
+    assert {a.dtype for a in held.values()} == {np.dtype("float32")}
+    tn.save(tmp_path / "half", MODEL, held)
+    model, weights = tn.load(tmp_path / "half")
+    again = second.weights(model.build(route[1], weights, dtype=dtype))
+    back = first.weights(model.build(route[0], again, dtype=dtype))
+    assert same_bits(back, held)
+    assert not same_bits(held, MODEL.init(3))  # it was rounded
+    x = np.ones((2, 16), np.float32)
+    assert first.forward(start, x).dtype == np.float32
+
+
+def test_bfloat16_of_jax_is_written_as_float32(tmp_path: Path) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    net = tn.low_rank(3, 2).with_rank(2)
+    weights = {n: a.astype(ml_dtypes.bfloat16) for n, a in net.init(0).items()}
+    tn.save(tmp_path / "b", net, weights)
+    assert same_bits(tn.load(tmp_path / "b")[1], {n: a.astype(np.float32) for n, a in weights.items()})
+
+
 def test_loaded_arrays_are_the_callers_own(tmp_path: Path) -> None:
     path, weights = written(tmp_path)
     _, one = tn.load(path)

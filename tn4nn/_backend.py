@@ -155,7 +155,8 @@ class Backend(Protocol):
         ...
 
     def weights(self, module: Any) -> dict[str, NDArray[Any]]:
-        """All weights by name, as numpy arrays that share no memory with the module."""
+        """All weights by name, as numpy arrays that share no memory with the module; 16-bit floats as float32, which
+        holds them exactly."""
         ...
 
     def trainer(self, model: Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> Trainer:

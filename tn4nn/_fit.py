@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ METHODS = ("auto", "svd", "als")
 _REMEMBERED = 8  # covariances whose eigenvectors are kept
 _RANDOM_STARTS = 2
 _COPIES = 6  # of W that a sweep has at once, at the most
+_NEAR = 0.05  # of the parameters: as near as the smallest network for an error is looked for
 _NOISE = 0.1  # beside a tree inside a larger graph, of its entries
 
 
@@ -306,12 +307,21 @@ def _within_budget(fitter: Fits, topology: Topology, params: int) -> Network:
 def _within_error(fitter: Fits, topology: Topology, error: float) -> tuple[Network, dict[str, Array]]:
     """The smallest of the networks tried whose error is at most `error`."""
     tried: list[tuple[float, int]] = []
-    for network in _ever_larger(fitter, topology, error):
+
+    def kept(network: Network) -> dict[str, Array] | None:
         weights = fitter.fit(network)
-        reached = fitter.error_of(network, weights)
-        if reached <= error + 1e-12:
-            return network, weights
-        tried.append((reached, network.num_params))
+        tried.append((fitter.error_of(network, weights), network.num_params))
+        return weights if tried[-1][0] <= error + 1e-12 else None
+
+    if fitter.tree is not None or not topology.bonds:
+        for network in _by_spectra(fitter, topology, error):
+            weights = kept(network)
+            if weights is not None:
+                return network, weights
+    else:
+        found = _by_halves(topology, kept)
+        if found is not None:
+            return found
     best, params = min(tried)
     raise BudgetError(
         f"an error of {error:g} was not reached on {topology.name!r}: the best was {best:.4g}, with {params:,} "
@@ -320,20 +330,46 @@ def _within_error(fitter: Fits, topology: Topology, error: float) -> tuple[Netwo
     )
 
 
-def _ever_larger(fitter: Fits, topology: Topology, error: float) -> Iterator[Network]:
-    caps = rank_caps(topology)
-    if fitter.tree is not None and topology.bonds:
-        allowed = error**2 * fitter.tails.total
-        most = full_ranks(fitter.tree, fitter.tails, caps)
-        found = [search(topology, fitter.tails, most, 2**62, allowed) for search in (grown, shrunk)]
-        yield min((Network(topology, ranks) for ranks in found), key=lambda net: net.num_params)
-        yield Network(topology, most)
+def _by_spectra(fitter: Fits, topology: Topology, error: float) -> Iterator[Network]:
+    """On a tree: what the spectra say, then the full ranks."""
+    if not topology.bonds:
+        yield topology.with_rank(1)
         return
-    rank, last = 1, None
-    while last is None or last.ranks != caps:
-        network = topology.with_rank(rank, clip=True)
-        if network != last:
-            yield network
-        if not topology.bonds:
-            return
-        last, rank = network, rank + max(1, rank // 4)
+    assert fitter.tree is not None
+    allowed = error**2 * fitter.tails.total
+    most = full_ranks(fitter.tree, fitter.tails, rank_caps(topology))
+    found = [search(topology, fitter.tails, most, 2**62, allowed) for search in (grown, shrunk)]
+    yield min((Network(topology, ranks) for ranks in found), key=lambda net: net.num_params)
+    yield Network(topology, most)
+
+
+def _by_halves(
+    topology: Topology, kept: Callable[[Network], dict[str, Array] | None]
+) -> tuple[Network, dict[str, Array]] | None:
+    """On other graphs: budgets twice as large each time until the error is kept, then halves of what lies between. None
+    where a network of more than twice the parameters of W does not keep it."""
+    largest = Network(topology, rank_caps(topology))
+    enough = 2 * topology.in_features * topology.out_features
+
+    def within(budget: int) -> Network:
+        return largest if budget >= largest.num_params else topology.with_budget(params=budget)
+
+    network = topology.with_rank(1)
+    weights, below = kept(network), network.num_params
+    budget = below
+    while weights is None:
+        if network == largest or budget >= enough:
+            return None
+        below, budget = budget, 2 * budget
+        larger = within(budget)
+        if larger != network:
+            network, weights = larger, kept(larger)
+    while network.num_params - below > max(1, _NEAR * network.num_params):
+        middle = (below + network.num_params) // 2
+        smaller = within(middle)
+        made = kept(smaller) if smaller.num_params > below else None
+        if made is None:
+            below = middle
+        else:
+            network, weights = smaller, made
+    return network, weights

@@ -16,6 +16,7 @@ from ._errors import CheckpointError, DataError, ShapeError, TN4NNError
 from ._files import atomic_write
 from ._layers import Layer, OnNetwork, layer_from_dict
 from ._network import Network
+from ._svd import numbers
 from ._topology import nearest
 
 SCHEMA = 1
@@ -33,7 +34,8 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
     Args:
         path: of the file; an older one is replaced.
         model: a layer, a whole model, or a Network.
-        weights: name -> array, as `init`, training or a backend's `weights` gives them. Numbers are kept to the bit.
+        weights: name -> array, as `init`, training or a backend's `weights` gives them. Numbers are kept to the bit,
+            bfloat16 as float32: a module that is built with dtype="bfloat16" has the same bits again.
 
     Raises:
         ShapeError: weights of another model, or arrays that hold no numbers.
@@ -76,9 +78,7 @@ def _fingerprints(model: Layer | Network) -> set[str]:
 
 def _in_order(name: str, array: Any) -> NDArray[Any]:
     """An array whose numbers lie in order: safetensors writes the buffer as it lies, whatever the strides say."""
-    found = np.asarray(array)
-    if not np.issubdtype(found.dtype, np.number):
-        raise ShapeError(f"{name!r} must hold numbers that numpy has, received {found.dtype}: convert it to float32")
+    found = numbers(array, repr(name))
     native = found.astype(found.dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(native).reshape(found.shape)
 

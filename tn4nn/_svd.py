@@ -40,6 +40,26 @@ class Factors:
         return len(self.spectrum)
 
 
+def numbers(value: Any, what: str) -> NDArray[Any]:
+    """`value` as an array of numbers that numpy has; bfloat16 as float32, which holds it exactly.
+
+    Raises:
+        ShapeError: no numbers, or a tensor that numpy cannot read.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError) as error:  # torch: bfloat16, gradients, another device
+        raise ShapeError(
+            f"{what} must hold numbers that numpy can read, received {type(value).__name__} ({error}): of a torch "
+            "tensor, give tensor.detach().float().cpu().numpy()"
+        ) from None
+    if array.dtype.name == "bfloat16":  # that of jax (ml_dtypes)
+        return array.astype(np.float32)
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+        raise ShapeError(f"{what} must hold numbers that numpy has, received {array.dtype}: convert it to float32")
+    return array
+
+
 def checked_array(value: ArrayLike, what: str, ndim: int) -> Array:
     """`value` as a float64 or complex128 array (never the caller's own) with finite entries, not all zero.
 
@@ -47,9 +67,7 @@ def checked_array(value: ArrayLike, what: str, ndim: int) -> Array:
         ShapeError: no numbers, or another number of axes.
         DataError: NaN, infinity, or nothing but zeros.
     """
-    array = np.asarray(value)
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
-        raise ShapeError(f"{what} must hold numbers, received {array.dtype}: convert it to float32 first")
+    array = numbers(value, what)
     if array.ndim != ndim or 0 in array.shape:
         raise ShapeError(f"{what} must have {ndim} axes and at least one entry, received shape {array.shape}")
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)

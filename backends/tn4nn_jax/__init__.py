@@ -1,24 +1,34 @@
 """The jax backend of tn4nn: pure functions over dicts of arrays, and modules that are pytrees.
 
 `linear`, `conv2d`, `embedding` and `apply` are pure; `TNLinear`, `TNConv2d` and `TNEmbedding` are layers that
-can be used alone; `backend` is what `model.build("jax")` finds.
+can be used alone; `convert` puts them into a trained Equinox model, `undo` takes them out again, and `decompose_params`
+does it for a tree of named matrices; `backend` is what `model.build("jax")` finds.
 """
 
 from ._apply import apply, conv2d, embedding, linear
 from ._backend import JaxBackend, backend
+from ._convert import ConversionPlan, Rule, convert, plan_conversion, undo
 from ._modules import JaxModule, TNConv2d, TNEmbedding, TNLinear
+from ._params import decompose_params, plan_params
 from ._trainer import JaxTrainer
 
 __all__ = [
+    "ConversionPlan",
     "JaxBackend",
     "JaxModule",
     "JaxTrainer",
+    "Rule",
     "TNConv2d",
     "TNEmbedding",
     "TNLinear",
     "apply",
     "backend",
     "conv2d",
+    "convert",
+    "decompose_params",
     "embedding",
     "linear",
+    "plan_conversion",
+    "plan_params",
+    "undo",
 ]

@@ -136,12 +136,13 @@ class JaxModule:
         """The layer graph."""
         return self.options.model
 
-    def __call__(self, x: Any) -> jax.Array:
+    def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
         """y for a batch x, in evaluation: no dropout, running statistics.
 
         Args:
             x: (batch, ...); a lone Linear takes (..., in_features). Floats are brought to the weights' dtype.
                 Tokens out of range are an error where x is a numpy array, otherwise NaN rows.
+            key: not used; Equinox's containers hand one to every layer.
 
         Raises:
             ShapeError: x does not fit.
@@ -332,7 +333,8 @@ class TNConv2d(JaxModule):
         seed: of the draw.
         **options: batch, phase, device, dtype, minimize, runtime, tune, engine, as for TNLinear and `apply`.
 
-    Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width').
+    Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width'). One image
+    alone is taken too, as Equinox's layers take it.
 
     Raises:
         ShapeError: weights of another network.
@@ -359,6 +361,10 @@ class TNConv2d(JaxModule):
     ) -> None:
         model = layers.Conv2d(network, kernel=kernel, stride=stride, padding=padding, bias=bias)
         self.__dict__.update(made(JaxModule, model, weights, seed=seed, **options).__dict__)
+
+    def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
+        """y for a batch of images, or for one."""
+        return super().__call__(x) if np.ndim(x) != 3 else super().__call__(jnp.asarray(x)[None])[0]
 
 
 class TNEmbedding(JaxModule):

@@ -28,6 +28,12 @@ def checked_device(name: str | None) -> torch.device:
     return device
 
 
+def to_host(tensor: Tensor) -> NDArray[Any]:
+    """A copy on the host; 16-bit floats come as float32, which holds them exactly (numpy has no bfloat16)."""
+    host = tensor.detach().cpu()
+    return (host.float() if host.is_floating_point() and host.itemsize == 2 else host).numpy().copy()
+
+
 class TorchBackend:
     """See `tn4nn._backend.Backend`."""
 
@@ -60,7 +66,7 @@ class TorchBackend:
         """See `Backend.forward`."""
         with torch.no_grad():
             made: Tensor = module.eval()(self._tensor(module, x))
-        return made.cpu().numpy()
+        return to_host(made)
 
     def gradients(
         self, module: nn.Module, x: NDArray[Any], gy: NDArray[Any]
@@ -75,12 +81,12 @@ class TorchBackend:
         found = torch.autograd.grad(y, wanted, self._tensor(module, gy), allow_unused=True)
         # A gradient that torch leaves out is zero (0 rows, for instance).
         filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
-        gx = filled[-1].cpu().numpy() if value.requires_grad else None
-        return {name: g.cpu().numpy() for name, g in zip(named, filled, strict=False)}, gx
+        gx = to_host(filled[-1]) if value.requires_grad else None
+        return {name: to_host(g) for name, g in zip(named, filled, strict=False)}, gx
 
     def weights(self, module: nn.Module) -> dict[str, NDArray[Any]]:
         """See `Backend.weights`."""
-        return {name: t.detach().cpu().numpy().copy() for name, t in module.state_dict().items()}
+        return {name: to_host(t) for name, t in module.state_dict().items()}
 
     def trainer(self, model: layers.Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> TorchTrainer:
         """See `Backend.trainer`."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import fnmatch
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,103 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tn4nn._budget import checked_budget
-from tn4nn._catalogue import build, dense
-from tn4nn._decompose import Decomposition, decompose
-from tn4nn._errors import BackendError, BudgetError, ShapeError, TN4NNError, TopologyError
-from tn4nn._layers import ordering_of
+from tn4nn import _convert
+from tn4nn._convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
+from tn4nn._decompose import Decomposition
+from tn4nn._errors import BackendError, TN4NNError
 from tn4nn._network import Network
-from tn4nn._ordering import Ordering
-from tn4nn._plan import plan
-from tn4nn._spread import loss_curve, spread
-from tn4nn._topology import Topology, nearest
 
 from ._kinds import Kind, carry_over, dense_module, kind_of, why_not
 from ._modules import TNEmbedding, _Planned
 
-SKIP = "skip"
+__all__ = ["ConversionPlan", "Rule", "convert", "plan_conversion", "undo"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What a layer is to stand on; give at most one of `rank`, `params` and `error`, and none where a budget is shared.
-
-    Attributes:
-        topology: a name out of `tn.catalogue()`, a Topology, or a Network, whose ranks are kept.
-        sites: of a topology by name; see `tn.build`.
-        pairing: of a topology by name; see `tn.build`.
-        options: of a topology by name, e.g. {"grid": (2, 3)}.
-        rank: of every bond.
-        params: parameters of this layer, never more.
-        error: largest relative error of this layer.
-        ordering: of the inputs of a linear layer, as for `tn.Linear`.
-        method: as for `tn.decompose`; "svd" spares the least squares by which calibrated layers are fitted, which takes
-            minutes for a transformer, and leaves their work to `refine`.
-
-    Example:
-        >>> Rule("mpo", sites=3, rank=8).topology
-        'mpo'
-    """
-
-    topology: str | Topology | Network
-    sites: int | None = None
-    pairing: str = "opposed"
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rank: int | None = None
-    params: int | None = None
-    error: float | None = None
-    ordering: Ordering | str | Sequence[int] | None = None
-    method: str = "auto"
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """The size that this rule asks for by itself; empty where the budget decides."""
-        asked = {"rank": self.rank, "params": self.params, "error": self.error}
-        return {name: value for name, value in asked.items() if value is not None}
-
-    @property
-    def shares(self) -> bool:
-        """Whether the layer takes its part of the budget."""
-        return not self.own and not isinstance(self.topology, Network)
-
-    def onto(self, in_features: int, out_features: int) -> Topology | Network:
-        """The topology or network for a matrix of this size."""
-        if isinstance(self.topology, str):
-            pairing: Any = self.pairing
-            made: Topology | Network = build(
-                self.topology, in_features, out_features, sites=self.sites, pairing=pairing, **self.options
-            )
-        else:
-            made = self.topology
-        found = (made.in_features, made.out_features)
-        if found != (in_features, out_features):
-            raise ShapeError(
-                f"the rule's topology is {found[0]} -> {found[1]}, the layer is {in_features} -> {out_features}"
-            )
-        return made.with_rank(1) if isinstance(made, Topology) and not made.bonds else made
-
-
-Given = str | Topology | Network | Rule | Mapping[str, Any]
-
-
-def _rule_of(given: object) -> Rule | None:
-    """A Rule from what a person writes; None for "skip"."""
-    if given == SKIP:
-        return None
-    if isinstance(given, Rule):
-        return given
-    if isinstance(given, str | Topology | Network):
-        return Rule(given)
-    if isinstance(given, Mapping):
-        known = [field.name for field in dataclasses.fields(Rule)]
-        for word in given:
-            if word not in known:
-                raise TN4NNError(f"{word!r} is no setting of a rule." + nearest(str(word), known))
-        return Rule(**given)
-    raise TN4NNError(
-        f"a rule is 'skip', a topology's name, a Topology, a Network, a Rule or a dict of its settings, "
-        f"received {type(given).__name__}"
-    )
+_CAN = "Linear, Conv2d, Embedding and Conv1D"
 
 
 # -- which layers -----------------------------------------------------------------------------------------------
@@ -130,29 +43,21 @@ class _Found:
 
     kind: Kind
     weight: nn.Parameter
-    members: list[nn.Module]
-    names: list[list[str]]
-    rule: Rule | None = None
+    members: list[nn.Module] = dataclasses.field(default_factory=list)
+    names: list[list[str]] = dataclasses.field(default_factory=list)
     reason: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.names[0][0]
-
-    @property
-    def label(self) -> str:
-        also = [name for names in self.names for name in names][1:]
-        return (self.name or "(model)") + (f" = {', '.join(also)}" if also else "")
-
-    @property
-    def features(self) -> tuple[int, int]:
-        out, ins = self.kind.matrix(self.weight).shape
-        return ins, out
 
     def matrix(self) -> NDArray[Any]:
         """W in float32, or float64 where the weight is."""
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         return self.kind.matrix(self.weight.detach()).to(device="cpu", dtype=wide).numpy().copy()
+
+    def described(self) -> Weight:
+        """What is known of it without torch."""
+        out, ins = self.kind.matrix(self.weight).shape
+        shape, gathers = tuple(self.weight.shape), self.kind.rows is None
+        ordered = self.kind.name in ("Linear", "Conv1D")
+        return Weight(self.kind.name, shape, (ins, out), self.names, gathers, ordered, self.matrix, reason=self.reason)
 
 
 def _survey(model: nn.Module) -> list[_Found]:
@@ -171,7 +76,7 @@ def _survey(model: nn.Module) -> list[_Found]:
         reason = why_not(kind, module)
         if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
             weight = nn.Parameter(torch.empty(1, 1, device="meta"))
-        one = found.setdefault(id(weight), _Found(kind, weight, [], []))
+        one = found.setdefault(id(weight), _Found(kind, weight))
         one.members.append(module)
         one.names.append(names[key])
         one.reason = one.reason or reason
@@ -194,48 +99,7 @@ def _refuse_strangers(
                     one.reason = one.reason or "nn.MultiheadAttention reads its weight past the layer"
 
 
-def _apply_rules(model: nn.Module, found: list[_Found], rules: Mapping[str, Given], protect_head: bool) -> None:
-    """Gives each weight its rule or the reason why it has none."""
-    parsed = {pattern: _rule_of(given) for pattern, given in rules.items()}
-    _check_patterns(model, found, parsed)
-    head = _head(model, found) if protect_head and len(found) > 1 else None
-    for one in found:
-        every = [name for names in one.names for name in names]
-        chosen = [_first(parsed, names) for names in one.names]
-        first = next((pattern for pattern in chosen if pattern is not None), None)
-        if first is None:
-            one.reason = one.reason or "no rule names it"
-        elif any(pattern is not None and parsed[pattern] is None for pattern in chosen):
-            one.reason = "the rules skip it"
-        elif any(member is head for member in one.members) and not any(name in parsed for name in every):
-            one.reason = one.reason or "the head is protected: name it in full, or protect_head=False"
-        elif not one.reason:
-            one.rule = parsed[first]
-
-
-def _first(parsed: Mapping[str, Rule | None], names: Sequence[str]) -> str | None:
-    return next((p for p in parsed if any(fnmatch.fnmatchcase(name, p) for name in names)), None)
-
-
-def _check_patterns(model: nn.Module, found: list[_Found], parsed: Mapping[str, Rule | None]) -> None:
-    layers = [name for one in found for names in one.names for name in names]
-    everything = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    for pattern, rule in parsed.items():
-        if fnmatch.filter(layers, pattern):
-            continue
-        others = fnmatch.filter(everything, pattern)
-        if others and rule is None:
-            continue
-        if others:
-            kind = type(model.get_submodule(others[0])).__name__
-            raise TN4NNError(
-                f"rule {pattern!r} matches no layer that can be converted: {others[0] or 'the model'!r} is a {kind}. "
-                "Linear, Conv2d, Embedding and Conv1D can"
-            )
-        raise TN4NNError(f"rule {pattern!r} matches no layer of this model." + nearest(pattern, layers))
-
-
-def _head(model: nn.Module, found: list[_Found]) -> nn.Module | None:
+def _head(model: nn.Module) -> nn.Module | None:
     """What the model itself calls its output embeddings (Hugging Face), else its last linear layer."""
     told: Any = getattr(model, "get_output_embeddings", lambda: None)()
     if isinstance(told, nn.Module):
@@ -245,27 +109,6 @@ def _head(model: nn.Module, found: list[_Found]) -> nn.Module | None:
 
 
 # -- what the layers see ----------------------------------------------------------------------------------------
-
-
-class _Seen:
-    """The mean of x x^T over the rows that meet a matrix."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.rows = 0
-
-    def add(self, rows: Tensor) -> None:
-        rows = rows.detach().to(torch.float32)
-        product = (rows.T @ rows).double().cpu()
-        self.total = product if self.total is None else self.total + product
-        self.rows += len(rows)
-
-    def covariance(self) -> NDArray[Any] | None:
-        """E[x x^T], None where nothing came by."""
-        if self.total is None or not self.rows:
-            return None
-        mean = self.total.numpy() / self.rows
-        return np.asarray((mean + mean.T) / 2)
 
 
 def _batches(inputs: object) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -300,14 +143,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _calibrate(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[int, NDArray[Any]]:
     """Position in `chosen` -> covariance of what the matrix sees. Not for embeddings, nor for weights that are tied
     across a transposition, whose two sides see different spaces."""
-    seen: dict[int, _Seen] = {}
+    seen: dict[int, Seen] = {}
     handles = []
     for i, one in enumerate(chosen):
         kinds = [kind_of(member) for member in one.members]
         rows = one.kind.rows
         if rows is None or any(kind is None or kind.transposed != one.kind.transposed for kind in kinds):
             continue
-        seen[i] = _Seen()
+        seen[i] = Seen()
         for member in one.members:
             hook = _watcher(seen[i], rows)
             handles.append(member.register_forward_pre_hook(hook))
@@ -322,122 +165,16 @@ def _calibrate(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[i
     return {i: covariance for i, covariance in found.items() if covariance is not None}
 
 
-def _watcher(seen: _Seen, rows: Callable[[Any, Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _watcher(seen: Seen, rows: Callable[[Any, Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args:
-            seen.add(rows(module, args[0]))
+            found = rows(module, args[0]).detach().to(torch.float32)
+            seen.add((found.T @ found).double().cpu().numpy(), len(found))
 
     return watch
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One weight of the model and what becomes of it.
-
-    Attributes:
-        name: of the layer; of all layers that hold the weight, where it is shared.
-        kind: "Linear", "Conv1D", "Conv2d" or "Embedding".
-        shape: of the weight.
-        topology: what it is put on, "" where it is left.
-        before: parameters of the weight.
-        after: parameters of the network.
-        macs_before: multiply-adds for `batch` rows (of a convolution: places), forward.
-        macs_after: the same of the network.
-        time: predicted time of a forward pass of that batch, over that of the dense layer by the same cost model.
-        error: ||W - W'|| / ||W||; None where it is left.
-        output_error: of the outputs on the calibration inputs, None without them.
-        converted: whether a network takes its place.
-        reason: why not.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    topology: str
-    before: int
-    after: int
-    macs_before: int
-    macs_after: int
-    time: float | None
-    error: float | None
-    output_error: float | None
-    converted: bool
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ConversionPlan:
-    """What converting would do: printing it gives a table, `run()` does it. It holds the new weights, not the model's.
-
-    Attributes:
-        rows: one for each weight of a layer that can be converted.
-        batch: what the multiply-adds are for.
-        budget: parameters that the layers with a rule may have together, None where each rule has its own.
-    """
-
-    rows: tuple[Row, ...]
-    batch: int
-    budget: int | None
-    _model: nn.Module
-    _made: tuple[tuple[_Found, Decomposition], ...]
-    _phase: str
-
-    @property
-    def params_before(self) -> int:
-        """Parameters of the weights that are converted."""
-        return sum(row.before for row in self.rows if row.converted)
-
-    @property
-    def params_after(self) -> int:
-        """Parameters of their networks."""
-        return sum(row.after for row in self.rows if row.converted)
-
-    def run(self) -> nn.Module:
-        """The model with networks in it, a copy that shares nothing with the source."""
-        memo: dict[int, Any] = {}
-        for found, result in self._made:
-            _replace(found, result, self._phase, memo)
-        return copy.deepcopy(self._model, memo)
-
-    def __repr__(self) -> str:
-        head = ("layer", "kind", "shape", "onto", "params", "-> params", "MACs", "-> MACs", "time", "error", "outcome")
-        table = [head, *(_cells(row) for row in self.rows)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        left = (0, 1, 2, 3, 10)
-        lines = [
-            "  ".join(
-                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in table
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), self._footer()])
-
-    __str__ = __repr__
-
-    def _footer(self) -> str:
-        count = sum(row.converted for row in self.rows)
-        budget = "" if self.budget is None else f", budget {self.budget:,} for all layers with a rule"
-        ratio = f" ({self.params_before / self.params_after:.3g}x fewer)" if self.params_after else ""
-        return (
-            f"{count} of {len(self.rows)} weights converted: {self.params_before:,} -> {self.params_after:,} "
-            f"parameters{ratio}{budget}; MACs and time at batch {self.batch}, forward"
-        )
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    def number(value: int) -> str:
-        return f"{value:,}" if row.converted else "-"
-
-    error = row.error if row.output_error is None else row.output_error
-    return (
-        row.name, row.kind, "x".join(map(str, row.shape)), row.topology or "-", f"{row.before:,}", number(row.after),
-        f"{row.macs_before:,}", number(row.macs_after), "-" if row.time is None else f"{row.time:.2f}x",
-        "-" if error is None else f"{error:.3f}" + ("" if row.output_error is None else " out"),
-        "convert" if row.converted else f"skip: {row.reason}",
-    )  # fmt: skip
 
 
 def plan_conversion(
@@ -450,7 +187,7 @@ def plan_conversion(
     protect_head: bool = True,
     phase: str = "train",
     seed: int = 0,
-) -> ConversionPlan:
+) -> ConversionPlan[nn.Module]:
     """The dry run of `convert`, which says what the arguments are: the same work and the same errors, but for copying
     the model. `print` shows a table, `.run()` makes the model.
 
@@ -465,180 +202,32 @@ def plan_conversion(
         >>> dry.rows[1].reason
         'the head is protected: name it in full, or protect_head=False'
     """
-    wanted = rules if isinstance(rules, Mapping) and not _is_settings(rules) else {"*": rules}
     found = _survey(model)
     if not found:
-        raise TN4NNError("this model has no layer that can be converted: Linear, Conv2d, Embedding and Conv1D can")
-    _apply_rules(model, found, wanted, protect_head)
-    chosen = [one for one in found if one.rule is not None]
-    for one in chosen:
-        if one.weight.is_meta:
+        raise TN4NNError(f"this model has no layer that can be converted: {_CAN} can")
+    weights = [one.described() for one in found]
+    head = _head(model) if protect_head and len(found) > 1 else None
+    top = [weights[i] for i, one in enumerate(found) if any(member is head for member in one.members)]
+    layers = {name for weight in weights for name in weight.all_names}
+    modules = model.named_modules(remove_duplicate=False)
+    others = {name: type(module).__name__ for name, module in modules if name not in layers}
+    chosen = _convert.assign(weights, _convert.parsed(rules), others, _CAN, next(iter(top), None))
+    mine = {id(weight): one for weight, one in zip(weights, found, strict=True)}
+    for weight in chosen:
+        if mine[id(weight)].weight.is_meta:
             raise BackendError(
-                f"layer {one.name!r} is on the meta device and has no numbers to decompose: load its weights first "
+                f"layer {weight.name!r} is on the meta device and has no numbers to decompose: load its weights first "
                 "(model.to_empty(device='cpu'), then load_state_dict)"
             )
-    seen = {} if inputs is None else _calibrate(model, chosen, inputs)
-    total = _checked_total(budget, chosen)
-    results = _decomposed(chosen, seen, total, seed)
-    rows = [_row(one, results.get(id(one)), batch) for one in found]
-    made = tuple((one, results[id(one)]) for one, row in zip(found, rows, strict=True) if row.converted)
-    return ConversionPlan(tuple(rows), batch, total, model, made, phase)
+    seen = {} if inputs is None else _calibrate(model, [mine[id(weight)] for weight in chosen], inputs)
 
+    def make(converted: list[tuple[Weight, Decomposition]]) -> nn.Module:
+        memo: dict[int, Any] = {}
+        for weight, result in converted:
+            _replace(mine[id(weight)], result, phase, memo)
+        return copy.deepcopy(model, memo)
 
-def _is_settings(given: Mapping[str, Any]) -> bool:
-    return "topology" in given
-
-
-def _checked_total(budget: float | None, chosen: list[_Found]) -> int | None:
-    if budget is None:
-        lacking = [one.name for one in chosen if one.rule is not None and one.rule.shares and _has_bonds(one)]
-        if lacking:
-            raise BudgetError(
-                f"nothing says how large layer {lacking[0]!r} may become: give budget=, or rank=, params= or error= in "
-                "its rule",
-                1,
-            )
-        return None
-    if isinstance(budget, float) and 0 < budget < 1:
-        return max(1, math.floor(budget * sum(one.weight.numel() for one in chosen)))
-    return checked_budget(budget, "parameters (or a share below 1)")
-
-
-def _has_bonds(one: _Found) -> bool:
-    assert one.rule is not None
-    with _naming(one):
-        return isinstance(one.rule.onto(*one.features), Topology)
-
-
-@contextlib.contextmanager
-def _naming(one: _Found) -> Iterator[None]:
-    """Puts the layer's name before what goes wrong."""
-    try:
-        yield
-    except TN4NNError as error:
-        error.args = (f"layer {one.name!r}: {error}", *error.args[1:])
-        raise
-
-
-def _decomposed(
-    chosen: list[_Found], seen: Mapping[int, NDArray[Any]], total: int | None, seed: int
-) -> dict[int, Decomposition]:
-    """id of a found weight -> its decomposition; weights that the budget leaves dense have none."""
-    results: dict[int, Decomposition] = {}
-    sharing: list[int] = []
-    for i, one in enumerate(chosen):
-        assert one.rule is not None
-        with _naming(one):
-            onto = one.rule.onto(*one.features)
-            if isinstance(onto, Topology) and one.rule.shares:
-                sharing.append(i)
-            else:
-                given = isinstance(onto, Topology) or isinstance(one.rule.topology, Network)
-                results[id(one)] = _decompose(one, onto, one.rule.own if given else {}, seen.get(i), seed)
-    if sharing:
-        assert total is not None
-        fixed = sum(
-            min(results[id(one)].network.num_params, one.weight.numel()) for one in chosen if id(one) in results
-        )
-        _spread_out([chosen[i] for i in sharing], [seen.get(i) for i in sharing], total, fixed, seed, results)
-    elif total is not None:
-        _check_fixed(chosen, results, total)
-    return results
-
-
-def _check_fixed(chosen: list[_Found], results: Mapping[int, Decomposition], total: int) -> None:
-    spent = sum(min(results[id(one)].network.num_params, one.weight.numel()) for one in chosen)
-    if spent > total:
-        raise BudgetError(f"the rules' own sizes come to {spent:,} parameters, above the budget of {total:,}", spent)
-
-
-def _spread_out(
-    sharing: list[_Found],
-    seen: list[NDArray[Any] | None],
-    total: int,
-    fixed: int,
-    seed: int,
-    results: dict[int, Decomposition],
-) -> None:
-    """Decomposes the layers that share what is left of the budget; what one leaves over goes to the next."""
-    topologies, curves = {}, {}
-    for i, one in enumerate(sharing):
-        assert one.rule is not None
-        with _naming(one):
-            onto = one.rule.onto(*one.features)
-            assert isinstance(onto, Topology)
-            topologies[i] = onto
-            curves[str(i)] = loss_curve(one.matrix(), onto, seen[i], _ordering(one))
-    try:
-        shares = spread(curves, total - fixed)
-    except BudgetError as error:
-        raise BudgetError(
-            f"a budget of {total:,} parameters cannot be met: the smallest feasible one is {error.smallest + fixed:,}",
-            error.smallest + fixed,
-        ) from None
-    over = 0
-    for i in sorted(topologies, key=lambda i: shares[str(i)]):
-        one, room = sharing[i], shares[str(i)] + over
-        if room >= one.weight.numel():
-            over = room - one.weight.numel()
-            one.reason = "the budget leaves it dense"
-            continue
-        with _naming(one):
-            result = _decompose(one, topologies[i], {"params": room}, seen[i], seed)
-        results[id(one)] = result
-        over = room - result.network.num_params
-
-
-def _ordering(one: _Found) -> Ordering | None:
-    assert one.rule is not None
-    if one.rule.ordering is None:
-        return None
-    if one.kind.name not in ("Linear", "Conv1D") or len(one.members) > 1:
-        raise TopologyError(f"an ordering is for linear layers that share their weight with none, not for {one.label}")
-    return ordering_of(one.rule.ordering, one.features[0])
-
-
-def _decompose(
-    one: _Found, onto: Topology | Network, size: Mapping[str, Any], seen: NDArray[Any] | None, seed: int
-) -> Decomposition:
-    w = one.matrix()
-    kind = str(w.dtype)
-    assert one.rule is not None
-    options: dict[str, Any] = {"ordering": _ordering(one), "seed": seed, "dtype": kind, "compare_random": False}
-    options["method"] = one.rule.method
-    return decompose(w, onto, inputs=seen, **size, **options)
-
-
-def _row(one: _Found, result: Decomposition | None, batch: int) -> Row:
-    ins, out = one.features
-    before = one.weight.numel()
-    gathers = one.kind.rows is None
-    macs = 0 if gathers else batch * before
-    network = None if result is None else result.network
-    if network is not None and network.num_params >= before:
-        one.reason = f"no gain: {network.num_params:,} parameters"
-        network = None
-    if network is None or result is None:
-        shape = tuple(one.weight.shape)
-        return Row(one.label, one.kind.name, shape, "", before, before, macs, macs, None, None, None, False, one.reason)
-    form: Any = "gather" if gathers else "apply"
-    cost = plan(network, batch, "forward", form=form).cost
-    whole = None if gathers else plan(dense(ins, out).with_rank(1), batch, "forward").cost.predicted_s
-    return Row(
-        name=one.label,
-        kind=one.kind.name,
-        shape=tuple(one.weight.shape),
-        topology=network.topology.name,
-        before=before,
-        after=network.num_params,
-        macs_before=macs,
-        macs_after=cost.macs,
-        time=None if whole is None else cost.predicted_s / whole,
-        error=result.error,
-        output_error=result.output_error,
-        converted=True,
-        reason="",
-    )
+    return _convert.conversion(weights, chosen, seen, budget, batch, seed, make)
 
 
 # -- doing it ---------------------------------------------------------------------------------------------------
@@ -650,7 +239,7 @@ def _replace(found: _Found, result: Decomposition, phase: str, memo: dict[int, A
     for member in found.members:
         kind = kind_of(member)
         assert kind is not None
-        network = result.network if kind.transposed == found.kind.transposed else _transposed(result.network)
+        network = result.network if kind.transposed == found.kind.transposed else transposed(result.network)
         made = _layer(kind, member, network, result, phase)
         if first is None:
             first = made
@@ -672,15 +261,6 @@ def _layer(kind: Kind, module: nn.Module, network: Network, result: Decompositio
     if any(spec.name == "bias" for spec in layer.own_specs()):
         weights["bias"] = np.zeros(network.out_features, dtype=np.float32)  # the old one takes its place
     return kind.make(layer, weights=weights, phase=phase, device=weight.device, dtype=weight.dtype)
-
-
-def _transposed(network: Network) -> Network:
-    """The network of W^T: the same cores, inputs and outputs exchanged."""
-    t = network.topology
-    turned = dataclasses.replace(
-        t, inputs=t.outputs, outputs=t.inputs, in_features=t.out_features, out_features=t.in_features
-    )
-    return Network(turned, network.ranks)
 
 
 def convert(
@@ -770,7 +350,7 @@ def undo(model: nn.Module) -> nn.Module:
 def _dense_weight(module: _Planned, made: dict[tuple[Any, ...], nn.Parameter]) -> nn.Parameter:
     """The weight of a layer on a network; layers that share their cores get the same one."""
     cores = module.cores()
-    stored = _transposed(module.network) if isinstance(module, TNEmbedding) else module.network
+    stored = transposed(module.network) if isinstance(module, TNEmbedding) else module.network
     key = (*map(id, cores), stored.fingerprint)
     if key not in made:
         weight = module.weight.detach().clone(memory_format=torch.contiguous_format)

@@ -13,11 +13,11 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import _cli, reproduce
+from tn4nn._figure import new_figure, saved
 from tn4nn._report import plain
-from tn4nn.reproduce import _run, autorank, coord_check, counts, digits, entangle, order, vgg16
+from tn4nn.reproduce import autorank, coord_check, counts, digits, entangle, order, vgg16
 from tn4nn.reproduce._clock import interleaved
 from tn4nn.reproduce._experiment import Line, mean_line
-from tn4nn.reproduce._figure import write_png
 from tn4nn.reproduce._fixed_orders import Cell, calls, costs
 from tn4nn.reproduce._training import Variant, accuracy_line, units
 from tn4nn.reproduce.fc2_paper import even, xavier
@@ -191,10 +191,7 @@ def test_data_that_is_absent(shell, tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_there_is_no_figure(tmp_path, monkeypatch):
-    def absent(path, draw):
-        raise ImportError("No module named 'matplotlib'")
-
-    monkeypatch.setattr(_run, "write_png", absent)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     lines = []
     record = reproduce.run("digits", quick=True, out=tmp_path, progress=lines.append)
     assert record["figure"] is None
@@ -251,7 +248,9 @@ def test_what_is_committed_follows_from_its_rows(path, tmp_path):
     assert (record["title"], record["about"], record["source"]) == (one.title, one.about, one.source)
     assert record["recipe"] == plain(one.recipe)
     if one.draw is not None:
-        write_png(tmp_path / "figure.png", lambda figure: one.draw(figure, timed(record)))
+        figure = new_figure(tmp_path / "figure.png")
+        one.draw(figure, timed(record))
+        saved(figure, tmp_path / "figure.png")
         assert path.with_suffix(".png").exists()
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
+from tn4nn._figure import new_figure, saved
 from tn4nn._plan import min_macs
 from tn4nn.reproduce import einsum_space, search, topology
-from tn4nn.reproduce._figure import write_png
 
 
 def cells(unit: str, budget: int) -> dict[str, object]:
@@ -36,7 +36,9 @@ def test_the_table_of_topologies(tmp_path) -> None:
     assert "| ring | 4,000 | 9 | 100.0 % | 0.001 | 96.00 ± 0.10 % | p = 0.29 |" in text
     assert "tucker: infeasible, the smallest is 9" in text
     assert topology.EXPERIMENT.draw is not None
-    write_png(tmp_path / "t.png", lambda figure: topology.EXPERIMENT.draw(figure, rows))
+    figure = new_figure(tmp_path / "t.png")
+    topology.EXPERIMENT.draw(figure, rows)
+    saved(figure, tmp_path / "t.png")
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,18 +9,15 @@ Gansner et al. 2005). Only MERA is recognised by its name. Nothing here is rando
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._errors import TN4NNError
-from ._files import atomic_write
+from ._figure import BLUE, DARK, GREEN, ORANGE, PINK, new_figure, saved, scale_colour
 from ._topology import Topology
 
 if TYPE_CHECKING:
@@ -31,10 +28,7 @@ Point = tuple[float, float]
 Places = dict[str, Point]
 Graph = dict[str, list[str]]  # node -> neighbours, in the order in which they were met
 
-_NEEDS = 'pip install "tn4nn[viz]"'
-
-# Okabe and Ito's colours, for every kind of colour vision.
-_CORE, _BOND, _INPUT, _OUTPUT, _KEPT = "#0072B2", "#4d4d4d", "#009E73", "#D55E00", "#CC79A7"
+_CORE, _BOND, _INPUT, _OUTPUT, _KEPT = BLUE, DARK, GREEN, ORANGE, PINK
 _INCH = 0.82  # of one unit of length
 _WIDEST = 15.0  # inches; wider pictures are scaled down, their letters too
 _RADIUS = 0.31
@@ -71,48 +65,6 @@ def draw(
     colours = None if shares is None else {bond: scale_colour(share) for bond, share in shares.items()}
     _paint(figure, _arranged(topology, ranks, colours))
     return saved(figure, path)
-
-
-def new_figure(path: str | None, width: float = 6.0, height: float = 4.0) -> Figure:
-    """An empty figure of so many inches, that will be written to `path`.
-
-    Raises:
-        TN4NNError: a path that ends neither in .png nor in .svg, or matplotlib is not installed.
-    """
-    if path is not None and _ending(path) not in (".png", ".svg"):
-        raise TN4NNError(f"expected a .png or .svg file for a picture, received {path!r}")
-    try:
-        # No pyplot: it keeps a global list of figures and chooses a backend for the process.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = f"expected matplotlib for pictures; received {error}. What would do: {_NEEDS}"
-        raise TN4NNError(message) from error
-    figure = Figure(figsize=(width, height), layout=None)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def saved(figure: Figure, path: str | None) -> Figure:
-    """The figure, written to a file where one is named."""
-    if path is not None:
-        buffer = io.BytesIO()
-        metadata: dict[str, Any] = {"Date": None} if _ending(path) == ".svg" else {}  # equal pictures, equal bytes
-        figure.savefig(buffer, format=_ending(path)[1:], dpi=160, metadata=metadata)
-        atomic_write(path, buffer.getvalue())
-    return figure
-
-
-def _ending(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def scale_colour(share: float) -> str:
-    """A colour from light (0) to dark (1) that is told apart by every kind of colour vision, and in grey."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return str(to_hex(colormaps["cividis_r"](0.08 + 0.92 * min(1.0, max(0.0, share)))))
 
 
 # -- the graph ----------------------------------------------------------------------------------------------

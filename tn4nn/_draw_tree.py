@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ._draw import new_figure, saved
+from ._figure import BLUE, DARK, GREEN, ORANGE, new_figure, saved
 from ._paths import legs_along
 from ._plan import Plan, problem
 from ._program import BATCH
@@ -17,8 +17,8 @@ from ._program import BATCH
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours; the dominating step differs by its size and its words too.
-_CORE, _INPUT, _STEP, _MOST, _LINE = "#0072B2", "#009E73", "#ffffff", "#D55E00", "#4d4d4d"
+# The dominating step differs by its size and its words too.
+_CORE, _INPUT, _STEP, _MOST, _LINE = BLUE, GREEN, "#ffffff", ORANGE, DARK
 _WORDED = 24  # tensors up to which steps are labelled
 _WIDEST, _HIGHEST = 16.0, 11.0  # inches
 

@@ -6,22 +6,20 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._draw import new_figure, saved, scale_colour
 from ._errors import TN4NNError
+from ._figure import BLUE, DARK, GREEN, ORANGE, PINK, YELLOW, dress, legend, new_figure, saved, scale_colour
 from ._growth import exponent
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ._entanglement import Entanglement
     from ._growth import Growth
 
-# Okabe and Ito's colours, for every kind of colour vision; lines differ by their marks too.
-_OURS, _BOUND, _NULLS = "#0072B2", "#4d4d4d", ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_NULLS = (ORANGE, GREEN, PINK, YELLOW)  # lines differ by their marks too
 _MARKS = "s^Dv"
-_OUR_LINE: dict[str, Any] = {"color": _OURS, "marker": "o", "markersize": 5, "linewidth": 2.0}
-_DENSE_LINE: dict[str, Any] = {"color": _NULLS[0], "marker": "s", "markersize": 4, "linestyle": "--", "linewidth": 1.4}
+_OUR_LINE: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5, "linewidth": 2.0}
+_DENSE_LINE: dict[str, Any] = {"color": ORANGE, "marker": "s", "markersize": 4, "linestyle": "--", "linewidth": 1.4}
 _MOST = 12  # panels; more cuts are left out
 _FLOOR = 1e-12  # of probabilities, in the figure
 _SLANTED = 6  # longer names of cuts are written at a slant
@@ -38,18 +36,18 @@ def draw_entropies(found: Entanglement, nulls: Mapping[str, Entanglement], path:
     figure = new_figure(path, max(4.5, 1.6 + 0.7 * len(names)), 3.6)
     axes = figure.add_subplot()
     places = range(len(names))
-    axes.plot(places, [cut.bound for cut in found], color=_BOUND, linestyle="--", marker="_", label="bound")
+    axes.plot(places, [cut.bound for cut in found], color=DARK, linestyle="--", marker="_", label="bound")
     for (name, null), colour, mark in zip(
         nulls.items(), itertools.cycle(_NULLS), itertools.cycle(_MARKS), strict=False
     ):
         axes.plot(places, null.entropies, color=colour, marker=mark, markersize=5, linewidth=1.2, label=name)
-    axes.plot(places, found.entropies, color=_OURS, marker="o", linewidth=2.2, label="S")
+    axes.plot(places, found.entropies, color=BLUE, marker="o", linewidth=2.2, label="S")
     slanted = max(map(len, names)) > _SLANTED
     turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if slanted else {}
     axes.set_xticks(list(places), [name.removesuffix(" |") for name in names], parse_math=False, **turn)
     axes.set_ylim(bottom=0)
-    _dress(axes, "cut: the legs of one side", "entropy S in nats")
-    axes.legend(frameon=False, fontsize=9)
+    dress(axes, "cut: the legs of one side", "entropy S in nats", size=10)
+    legend(axes)
     figure.set_layout_engine("constrained")
     return saved(figure, path)
 
@@ -68,13 +66,13 @@ def draw_spectra(epochs: Sequence[Entanglement], path: str | None) -> Figure:
             colour = scale_colour(number / max(1, len(epochs) - 1))
             label = f"epoch {number + 1}" if number in (0, len(epochs) - 1) else None
             panel.semilogy(range(1, len(kept) + 1), kept, color=colour, marker=".", linewidth=1.4, label=label)
-        _dress(panel, "number of the value", "p = s² / Σ s²" if i % columns == 0 else "")
+        dress(panel, "number of the value", "p = s² / Σ s²" if i % columns == 0 else "", size=10)
         first, last = (found[i].entropy for found in (epochs[0], epochs[-1]))
         title = f"{epochs[-1][i].name.removesuffix(' |')}: S {first:.2f} → {last:.2f}"
         panel.set_title(title, fontsize=9, parse_math=False)
     for panel in panels[count:]:
         panel.set_axis_off()
-    panels[0].legend(frameon=False, fontsize=8)
+    legend(panels[0], fontsize=8)
     figure.set_layout_engine("constrained")
     return saved(figure, path)
 
@@ -94,10 +92,10 @@ def draw_growth(found: Growth, path: str | None) -> Figure:
                 values = [unit * getattr(point, of) for point in points]
                 grown = f"{name} ~ {axis}^{exponent(at, values):.2f}" if len(set(values)) > 1 else name
                 axes.loglog(at, values, label=grown, **style)
-            _dress(axes, axis if row == 1 else "", label if column == 0 else "")
+            dress(axes, axis if row == 1 else "", label if column == 0 else "", size=10)
             axes.set_xticks(at, [f"{number:g}" for number in at])
             axes.minorticks_off()
-            axes.legend(frameon=False, fontsize=8, prop={"size": 8}, handlelength=2.4)
+            legend(axes, fontsize=8, handlelength=2.4)
         panels[0][column].set_title(f"against {axis}{held[axis]}", fontsize=9)
     network = found.network
     figure.suptitle(
@@ -106,11 +104,3 @@ def draw_growth(found: Growth, path: str | None) -> Figure:
     )  # fmt: skip
     figure.set_layout_engine("constrained")
     return saved(figure, path)
-
-
-def _dress(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(visible=True, alpha=0.15)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

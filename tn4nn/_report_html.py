@@ -8,21 +8,13 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ._errors import TN4NNError
+from ._figure import COLOURS, INK, LINES, MARKERS, NEEDS, ending
 from ._files import atomic_write
 from ._summary import COLUMNS, NOTES, ROW_KEYS, Summary, checked_rows, short, summarise
 
-_NEEDS = 'pip install "tn4nn[viz]"'
-
-# Okabe and Ito's colours, for every kind of colour vision, without the yellow that cannot be seen on white;
-# black is the dense layer's and becomes the text colour of the page.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">")
-_LINES = ("-", "--", ":", "-.")
-_INK = "#1f2328"
 _INK_IN_SVG = "#010203"  # a colour that nothing else has, replaced by currentColor
 
 _PANELS: tuple[tuple[str, Callable[[Summary], float | None]], ...] = (
@@ -44,7 +36,7 @@ def write_figure(path: str | os.PathLike[str], results: Mapping[str, Any]) -> No
         TN4NNError: another ending, no row with an accuracy, or no matplotlib.
         WriteError: the file cannot be written.
     """
-    kind = Path(path).suffix.lower()
+    kind = ending(path)
     if kind not in (".png", ".svg"):
         raise TN4NNError(f"expected a figure's path to end in .png or .svg; received {os.fspath(path)!r}.")
     summaries = _plottable(summarise(checked_rows(results)))
@@ -53,7 +45,7 @@ def write_figure(path: str | os.PathLike[str], results: Mapping[str, Any]) -> No
     try:
         data = _svg(summaries).encode() if kind == ".svg" else _png(summaries)
     except ImportError as error:
-        raise TN4NNError(f"expected matplotlib for figures; received {error}. What would do: {_NEEDS}") from error
+        raise TN4NNError(f"expected matplotlib for figures; received {error}. What would do: {NEEDS}") from error
     atomic_write(path, data)
 
 
@@ -88,11 +80,11 @@ def _styles(summaries: Sequence[Summary], ink: str) -> dict[str, dict[str, Any]]
     }
     for index, name in enumerate(names):
         styles[name] = {
-            "color": _COLOURS[index % len(_COLOURS)],
-            "marker": _MARKERS[index % len(_MARKERS)],
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
             "markersize": 7,
             # A colour that comes again has its markers edged, so that it is told by more than their shape.
-            "markeredgecolor": _COLOURS[index] if index < len(_COLOURS) else ink,
+            "markeredgecolor": COLOURS[index] if index < len(COLOURS) else ink,
         }
     return styles
 
@@ -140,7 +132,7 @@ def _figure(summaries: Sequence[Summary], ink: str, ground: str) -> Any:
                 [point[1] for point in points],
                 yerr=[point[2] for point in points],
                 **style,
-                linestyle=_LINES[turn % len(_LINES)],
+                linestyle=LINES[turn % len(LINES)],
                 linewidth=1.4,
                 elinewidth=1.2,
                 capsize=2.5,
@@ -158,7 +150,7 @@ def _figure(summaries: Sequence[Summary], ink: str, ground: str) -> Any:
                 color=ink,
                 marker="o",
                 markersize=6,
-                linestyle=_LINES[turn % len(_LINES)],
+                linestyle=LINES[turn % len(LINES)],
                 markerfacecolor=ink if turn == 0 else "none",
                 label=_label(backend),
             )
@@ -208,7 +200,7 @@ def _tick(x: float) -> str:
 
 def _png(summaries: Sequence[Summary]) -> bytes:
     buffer = io.BytesIO()
-    _figure(summaries, _INK, "white").savefig(buffer, format="png", dpi=150)
+    _figure(summaries, INK, "white").savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
@@ -315,7 +307,7 @@ def _figure_block(summaries: Sequence[Summary]) -> str:
     try:
         picture = _svg(drawn)
     except ImportError:
-        return f'<p class="note">Figures need matplotlib: <code>{_escape(_NEEDS)}</code></p>'
+        return f'<p class="note">Figures need matplotlib: <code>{_escape(NEEDS)}</code></p>'
     caption = "Mean over seeds; bars are one sample standard deviation."
     if any(one.topology == "dense" for one in drawn):
         caption += " The dotted line is the dense model."

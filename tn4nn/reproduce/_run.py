@@ -13,9 +13,9 @@ from typing import Any
 from .._backend import installed_backends
 from .._compare import machine
 from .._errors import CheckpointError, TN4NNError
+from .._figure import new_figure, saved
 from .._report import plain, write_json
 from ._experiment import FAILS, Experiment, Row, Settings
-from ._figure import write_png
 from ._registry import experiment
 
 SCHEMA = 1
@@ -167,12 +167,16 @@ class _Results:
             return None
         times = record["times"]["units"]
         rows = [{**row, "times": times[row["unit"]]} for row in record["rows"]]
+        path = self.path.with_suffix(".png")
         try:
-            write_png(self.path.with_suffix(".png"), lambda figure: draw(figure, rows))
-        except ImportError as error:
-            say(f'{self.experiment.name}: no figure, because matplotlib is absent ({error}): pip install "tn4nn[viz]"')
+            figure = new_figure(path, 10.5, 3.8)
+        except TN4NNError as error:
+            say(f"{self.experiment.name}: no figure: {error}")
             return None
-        return self.path.with_suffix(".png").name
+        figure.set_layout_engine("constrained")
+        draw(figure, rows)
+        saved(figure, path)
+        return path.name
 
 
 def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

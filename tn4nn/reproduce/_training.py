@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .._backend import Trainer
 from .._data import Dataset
 from .._data import load as load_data
+from .._figure import dots, dress, panels
 from .._layers import Layer
 from .._train import Epoch, Run, train
 from ._experiment import Line, Row, Settings, Unit, mean_line
-from ._figure import dots, dress, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._catalogue import build, catalogue
+from .._figure import dress, legend, panels, style
 from .._layers import Linear, ReLU
 from .._layers import Sequential as Model
 from .._network import Network
 from .._train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
-from ._figure import dress, legend, panels, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

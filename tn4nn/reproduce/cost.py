@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import presets
 from .._backend import installed_backends
+from .._figure import COLOURS, INK, dress, legend, panels
 from .._network import Network
 from ._clock import interleaved, ratio
 from ._experiment import Experiment, Line, Row, Settings, Unit
-from ._figure import COLOURS, INK, dress, legend, panels
 from ._fixed_orders import ORDERS, Cell, calls, costs, names_of
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._compare import LEARNING_RATES
+from .._figure import COLOURS, GREY, dress, legend, panels
 from .._init import rng_for
 from .._layers import Layer, Linear, ReLU
 from .._layers import Sequential as Model
@@ -21,7 +22,6 @@ from .._plan import min_macs
 from .._topology import Topology, topology
 from .._train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
-from ._figure import COLOURS, GREY, dress, legend, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

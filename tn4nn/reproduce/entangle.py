@@ -18,11 +18,11 @@ from .._catalogue import low_rank
 from .._data import Dataset
 from .._decompose import decompose
 from .._entanglement import Entanglement, entanglement, entanglement_nulls
+from .._figure import COLOURS, GREY, LINES, dress, legend, panels, style
 from .._files import atomic_write
 from .._layers import Layer
 from .._train import Epoch, train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
-from ._figure import COLOURS, GREY, LINES, dress, legend, panels, style
 from ._training import dataset, significant
 from .fc2 import DENSE_LR
 from .fc2 import RECIPE as FC2

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from .. import presets
 from .._catalogue import low_rank
+from .._figure import INK, dress, legend, panels, style
 from .._layers import Linear, ReLU
 from .._layers import Sequential as Model
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
-from ._figure import INK, dress, legend, panels, style
 from ._training import Variant, accuracy_line, of, units
 
 if TYPE_CHECKING:

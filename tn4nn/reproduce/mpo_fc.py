@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import presets
 from .._entanglement import entanglement
+from .._figure import GREY, INK, dress, legend, panels, style
 from .._train import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
-from ._figure import GREY, INK, dress, legend, panels, style
 from ._training import Variant, accuracy_line, of, significant, units
 
 if TYPE_CHECKING:

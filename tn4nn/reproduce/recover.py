@@ -12,9 +12,9 @@ import numpy as np
 from .. import presets
 from .._backend import backend
 from .._data import Dataset
+from .._figure import GREY, LINES, dress, legend, panels, style
 from .._train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
-from ._figure import GREY, LINES, dress, legend, panels, style
 from ._training import dataset
 from .fc2 import DENSE_LR
 from .fc2 import RECIPE as FC2

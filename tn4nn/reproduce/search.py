@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._figure import GREY, dress, legend, panels, style
 from .._search import search
 from .._topology import topology
 from ._experiment import Experiment, Line, Row, Settings, Unit
-from ._figure import GREY, dress, legend, panels, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

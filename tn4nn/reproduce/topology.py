@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._catalogue import build
 from .._compare import LEARNING_RATES, Candidate, compare
+from .._figure import GREY, dress, legend, panels, style
 from .._significance import level_with_best
 from ._experiment import Experiment, Line, Row, Settings, Unit
-from ._figure import GREY, dress, legend, panels, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

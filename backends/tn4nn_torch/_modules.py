@@ -27,7 +27,7 @@ from tn4nn._program import Program, run
 from tn4nn._topology import nearest
 from tn4nn.interop.engines import Engine, check_engine, engine
 
-from ._native import ITEMSIZE, apply, usable
+from ._native import ITEMSIZE, apply, unwatched, usable
 from ._ops import OPS
 from ._triton import Fused, capturing, chosen, dtype_for, figures
 
@@ -305,7 +305,7 @@ class TNLinear(_Planned):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         quick = None if _compiling() else self._quick.get((x.shape, x.dtype))
-        if quick is not None and self._buffers["_order"] is None and usable(x):
+        if quick is not None and self._buffers["_order"] is None and unwatched(x):
             y = apply(quick, self.cores(), x, self.run_program)
             offset = self.bias_or_none
             return y if offset is None else y + offset

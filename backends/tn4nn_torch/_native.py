@@ -31,20 +31,19 @@ _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 def usable(x: Tensor) -> bool:
-    """Whether x is a plain tensor in eager mode that the runtime can read; the cores are of its dtype and device.
-
-    What must see the single operations gets the program: a trace, forward-mode derivatives, and a dispatch mode such as
-    FlopCounterMode.
-    """
-    if not (type(x) is Tensor and x.dtype in ITEMSIZE and x.is_cpu) or _compiling():
-        return False
-    watched = transforming() or _autocasting("cpu") or _traced() is not None or _modes() or _moving() >= 0
-    return not watched and x.shape[0] > 0
+    """Whether x is what the runtime can read, in eager mode; the cores are of its dtype and device."""
+    return not _compiling() and x.dtype in ITEMSIZE and x.shape[0] > 0 and unwatched(x)
 
 
-def _moving() -> int:
-    level: int = forward_ad._current_level
-    return level
+def unwatched(x: Tensor) -> bool:
+    """Whether x is a plain tensor on the CPU, and nothing must see the single operations on it: no transform of
+    torch.func, no autocast, no trace, no dispatch mode such as FlopCounterMode, no forward-mode derivatives."""
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and not (transforming() or _autocasting("cpu") or _modes() or forward_ad._current_level >= 0)
+        and _traced() is None
+    )
 
 
 def apply(
@@ -108,6 +107,6 @@ class _Native(torch.autograd.Function):
         return (None, None, *slopes)
 
 
-# Function.apply looks for torch.func's wrappers, which `usable` has ruled out: 6 us a call.
+# Function.apply looks for torch.func's wrappers, which `unwatched` has ruled out: 6 us a call.
 _plain_function: Any = super(torch.autograd.Function, _Native)
 _apply: Any = _plain_function.apply

@@ -42,6 +42,11 @@ def usable(x: Tensor) -> bool:
     return not watched and x.shape[0] > 0
 
 
+def readable(x: Tensor) -> bool:
+    """Whether the numbers of x can be looked at here: a plain tensor in eager mode on the CPU, and no trace."""
+    return type(x) is Tensor and x.is_cpu and not (_compiling() or transforming() or _traced() is not None)
+
+
 def _moving() -> int:
     level: int = forward_ad._current_level
     return level

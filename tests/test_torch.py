@@ -137,6 +137,7 @@ def test_autocast(layer, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = layer(x)
     assert close(made, expected(layer, x), 0.05)
+    assert made.dtype == torch.bfloat16  # as of nn.Linear
 
 
 def test_deepcopy_pickle_and_state_dict(layer, x):
@@ -254,6 +255,32 @@ def test_an_ordering_survives_the_meta_device(way):
     assert close(layer.weight, source.weight)
 
 
+def test_batches_of_gradients(layer):
+    x, w = torch.randn(5, 24, requires_grad=True), layer.weight.detach()
+    gy = torch.randn(3, 5, 12)
+    (batched,) = torch.autograd.grad(layer(x), x, gy, is_grads_batched=True)
+    assert close(batched, gy @ w)
+    y = layer(x)
+    assert close(torch.vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])(gy), gy @ w)
+    jacobian = torch.autograd.functional.jacobian(layer, x[:1], vectorize=True)
+    assert close(jacobian[0, :, 0], w)
+    cores = list(layer.parameters())
+    each = [torch.autograd.grad(layer(x), cores, g) for g in gy]
+    together = torch.autograd.grad(layer(x), cores, gy, is_grads_batched=True)
+    assert all(close(found[i], each[i][j]) for j, found in enumerate(together) for i in range(3))
+
+
+def test_numbers_that_torch_keeps_otherwise_than_they_are(layer, x):
+    layer(x)  # the next call takes the short way
+    assert close(layer(torch._neg_view(x)), expected(layer, -x))
+    zeros = torch._efficientzerotensor(5, 24)
+    assert close(layer(zeros), expected(layer, torch.zeros(5, 24)))
+    value, w = x.requires_grad_(), layer.weight.detach()
+    gy = torch.ones(5, 12)
+    assert close(torch.autograd.grad(layer(value), value, torch._neg_view(gy))[0], -gy @ w)
+    assert not torch.autograd.grad(layer(value), value, torch._efficientzerotensor(5, 12))[0].any()
+
+
 CONVOLUTIONS = {
     "mpo": tn.mpo((8, 9), (4, 4)).with_rank(3),
     "kept": tn.btt((8, 9), (4, 4)).with_rank(2),
@@ -275,6 +302,12 @@ def test_compiled_convolutions(name, dynamic):
         assert close(found, made)
         gradients = [torch.autograd.grad((y**2).sum(), image)[0] for y in (found, made)]
         assert close(*gradients)
+
+
+@pytest.mark.parametrize("name", list(CONVOLUTIONS))
+def test_a_convolution_of_no_images(name):
+    conv = TNConv2d(CONVOLUTIONS[name], kernel=3, padding=1, stride=2)
+    assert conv(torch.zeros(0, 8, 6, 7)).shape == (0, 16, 3, 4)
 
 
 def test_exported_convolution_takes_any_batch():

@@ -337,7 +337,7 @@ class TNLinear(_Planned):
         y = self.apply_rows(rows)
         bias = self.bias_or_none
         if bias is not None:
-            y = y + bias
+            y = y + bias.to(y.dtype)  # of 16 bits under autocast
         return y.reshape(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
 
     def merge(self, batch: int = 1) -> TNLinear:
@@ -474,8 +474,9 @@ class TNConv2d(_Planned):
         columns = F.unfold(x, conv.kernel, padding=conv.padding, stride=conv.stride)  # (batch, C kh kw, places)
         y = self.apply_rows(columns.transpose(1, 2).reshape(-1, self.in_features))
         if bias is not None:
-            y = y + bias
-        return y.reshape(x.shape[0], height * width, -1).transpose(1, 2).reshape(x.shape[0], -1, height, width)
+            y = y + bias.to(y.dtype)
+        places = y.reshape(x.shape[0], height * width, self.out_features)
+        return places.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
 
 
 class TNEmbedding(_Planned):

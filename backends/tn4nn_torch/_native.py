@@ -28,6 +28,7 @@ _grad_enabled = torch.is_grad_enabled
 _threads = torch.get_num_threads
 _traced = torch._C._get_tracing_state
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_stored: Callable[[Tensor], bool] = torch._C._has_storage
 
 
 def usable(x: Tensor) -> bool:
@@ -36,10 +37,16 @@ def usable(x: Tensor) -> bool:
     What must see the single operations gets the program: a trace, forward-mode derivatives, and a dispatch mode such as
     FlopCounterMode.
     """
-    if not (type(x) is Tensor and x.dtype in ITEMSIZE and x.is_cpu) or _compiling():
+    if _compiling() or not (type(x) is Tensor and x.dtype in ITEMSIZE and x.is_cpu and _in_memory(x)):
         return False
     watched = transforming() or _autocasting("cpu") or _traced() is not None or _modes() or _moving() >= 0
     return not watched and x.shape[0] > 0
+
+
+def _in_memory(x: Tensor) -> bool:
+    """Whether the numbers of x lie in memory as they are: those of a batch of gradients (is_grads_batched) and of zeros
+    that torch has not written down do not, and others are to be negated."""
+    return _stored(x) and not (x.is_neg() or x._is_zerotensor())
 
 
 def readable(x: Tensor) -> bool:
@@ -102,7 +109,7 @@ class _Native(torch.autograd.Function):
         native: Native = ctx.native
         x, made, *cores = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
-        if _grad_enabled():
+        if _grad_enabled() or not _in_memory(gradients[0]):
             found = iter(second(ctx.plain, x, cores, gradients[0], wanted))
             return (None, None, *(next(found) if needed else None for needed in wanted))
         gy = gradients[0].contiguous()

@@ -118,6 +118,22 @@ def test_second_derivatives_through_an_input_that_is_not_contiguous(extension):
     assert all(close(a, b) for a, b in zip(second(ours), second(plain), strict=True))
 
 
+def test_gradients_that_do_not_lie_in_memory_as_they_are(extension):
+    net = NETWORKS["tree"]
+    ours, plain = layers(net)
+    x = rows_of(net, 6).requires_grad_(True)
+    for gy in (torch._neg_view(torch.ones(6, 24)), torch._efficientzerotensor(6, 24)):
+        pair = [torch.autograd.grad(layer(x), [x, *list(layer.parameters())[:2]], gy) for layer in (ours, plain)]
+        assert all(close(a, b) for a, b in zip(*pair, strict=True))
+    gy = torch.randn(3, 6, 24)
+    pair = [torch.autograd.grad(layer(x), x, gy, is_grads_batched=True)[0] for layer in (ours, plain)]
+    assert close(*pair)
+    outputs = [layer(x) for layer in (ours, plain)]
+    mapped = [torch.vmap(lambda g, y=y: torch.autograd.grad(y, x, g, retain_graph=True)[0])(gy) for y in outputs]
+    assert close(*mapped)
+    assert used(ours)
+
+
 def test_only_what_is_asked_for_gets_a_gradient(extension):
     net = NETWORKS["mpo-5"]
     whole = slopes(layers(net)[1], rows_of(net, 20))

@@ -1,5 +1,6 @@
 """The sweep: budgets, rows, resuming, failures."""
 
+import dataclasses
 import json
 import math
 
@@ -81,18 +82,35 @@ def test_every_topology_gets_the_same_search(monkeypatch):
     assert all(row["lr"] in _compare.LEARNING_RATES for row in report.rows)
 
 
-def test_a_cell_that_fails_is_a_row_and_the_sweep_goes_on(monkeypatch):
-    original = _compare.train
+@pytest.mark.parametrize("lr", [1e-3, "auto"])
+def test_a_cell_that_fails_is_a_row_and_the_sweep_goes_on(monkeypatch, lr):
+    from tn4nn_torch._trainer import TorchTrainer
 
-    def fails(model, *args, **kwargs):
-        if len(model.networks()["0"].topology.cores) == 2:
+    original = TorchTrainer.steps
+
+    def fails(self, *given):  # in training, in the search for a learning rate and where steps are timed
+        if len(self.names) == 6:
             raise RuntimeError("out of something")
-        return original(model, *args, **kwargs)
+        return original(self, *given)
+
+    monkeypatch.setattr(TorchTrainer, "steps", fails)
+    report = tn.compare(["low_rank", "mpo"], budget=600, **{**QUICK, "seeds": 1, "lr": lr})
+    assert [row["status"] for row in report.rows] == ["failed", "ok"]
+    assert report.rows[0]["reason"] == "RuntimeError: out of something"
+
+
+def test_where_every_cell_fails_all_rows_say_so(monkeypatch):
+    def fails(*given, **options):
+        raise RuntimeError("out of something")
 
     monkeypatch.setattr(_compare, "train", fails)
     report = tn.compare(["low_rank", "mpo"], budget=600, **{**QUICK, "seeds": 1})
-    assert [row["status"] for row in report.rows] == ["failed", "ok"]
-    assert report.rows[0]["reason"] == "RuntimeError: out of something"
+    assert [row["status"] for row in report.rows] == ["failed", "failed"]
+
+
+def test_a_backend_named_twice_counts_once():
+    report = tn.compare(["mpo"], budget=600, **{**QUICK, "seeds": 1, "backends": ["torch", "torch"]})
+    assert len(report.rows) == 1
 
 
 def test_a_run_that_diverges_is_failed():
@@ -164,6 +182,19 @@ def test_other_settings_do_not_take_up_old_rows(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len([line for line in lines if "status" in line["value"]]) == 2
     assert more.rows[0]["status"] == "ok"
+
+
+@pytest.mark.parametrize("changed", ["y_train", "x_train", "y_test"])
+def test_other_data_do_not_take_up_old_rows(tmp_path, changed):
+    data = tn.load_data("digits")
+    array = getattr(data, changed).copy()
+    array[-1] = array[-2]  # far behind the first rows
+    other = dataclasses.replace(data, **{changed: array})
+    options = {**QUICK, "seeds": 1}
+    tn.compare(["mpo"], budget=600, data=data, out=tmp_path, **options)
+    tn.compare(["mpo"], budget=600, data=other, out=tmp_path, resume=True, **options)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len([line for line in lines if "accuracy" in line]) == 2
 
 
 def test_two_processes_give_the_same_rows():
@@ -247,7 +278,14 @@ def test_a_bad_file_of_topologies_is_named(tmp_path, name, text, message):
         (["mpo"], {"budget": 0}, "a budget of weights must be at least 1, received 0"),
         (["mpo"], {"lr": "best"}, "lr must be 'auto' or a number above 0, received 'best'"),
         (["mpo"], {"head": "tail"}, "head must be 'network' or 'dense'"),
-        (["mpo"], {"seeds": 0}, "seeds and jobs must be at least 1"),
+        (["mpo"], {"seeds": 0}, "seeds must be a whole number of at least 1, received 0"),
+        (["mpo"], {"jobs": 1.5}, r"jobs must be a whole number of at least 1, received 1\.5"),
+        (["mpo"], {"epochs": 0}, "epochs must be a whole number of at least 1, received 0"),
+        (["mpo"], {"batch_size": 0}, "batch_size must be a whole number of at least 1, received 0"),
+        (["mpo"], {"hidden": 0}, "hidden"),
+        (["mpo"], {"optimizer": "adma"}, "optimizer must be one of sgd, adam, adamw, received 'adma'"),
+        (["mpo"], {"precision": "fp32"}, "precision must be one of float32, float64, bf16, received 'fp32'"),
+        (["mpo"], {"budget": []}, "no budgets to compare under"),
         (["mpo"], {"backends": ["torhc"]}, "unknown backend 'torhc'"),
         ([tn.low_rank(64, 32)], {}, "maps 64 -> 32, but the hidden layer maps 64 -> 64"),
         (["mpo"], {"data": "digit"}, "digit"),

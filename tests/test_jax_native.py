@@ -146,6 +146,51 @@ def test_scan_checkpoint_and_gradients_of_a_part():
     )
 
 
+def test_without_jit():
+    ours, plain, cores, x = problem("mpo-5")
+    with jax.disable_jit():
+        agree(ours(cores, x), plain(cores, x))
+        found = jax.grad(squares(ours), argnums=(0, 1))(cores, x)
+    agree(found, jax.grad(squares(plain), argnums=(0, 1))(cores, x))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17, 45])
+def test_debug_nans_sees_those_of_the_numbers_and_no_others(rows):
+    ours, plain, cores, x = problem("mpo-5", rows)
+    expected = jax.grad(squares(plain))(cores, x)
+    jax.config.update("jax_debug_nans", True)
+    try:
+        agree(jax.grad(squares(ours))(cores, x), expected)
+        for function in (ours, jax.jit(ours)):
+            with pytest.raises(FloatingPointError, match="nan"):
+                function(cores, x.at[0, 0].set(jnp.nan))
+    finally:
+        jax.config.update("jax_debug_nans", False)
+
+
+@pytest.mark.parametrize("name", ["mpo-5", "cp", "kept"])
+def test_transposes_of_a_linear_function(name):
+    ours, plain, cores, x = problem(name)
+    first = next(iter(cores))
+    of_x = [lambda x, f=f: f(cores, x) for f in (ours, plain)]
+    of_core = [lambda core, f=f: f({**cores, first: core}, x) for f in (ours, plain)]
+    gy = jnp.cos(plain(cores, x))
+    agree(*[jax.linear_transpose(f, x)(gy) for f in of_x])
+    agree(*[jax.jit(jax.linear_transpose(f, cores[first]))(gy) for f in of_core])
+
+
+def test_gradients_of_an_iterative_solver():
+    net = tn.mpo((4, 4), (4, 4)).with_rank(4)
+    cores = net.init(0)
+    matrix = np.asarray(net.to_dense(cores)) + 4 * np.eye(16)
+
+    def solved(b):
+        solution, _ = jax.scipy.sparse.linalg.bicgstab(lambda v: tn4nn_jax.linear(net, cores, v) + 4 * v, b)
+        return solution.sum()
+
+    agree(jax.grad(solved)(jnp.ones(16)), jnp.asarray(np.linalg.solve(matrix.T, np.ones(16))), 1e-3)
+
+
 def test_a_module_says_whether_it_uses_the_runtime():
     model = tn.Sequential(tn.Linear(NETWORKS["ring"]), tn.ReLU())
     x = jnp.ones((3, 36))

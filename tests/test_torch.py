@@ -137,6 +137,7 @@ def test_autocast(layer, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = layer(x)
     assert close(made, expected(layer, x), 0.05)
+    assert made.dtype == torch.bfloat16  # as of nn.Linear
 
 
 def test_deepcopy_pickle_and_state_dict(layer, x):
@@ -240,6 +241,103 @@ def test_global_configuration_is_untouched(x):
     assert torch.equal(state, torch.get_rng_state())
     assert torch.get_default_dtype() == dtype
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("way", ["assign", "to_empty"])
+def test_an_ordering_survives_the_meta_device(way):
+    net = tn.build("mpo", 64, 16, sites=2).with_rank(3)
+    source, x = TNLinear(net, ordering="hilbert", seed=1), torch.randn(5, 64)
+    layer = TNLinear(net, ordering="hilbert", device="meta")
+    if way == "to_empty":
+        layer.to_empty(device="cpu")
+    layer.load_state_dict(source.state_dict(), assign=way == "assign")
+    assert torch.equal(layer(x), source(x))
+    assert close(layer.weight, source.weight)
+
+
+def test_batches_of_gradients(layer):
+    x, w = torch.randn(5, 24, requires_grad=True), layer.weight.detach()
+    gy = torch.randn(3, 5, 12)
+    (batched,) = torch.autograd.grad(layer(x), x, gy, is_grads_batched=True)
+    assert close(batched, gy @ w)
+    y = layer(x)
+    assert close(torch.vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])(gy), gy @ w)
+    jacobian = torch.autograd.functional.jacobian(layer, x[:1], vectorize=True)
+    assert close(jacobian[0, :, 0], w)
+    cores = list(layer.parameters())
+    each = [torch.autograd.grad(layer(x), cores, g) for g in gy]
+    together = torch.autograd.grad(layer(x), cores, gy, is_grads_batched=True)
+    assert all(close(found[i], each[i][j]) for j, found in enumerate(together) for i in range(3))
+
+
+def test_numbers_that_torch_keeps_otherwise_than_they_are(layer, x):
+    layer(x)  # the next call takes the short way
+    assert close(layer(torch._neg_view(x)), expected(layer, -x))
+    zeros = torch._efficientzerotensor(5, 24)
+    assert close(layer(zeros), expected(layer, torch.zeros(5, 24)))
+    value, w = x.requires_grad_(), layer.weight.detach()
+    gy = torch.ones(5, 12)
+    assert close(torch.autograd.grad(layer(value), value, torch._neg_view(gy))[0], -gy @ w)
+    assert not torch.autograd.grad(layer(value), value, torch._efficientzerotensor(5, 12))[0].any()
+
+
+CONVOLUTIONS = {
+    "mpo": tn.mpo((8, 9), (4, 4)).with_rank(3),
+    "kept": tn.btt((8, 9), (4, 4)).with_rank(2),
+    "dense": tn.dense(72, 16).with_rank(1),
+}
+
+
+@pytest.mark.parametrize("name", list(CONVOLUTIONS))
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_convolutions(name, dynamic):
+    torch._dynamo.reset()
+    conv = TNConv2d(CONVOLUTIONS[name], kernel=3, padding=1, stride=2)
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    kernel = conv.weight.detach().double()
+    for shape in ((3, 8, 6, 6), (9, 8, 16, 7)):
+        image = torch.randn(shape, requires_grad=True)
+        made = torch.nn.functional.conv2d(image.double(), kernel, conv.bias.double(), 2, 1)
+        found = compiled(image)
+        assert close(found, made)
+        gradients = [torch.autograd.grad((y**2).sum(), image)[0] for y in (found, made)]
+        assert close(*gradients)
+
+
+@pytest.mark.parametrize("name", list(CONVOLUTIONS))
+def test_a_convolution_of_no_images(name):
+    conv = TNConv2d(CONVOLUTIONS[name], kernel=3, padding=1, stride=2)
+    assert conv(torch.zeros(0, 8, 6, 7)).shape == (0, 16, 3, 4)
+
+
+def test_exported_convolution_takes_any_batch():
+    conv = TNConv2d(CONVOLUTIONS["mpo"], kernel=3, padding=1)
+    images = torch.randn(70, 8, 6, 6)
+    program = torch.export.export(conv, (images[:4],), dynamic_shapes=({0: torch.export.Dim("images", max=99)},))
+    assert close(program.module()(images), conv(images))
+
+
+def test_weight_can_be_read_under_compile(layer):
+    torch._dynamo.reset()
+    assert close(torch.compile(lambda: layer.weight, fullgraph=True, backend="aot_eager")(), layer.weight)
+
+
+def test_embedding_under_vmap_fake_tensors_and_a_trace():
+    table = TNEmbedding(tn.build("mpo", 97, 12, sites=2).with_rank(3))
+    tokens = torch.arange(96).reshape(12, 8)
+    assert torch.equal(torch.vmap(table)(tokens), table(tokens))
+    given = {name: torch.stack([p, -p]) for name, p in table.named_parameters()}
+    both = torch.vmap(lambda p, ids: torch.func.functional_call(table, p, (ids,)))(given, tokens[:2])
+    assert close(both[0], table(tokens[0]))
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert table(torch.zeros(3, dtype=torch.int64)).shape == (3, 12)
+
+
+@pytest.mark.parametrize("token", [97, -1, 1000])
+def test_a_token_of_the_padding_is_an_error_where_tokens_cannot_be_looked_at(token):
+    table = TNEmbedding(tn.build("mpo", 97, 12, sites=2).with_rank(3))  # 98 rows with the padding
+    with pytest.raises(IndexError):
+        torch.vmap(table)(torch.tensor([[token]]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

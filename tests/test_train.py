@@ -123,6 +123,13 @@ def test_dropout_is_on_in_training_only_and_repeats(trained_backend):
     assert np.array_equal(backend.forward(module, DATA[0]), backend.forward(module, DATA[0]))
 
 
+@pytest.mark.parametrize("seed", [2**31, 2**40, -1])
+def test_dropout_takes_any_seed(trained_backend, seed):
+    model = tn.Sequential(tn.Linear(16, 8), tn.Dropout(0.5), tn.Linear(8, 3))
+    run = tn.train(model, DATA, backend=trained_backend, epochs=1, batch_size=20, seed=seed)
+    assert np.isfinite(run.losses).all()
+
+
 # -- the loop ---------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +291,23 @@ def test_a_checkpoint_of_another_run_is_refused(trained_backend, tmp_path):
     assert path.read_bytes() == before
     tn.train(MODEL, DATA, backend=trained_backend, checkpoint=path, resume=False, **{**OPTIONS, "lr": 1e-3})
     assert path.read_bytes() != before
+
+
+def test_a_resumed_run_may_have_more_patience_but_no_other_validation_data(tmp_path):
+    x, y = make(120)
+    noise = np.random.default_rng(9).integers(0, 3, size=40)
+    options = {"epochs": 12, "batch_size": 20, "lr": 0.02, "validation": (x[:40], noise)}
+    path = tmp_path / "run.safetensors"
+    assert tn.train(MODEL, (x, y), checkpoint=path, patience=1, **options).stopped_early
+    assert tn.train(MODEL, (x, y), checkpoint=path, patience=1, **options).stopped_early
+    with pytest.raises(tn.CheckpointError, match="belongs to another run"):
+        tn.train(MODEL, (x, y), checkpoint=path, **{**options, "validation": (x[:40], y[:40])})
+    more = tn.train(MODEL, (x, y), checkpoint=path, patience=12, **options)
+    whole = tn.train(MODEL, (x, y), patience=12, **options)
+    assert len(more.history) == 12
+    assert np.array_equal(more.losses, whole.losses)
+    assert more.best_epoch == whole.best_epoch
+    assert all(np.array_equal(more.best_weights[name], whole.best_weights[name]) for name in whole.weights)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])

@@ -37,12 +37,13 @@ from ._plan import bucket, min_macs, plan
 from ._report import print_table, write_csv, write_html, write_json
 from ._significance import level_with_best
 from ._topology import Topology, checked_size, fingerprint_of, read_json
-from ._train import train
+from ._train import OPTIMIZERS, PRECISIONS, at_least, digest, one_of, train
 
 SCHEMA = 1
 DEFAULT_TOPOLOGIES = ("dense", "low_rank", "mpo", "ring", "tree", "peps", "tucker", "cp", "btt")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # what `lr="auto"` tries for every topology alike
 _SEARCH_SEED = 1_000  # of the learning-rate search: no seed that is reported
+_FAILURES = (TN4NNError, RuntimeError, ValueError, MemoryError)  # of one cell, which end no sweep
 _ROUNDS, _STEPS = 7, 8  # of the timing: rounds through all candidates, steps of each in a round
 
 
@@ -195,15 +196,19 @@ def compare(
     """
     loaded = data if isinstance(data, Dataset) else load_data(data)
     small = loaded.name == "digits"
-    hidden = hidden or (64 if small else 256)
-    epochs = epochs or (30 if small else 6)
+    hidden = (64 if small else 256) if hidden is None else checked_size(hidden, "hidden")
+    epochs = (30 if small else 6) if epochs is None else epochs
+    batch_size = (64 if small else 100) if batch_size is None else batch_size
+    one_of(optimizer, OPTIMIZERS, "optimizer")
+    one_of(precision, PRECISIONS, "precision")
+    at_least(1, seeds=seeds, jobs=jobs, epochs=epochs, batch_size=batch_size)
     settings = Settings(
         data=data if isinstance(data, str) else loaded.name,
         hidden=hidden,
         epochs=epochs,
         search_epochs=max(1, epochs // 3),
         search_rows=None if search_rows is None else checked_size(search_rows, "search_rows"),
-        batch_size=batch_size or (64 if small else 100),
+        batch_size=batch_size,
         optimizer=optimizer,
         lr=lr,
         precision=precision,
@@ -211,9 +216,8 @@ def compare(
     )
     if not (lr == "auto" or (isinstance(lr, int | float) and lr > 0)):
         raise TN4NNError(f"lr must be 'auto' or a number above 0, received {lr!r}")
-    if seeds < 1 or jobs < 1:
-        raise TN4NNError(f"seeds and jobs must be at least 1, received {seeds} and {jobs}")
-    names = tuple(backends) if backends else tuple(name for name in installed_backends() if name != "numpy")
+    wanted = backends or [name for name in installed_backends() if name != "numpy"]
+    names = tuple(dict.fromkeys(wanted))  # a name given twice would count its seeds twice
     if not names:
         raise TN4NNError('no backend that trains is installed: pip install "tn4nn[torch]" or "tn4nn[jax]"')
     for name in names:
@@ -352,6 +356,8 @@ def read_topologies(path: str | Path) -> list[Topology | Candidate]:
 
 def _budgets(given: int | Sequence[int] | None, default: int) -> tuple[int, ...]:
     many = (default,) if given is None else (given,) if isinstance(given, int) else tuple(given)
+    if not many:
+        raise TN4NNError(f"no budgets to compare under: name some, or None for {default:,}")
     return tuple(dict.fromkeys(checked_budget(budget, "weights") for budget in many))
 
 
@@ -407,7 +413,7 @@ def _cells(
     batch = settings.batch_size if unit == "macs" else None
     cells: list[Cell] = []
     dropped: list[dict[str, Any]] = []
-    digest = fingerprint_of([data.x_train.tobytes().hex()[:4096], len(data.x_train), data.features, data.classes])
+    told = [digest(data.x_train, data.y_train, data.x_test, data.y_test), data.classes]
     for c in candidates:
         dense = not c.hidden.bonds and len(c.hidden.cores) == 1
         for asked in budgets[:1] if dense else budgets:
@@ -423,7 +429,7 @@ def _cells(
             budget = round(used) if dense else asked
             for name in names:
                 for seed in range(seeds):
-                    key = fingerprint_of([SCHEMA, dataclasses.asdict(settings), model.fingerprint, name, seed, digest])
+                    key = fingerprint_of([SCHEMA, dataclasses.asdict(settings), model.fingerprint, name, seed, *told])
                     cells.append(Cell(c.name, budget, model, params, whole, used / budget, name, seed, key))
     return cells, dropped
 
@@ -475,7 +481,7 @@ def _trained(cell: Cell, data: Dataset, settings: Settings, lr: float) -> dict[s
             batch_size=settings.batch_size, optimizer=settings.optimizer, lr=lr, precision=settings.precision,
             device=settings.device,
         )  # fmt: skip
-    except (TN4NNError, RuntimeError, ValueError, MemoryError) as error:
+    except _FAILURES as error:
         return row | {"reason": f"{type(error).__name__}: {error}"}
     if not math.isfinite(float(run.losses[-1])):
         return row | {"reason": f"the loss is {run.losses[-1]} at the last step: diverged"}
@@ -489,11 +495,15 @@ def _best_rate(cell: Cell, data: Dataset, settings: Settings) -> float:
     scores = []
     rows = slice(settings.search_rows)
     for lr in LEARNING_RATES:
-        run = train(
-            cell.model, (data.x_train[rows], data.y_train[rows]), backend=cell.backend, seed=_SEARCH_SEED,
-            epochs=settings.search_epochs, batch_size=settings.batch_size, optimizer=settings.optimizer, lr=lr,
-            precision=settings.precision, device=settings.device,
-        )  # fmt: skip
+        try:
+            run = train(
+                cell.model, (data.x_train[rows], data.y_train[rows]), backend=cell.backend, seed=_SEARCH_SEED,
+                epochs=settings.search_epochs, batch_size=settings.batch_size, optimizer=settings.optimizer, lr=lr,
+                precision=settings.precision, device=settings.device,
+            )  # fmt: skip
+        except _FAILURES:  # the cell itself will say what is wrong
+            scores.append((-1.0, -math.inf, lr))
+            continue
         last = run.history[-1]
         good = math.isfinite(last.validation_loss)
         scores.append((last.accuracy if good else -1.0, -last.validation_loss if good else -math.inf, lr))
@@ -585,7 +595,10 @@ class _Sweep:
 
     def _time(self, name: str) -> None:
         """Median seconds of a training step of each model, and its ratio to the dense one, all in turn."""
-        models = {cell.model.fingerprint: cell.model for cell in self.cells if cell.backend == name}
+        ran = [c for c in self.cells if c.backend == name and self.store.done[c.key]["status"] == "ok"]
+        models = {cell.model.fingerprint: cell.model for cell in ran}
+        if not models:
+            return
         dense = Sequential(
             Linear(self.data.features, self.settings.hidden), ReLU(), Linear(self.settings.hidden, self.data.classes)
         )

@@ -188,10 +188,10 @@ def train(
         >>> run.accuracy >= 80
         True
     """
-    _one_of(optimizer, OPTIMIZERS, "optimizer")
-    _one_of(loss, LOSSES, "loss")
-    _one_of(precision, PRECISIONS, "precision")
-    _at_least(1, epochs=epochs, batch_size=batch_size)
+    one_of(optimizer, OPTIMIZERS, "optimizer")
+    one_of(loss, LOSSES, "loss")
+    one_of(precision, PRECISIONS, "precision")
+    at_least(1, epochs=epochs, batch_size=batch_size)
     model.require_ranks()
     if ranks is not None:
         if checkpoint is not None:
@@ -226,9 +226,8 @@ def train(
     trainer = load_backend(backend).trainer(model, start, spec)
     keeper = None
     if checkpoint is not None:
-        identity = fingerprint_of(
-            [model.fingerprint, backend, dataclasses.asdict(spec), rates, digest(*fitting), digest(*start.values())]
-        )
+        arrays = [digest(*pair) for pair in (fitting, held_out or (), tuple(start.values()))]
+        identity = fingerprint_of([model.fingerprint, backend, dataclasses.asdict(spec), rates, *arrays])
         keeper = _Keeper(Path(checkpoint), identity, checkpoint_every)
     loop = _Loop(trainer, fitting, held_out, batch_size, seed, rates, per_epoch, patience, loss, model)
     if ranks is not None:
@@ -328,8 +327,12 @@ class _Loop:
         self.epoch_seconds = 0.0
         if self.held_out is None or not self.best_epoch or self._rank(number) > self._rank(self.best_epoch):
             self.best_epoch, self.best_weights = number, self.trainer.weights()
-        waited = number - self.best_epoch
-        self.stopped = self.patience is not None and self.held_out is not None and waited >= self.patience
+        self.stopped = self.waited_enough()
+
+    def waited_enough(self) -> bool:
+        """Whether the patience of this run is over."""
+        waited = len(self.history) - self.best_epoch
+        return self.patience is not None and self.held_out is not None and waited >= self.patience
 
     def _rank(self, epoch: int) -> float:
         """Larger is better."""
@@ -399,7 +402,7 @@ class _Keeper:
 
     def __init__(self, path: Path, identity: str, every: int | None) -> None:
         if every is not None:
-            _at_least(1, checkpoint_every=every)
+            at_least(1, checkpoint_every=every)
         self.path, self.identity, self.every = path, identity, every
 
     def due(self, before: int, after: int, per_epoch: int) -> bool:
@@ -421,7 +424,6 @@ class _Keeper:
             "history": [dataclasses.astuple(line) for line in loop.history],
             "best_epoch": loop.best_epoch,
             "epoch_seconds": loop.epoch_seconds,
-            "stopped": loop.stopped,
         }
         # safetensors writes the buffer of an array as it lies: it must lie in order.
         ready = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
@@ -442,7 +444,8 @@ class _Keeper:
         loop.losses = [arrays["losses"]]
         loop.step, loop.best_epoch = record["step"], record["best_epoch"]
         loop.history = [Epoch(*line) for line in record["history"]]
-        loop.epoch_seconds, loop.stopped = record["epoch_seconds"], record["stopped"]
+        loop.epoch_seconds = record["epoch_seconds"]
+        loop.stopped = loop.waited_enough()  # this run may have more patience than the one before
 
     def _read(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         from safetensors import SafetensorError, safe_open
@@ -540,7 +543,7 @@ def _by_pattern(model: Layer, patterns: Mapping[str, float], default: float, wha
 def _factors(model: Layer, given: str | Mapping[str, float]) -> dict[str, float]:
     if isinstance(given, Mapping):
         return _by_pattern(model, given, 1.0, "lr_factors")
-    _one_of(given, ("none", "structure"), "lr_factors")
+    one_of(given, ("none", "structure"), "lr_factors")
     return {name: spec.lr_factor if given == "structure" else 1.0 for name, spec in model.specs().items()}
 
 
@@ -550,12 +553,14 @@ def _decay(model: Layer, given: float | Mapping[str, float]) -> dict[str, float]
     return {name: float(given) if spec.role == "core" else 0.0 for name, spec in model.specs().items()}
 
 
-def _one_of(value: str, known: Sequence[str], what: str) -> None:
+def one_of(value: str, known: Sequence[str], what: str) -> None:
+    """Raises TN4NNError for a word that is not known."""
     if value not in known:
         raise TN4NNError(f"{what} must be one of {', '.join(known)}, received {value!r}")
 
 
-def _at_least(least: int, **values: int) -> None:
+def at_least(least: int, **values: int) -> None:
+    """Raises TN4NNError for what is no whole number, or less."""
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
             raise TN4NNError(f"{name} must be a whole number of at least {least}, received {value!r}")

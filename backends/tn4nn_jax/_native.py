@@ -7,6 +7,7 @@ and only there to be transposed or to be jvp itself; `slopes` is the transpose o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.resources
@@ -35,6 +36,7 @@ from ._ops import OPS
 Arrays = Sequence[jax.Array]
 ad: Any = _ad  # without types, like
 ffi: Any = jax.ffi
+config: Any = jax.config
 
 
 # -- what runs ---------------------------------------------------------------------------------------------------
@@ -61,10 +63,10 @@ def native_for(network: Network, rows: int, phase: str, minimize: str, tune: boo
     """The native runtime for a network and a number of rows, where it is to be used.
 
     That is for float32 and float64 on the CPU, where it is jax's only device: XLA cannot split a call that it does not
-    know over several.
+    know over several. While jax looks for NaNs, it must see the single operations, and no memory that is kept.
     """
     itemsize = np.dtype(dtype).itemsize
-    if np.dtype(dtype) not in (np.float32, np.float64) or not _alone() or _handler(itemsize) is None:
+    if np.dtype(dtype) not in (np.float32, np.float64) or not _alone() or _looking() or _handler(itemsize) is None:
         return None
     key = (network.fingerprint, rows, phase, minimize, tune, itemsize)
     if key not in _KNOWN:
@@ -75,6 +77,10 @@ def native_for(network: Network, rows: int, phase: str, minimize: str, tune: boo
 
 def _alone() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def _looking() -> bool:
+    return bool(config.jax_debug_nans or config.jax_debug_infs)
 
 
 def apply(native: Native, cores: Arrays, x: jax.Array) -> jax.Array:
@@ -159,11 +165,21 @@ def _slopes_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> lis
 def _primitive(name: str, shapes: Callable[..., Any], plain: Callable[..., Any], cpu: Callable[..., Any]) -> Any:
     made: Any = Primitive(f"tn4nn_{name}")
     made.multiple_results = True
-    made.def_impl(jax.jit(made.bind, static_argnames=("native", "keep", "moved", "wanted")))
+    made.def_impl(_compiled(jax.jit(made.bind, static_argnames=("native", "keep", "moved", "wanted"))))
     made.def_abstract_eval(shapes)
     mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=True))
     mlir.register_lowering(made, _lowered(plain, cpu), platform="cpu")
     return made
+
+
+def _compiled(jitted: Callable[..., Any]) -> Callable[..., Any]:
+    """A call outside of jit is compiled by itself, as any operation of jax is: under jax.disable_jit too."""
+
+    def impl(*given: jax.Array, **static: Any) -> Any:
+        with jax.disable_jit(False) if config.jax_disable_jit else contextlib.nullcontext():
+            return jitted(*given, **static)
+
+    return impl
 
 
 def _lowered(plain: Callable[..., Any], cpu: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,6 +213,21 @@ def _tangent_transpose(given: Any, *values: Any, native: Native, moved: tuple[bo
     if type(gy) is ad.Zero:
         return [None] * (count + 1) + [ad.Zero(value.aval) for value in values[count + 1 :]]
     return [*[None] * (count + 1), *slopes_p.bind(*still, gy, native=native, wanted=moved)]
+
+
+def _rows_transpose(given: Any, *values: Any, native: Native, keep: bool) -> list[Any]:
+    """Of y, where it is linear in x alone, or in one core: what jax.linear_transpose asks for."""
+    gy, at = given[0], [ad.is_undefined_primal(value) for value in values]
+    if type(gy) is ad.Zero:
+        return [ad.Zero(value.aval) if open_ else None for value, open_ in zip(values, at, strict=True)]
+
+    def along(*moving: jax.Array) -> jax.Array:
+        moves = iter(moving)
+        return _plain(native, *(next(moves) if open_ else value for value, open_ in zip(values, at, strict=True)))
+
+    shapes = [value.aval for value, open_ in zip(values, at, strict=True) if open_]
+    found = iter(jax.linear_transpose(along, *shapes)(gy))
+    return [next(found) if open_ else None for open_ in at]
 
 
 def _differentiated(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,6 +265,7 @@ def _rows_mapped(given: Arrays, axes: Sequence[Any], *, native: Native, keep: bo
 ad.primitive_jvps[rows_p] = _rows_jvp
 ad.primitive_jvps[tangent_p] = _differentiated(_plain_tangent)
 ad.primitive_jvps[slopes_p] = _differentiated(_plain_slopes)
+ad.primitive_transposes[rows_p] = _rows_transpose
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 batching.primitive_batchers[rows_p] = _rows_mapped
 batching.primitive_batchers[tangent_p] = _mapped(_plain_tangent)

@@ -131,7 +131,8 @@ struct Applied : torch::autograd::Node {
     for (size_t i = 0; i <= held.size(); i++) wanted.push_back(task_should_compute_output(i));
     variable_list found(held.size() + 1);  // of x and the cores
     if (!gradients[0].defined()) return found;
-    if (at::GradMode::is_enabled()) {
+    const Tensor& given_y = gradients[0];  // a batch of gradients has no memory, and zeros may have none
+    if (at::GradMode::is_enabled() || !given_y.has_storage() || given_y.is_neg() || given_y._is_zerotensor()) {
       size_t next = 0;
       const auto again =
           asked<std::vector<Tensor>>("tn4nn_native::again", r->recipe, gradients[0], x, held, listed(wanted));

@@ -249,7 +249,8 @@ def _define() -> None:
     library.define("piece(str recipe, bool[] wanted) -> Tensor")
     library.define("again(str recipe, Tensor gy, Tensor x, Tensor[] cores, bool[] wanted) -> Tensor[]")
     library.impl("piece", _piece, "CompositeImplicitAutograd")
-    library.impl("again", _second, "CompositeImplicitAutograd")
+    for key in ("CompositeImplicitAutograd", "Batched", "FuncTorchBatched"):  # the latter: gradients under vmap
+        library.impl("again", _second, key)
     _DEFINED.append(library)
 
 

@@ -27,7 +27,7 @@ from tn4nn._program import Program, run
 from tn4nn._topology import nearest
 from tn4nn.interop.engines import Engine, check_engine, engine
 
-from ._native import ITEMSIZE, apply, unwatched, usable
+from ._native import ITEMSIZE, apply, readable, unwatched, usable
 from ._ops import OPS
 from ._triton import Fused, capturing, chosen, dtype_for, figures
 
@@ -97,6 +97,7 @@ class _Planned(nn.Module):
         # Shapes and dtypes of x that need nothing but the native runtime.
         self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
         self._fused: dict[tuple[int, torch.dtype], Fused | None] = {}
+        self._whole: Program | Engine | None = None  # what makes W
         self._figures = figures(self.cores()[0])
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
 
@@ -125,6 +126,7 @@ class _Planned(nn.Module):
         """Forgets what was planned for another device."""
         self._fused.clear()
         self._programs.clear()
+        self._whole = None
         self._default = self.make_program(self._planned)
 
     def program_for(self, rows: int) -> Program | Engine:
@@ -224,10 +226,13 @@ class _Planned(nn.Module):
     def to_dense(self) -> Tensor:
         """W of shape (out_features, in_features), differentiable."""
         t = self.network.topology
-        if t.kept:  # block diagonal: let the network map the identity
+        # Block diagonal, or where nothing can be planned: let the network map the identity.
+        if t.kept or (self._whole is None and _compiling()):
             core = self.cores()[0]
             return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
-        w = self.run(self.make_program(1, "dense"), self.cores())
+        if self._whole is None:
+            self._whole = self.make_program(1, "dense")
+        w = self.run(self._whole, self.cores())
         return w[: t.out_features, : t.in_features]
 
     @property
@@ -293,8 +298,20 @@ class TNLinear(_Planned):
             layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
             dtype=dtype,
         )  # fmt: skip
-        order = None if layer.ordering is None else torch.tensor(layer.ordering.permutation, device=device)
-        self.register_buffer("_order", order, persistent=False)
+        self._permutation = None if layer.ordering is None else np.asarray(layer.ordering.permutation)
+        self.register_buffer("_order", None, persistent=False)
+        self._place_order()
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
+
+    def _place_order(self) -> None:
+        """The ordering where the cores are. No state_dict holds it, so what brings only cores cannot bring it along."""
+        if self._permutation is not None:
+            self._order = torch.tensor(self._permutation, device=self.cores()[0].device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._place_order()
+        return self
 
     @property
     def weight(self) -> Tensor:
@@ -320,7 +337,7 @@ class TNLinear(_Planned):
         y = self.apply_rows(rows)
         bias = self.bias_or_none
         if bias is not None:
-            y = y + bias
+            y = y + bias.to(y.dtype)  # of 16 bits under autocast
         return y.reshape(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
 
     def merge(self, batch: int = 1) -> TNLinear:
@@ -353,6 +370,11 @@ class TNLinear(_Planned):
         options: Any = {"engine": self.engine, "device": where, "dtype": dtype}
         made = TNLinear(layer, weights=weights, batch=batch, phase="forward", **options)
         return made.requires_grad_(False)
+
+
+def _loaded(layer: Any, _: Any) -> None:
+    """load_state_dict(assign=True) may bring cores of another device."""
+    layer._place_order()
 
 
 class TNConv2d(_Planned):
@@ -409,11 +431,19 @@ class TNConv2d(_Planned):
         )  # fmt: skip
         self.conv = layer
         self._plans: dict[tuple[int, ...], ConvPlan] = {}
+        self._plan_kernel()
 
     def replan(self) -> None:
         """Forgets what was planned for another device."""
         super().replan()
         self._plans.clear()
+        self._plan_kernel()
+
+    def _plan_kernel(self) -> None:
+        """Ahead of any call: under torch.compile and in an export there is no planning, and the kernel is built."""
+        self._by_kernel = not self.network.topology.kept
+        if self._by_kernel and not self._dense:
+            self._whole = self.make_program(1, "dense")
 
     def _plan_for(self, x: Tensor) -> ConvPlan:
         _, channels, height, width = x.shape
@@ -437,15 +467,16 @@ class TNConv2d(_Planned):
         height, width = self.conv.out_shape(tuple(x.shape[1:]))[1:]
         conv, bias = self.conv, self.bias_or_none
         self.checked(x)
-        if self._dense or self._plan_for(x).form == "kernel":
+        if self._dense or (self._by_kernel if _compiling() else self._plan_for(x).form == "kernel"):
             w = self.dense_weight() if self._dense else self.to_dense()
             kernel = w.reshape(self.out_features, conv.in_channels, *conv.kernel)
             return F.conv2d(x, kernel, bias, conv.stride, conv.padding)
         columns = F.unfold(x, conv.kernel, padding=conv.padding, stride=conv.stride)  # (batch, C kh kw, places)
         y = self.apply_rows(columns.transpose(1, 2).reshape(-1, self.in_features))
         if bias is not None:
-            y = y + bias
-        return y.reshape(x.shape[0], height * width, -1).transpose(1, 2).reshape(x.shape[0], -1, height, width)
+            y = y + bias.to(y.dtype)
+        places = y.reshape(x.shape[0], height * width, self.out_features)
+        return places.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
 
 
 class TNEmbedding(_Planned):
@@ -508,12 +539,14 @@ class TNEmbedding(_Planned):
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise ShapeError(f"{self.layer.describe()} takes integers, received {x.dtype}")
         tokens = x.reshape(-1).long()
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
+        if readable(tokens) and tokens.numel():
             low, high = (int(n) for n in torch.aminmax(tokens))
             if low < 0 or high >= t.in_features:
                 raise ShapeError(
                     f"{self.layer.describe()}: expected tokens from 0 to {t.in_features - 1}, received {low}..{high}"
                 )
+        elif self._padding:  # no row of the padding may pass for a token's
+            tokens = torch.where(tokens < t.in_features, tokens, t.in_features + self._padding)
         if self._dense:
             y = F.embedding(tokens, self.dense_weight().T)
         else:

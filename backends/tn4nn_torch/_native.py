@@ -28,6 +28,7 @@ _grad_enabled = torch.is_grad_enabled
 _threads = torch.get_num_threads
 _traced = torch._C._get_tracing_state
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_stored: Callable[[Tensor], bool] = torch._C._has_storage
 
 
 def usable(x: Tensor) -> bool:
@@ -43,7 +44,19 @@ def unwatched(x: Tensor) -> bool:
         and x.is_cpu
         and not (transforming() or _autocasting("cpu") or _modes() or forward_ad._current_level >= 0)
         and _traced() is None
+        and _in_memory(x)
     )
+
+
+def _in_memory(x: Tensor) -> bool:
+    """Whether the numbers of x lie in memory as they are: those of a batch of gradients (is_grads_batched) and of zeros
+    that torch has not written down do not, and others are to be negated."""
+    return _stored(x) and not (x.is_neg() or x._is_zerotensor())
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the numbers of x can be looked at here: a plain tensor in eager mode on the CPU, and no trace."""
+    return type(x) is Tensor and x.is_cpu and not (_compiling() or transforming() or _traced() is not None)
 
 
 def apply(
@@ -96,7 +109,7 @@ class _Native(torch.autograd.Function):
         native: Native = ctx.native
         x, made, *cores = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
-        if _grad_enabled():
+        if _grad_enabled() or not _in_memory(gradients[0]):
             found = iter(second(ctx.plain, x, cores, gradients[0], wanted))
             return (None, None, *(next(found) if needed else None for needed in wanted))
         gy = gradients[0].contiguous()

@@ -18,6 +18,8 @@ def second(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """The gradients of x and of the cores that are wanted, by a function in torch's own operations: they can be
-    differentiated once more."""
-    inputs = [t for t, needed in zip((x, *cores), wanted, strict=True) if needed]
-    return list(torch.autograd.grad(plain(x, cores), inputs, gy, create_graph=True))
+    differentiated once more, and gy may be a batch of gradients under vmap."""
+    inputs, again = [t for t, needed in zip((x, *cores), wanted, strict=True) if needed], torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = plain(x, cores)
+    return list(torch.autograd.grad(y, inputs, gy, create_graph=again))

@@ -78,7 +78,7 @@ class TorchTrainer:
         with self._randomness():
             for step, lr in enumerate(lrs):
                 if self.draws:
-                    torch.manual_seed((self.spec.seed << 32) + first + step)
+                    torch.manual_seed(((self.spec.seed << 32) + first + step) % 2**64)
                 loss, _ = self._loss(x[rows[step]], y[rows[step]])
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]

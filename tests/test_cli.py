@@ -75,6 +75,9 @@ def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     assert call(monkeypatch, "cost", tmp_path / "net.json", "--batches", "3", "--json", tmp_path / "f.json") == 0
     assert json.loads((tmp_path / "f.json").read_text()) == record
     capsys.readouterr()
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    assert call(monkeypatch, "plan", tmp_path / "binary.json") == 1
+    assert "this is no JSON of a network" in capsys.readouterr().err
     for option in ("--rank", "--budget"):  # neither would be heard
         assert call(monkeypatch, "plan", tmp_path / "net.json", option, "100") == 1
         assert "has its ranks: leave --budget and --rank away" in " ".join(capsys.readouterr().err.split())

@@ -202,7 +202,7 @@ def _has_ranks(name: str, budget: int | None, rank: int | None) -> None:
 
 def _declared(name: str, inputs: int, outputs: int, sites: int | None) -> Network | Topology:
     if name.endswith(".json"):
-        return Network.from_json(Path(name).read_text())
+        return Network.from_json(Path(name).read_text("utf-8", errors="replace"))
     return _from_text(name) if "=" in name else build(name, inputs, outputs, sites=sites)
 
 

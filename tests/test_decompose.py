@@ -125,6 +125,16 @@ def test_random_graphs_never_get_worse_than_nothing(seed: int) -> None:
     assert result.error == pytest.approx(relative(w, fitted))
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-5, 1e15])
+@pytest.mark.parametrize("name", ["block_term", "cp", "ring"])
+def test_the_unit_of_w_changes_nothing(name: str, scale: float) -> None:
+    topology = tn.build(name, 16, 4, sites=4)
+    full = tn.Network(topology, tn.rank_caps(topology))  # systems that leave much undetermined
+    W = np.random.default_rng(0).standard_normal((4, 16))
+    one, other = (tn.decompose(w, full, method="als", compare_random=False).error for w in (W, scale * W))
+    assert other < max(1.5 * one, 1e-5)
+
+
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_least_squares_never_lose_to_the_sweep(name: str) -> None:
     w = smooth(18, 24) + 0.1 * random(18, 24)

@@ -131,5 +131,16 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     assert cache_folder() == Path.home() / ".cache" / "tn4nn"
 
 
+def test_a_user_without_a_home_is_told_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TN4NN_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(TN4NNError, match="this user has no home folder: set TN4NN_CACHE"):
+        cache_folder()
+
+
 def test_the_examples_run() -> None:
     assert doctest.testmod(files).failed == 0

@@ -115,6 +115,22 @@ def test_the_estimate_of_large_networks_is_near() -> None:
         assert 0.9 < std_of_w(net, 0) / target(net) < 1.1
 
 
+@pytest.mark.parametrize("scheme", ["normal", "orthogonal", "identity"])
+@pytest.mark.parametrize(
+    ("make", "inputs", "outputs", "rank"),
+    [
+        (tn.peps, (4,) * 9, (3,) + (1,) * 8, 7),
+        (tn.complete, (4,) * 8, (3,) + (1,) * 7, 2),
+        (tn.ring, (4,) * 9, (1,) * 9, 64),
+    ],
+    ids=["peps", "complete", "ring"],
+)
+def test_the_spread_of_many_inputs_to_few_outputs(make, inputs, outputs, rank: int, scheme: str) -> None:
+    net = make(inputs, outputs).with_rank(rank)  # too dear to contract with itself
+    for seed in range(2):
+        assert abs(std_of_w(net, seed, scheme=scheme) / target(net) - 1) < 0.05
+
+
 def test_layers_whose_w_is_beyond_memory_are_drawn_too() -> None:
     net = tn.ring((4,) * 24, (4,) * 24).with_rank(64)
     cores = net.init(0)

@@ -294,6 +294,8 @@ def test_weights_of_another_model() -> None:
         model.build("numpy", {**weights, "head.core9": weights["0.bias"]})
     with pytest.raises(ShapeError, match=re.escape("'0.bias': expected shape (16,), received (8,)")):
         model.check({**weights, "0.bias": weights["0.bias"][:8]})
+    with pytest.raises(ShapeError, match="'0.bias': expected an array, received list"):
+        model.check({**weights, "0.bias": weights["0.bias"].tolist()})
     del weights["2.body.0.core1"]
     with pytest.raises(ShapeError, match=re.escape("weight '2.body.0.core1' of shape (3, 4, 4) is missing")):
         model.check(weights)

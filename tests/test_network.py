@@ -85,12 +85,30 @@ def test_broken_data_is_refused() -> None:
         tn.Network.from_json('{"schema": 9}')
 
 
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("x", "network data is an object, received str"),
+        ({"topology": None, "ranks": {}}, "topology data is an object, received NoneType"),
+        (
+            {"topology": MPO.to_dict(), "ranks": [3, 5, 4]},
+            r"ranks must map each bond to its size, received \[3, 5, 4\]",
+        ),
+    ],
+)
+def test_data_of_another_shape_is_refused(data, text: str) -> None:
+    with pytest.raises(TopologyError, match=text):
+        tn.Network.from_dict(data)
+
+
 def test_weights_of_another_network_are_refused() -> None:
     weights = NET.init(0)
     with pytest.raises(ShapeError, match=re.escape("core 'core1': expected shape (2, 7, 4, 5), received (1, 7, 4, 5)")):
         NET.to_dense({**weights, "core1": weights["core1"][:1]})
     with pytest.raises(ShapeError, match=re.escape("'core7' is no core of this network. Did you mean 'core3'")):
         NET.to_dense({**weights, "core7": weights["core1"]})
+    with pytest.raises(ShapeError, match="core 'core1': expected an array, received list"):
+        NET.to_dense({**weights, "core1": weights["core1"].tolist()})
     del weights["core2"]
     with pytest.raises(
         ShapeError, match=re.escape("core 'core2' has no weights: expected an array of shape (5, 7, 4, 3)")

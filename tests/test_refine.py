@@ -138,6 +138,11 @@ def test_what_is_wrong_is_said(original, inputs):
         refine(model, model, inputs)
     with pytest.raises(tn.TN4NNError, match="inputs is a tensor"):
         refine(model, original, 3)
+    with pytest.raises(tn.TN4NNError, match="inputs is an empty list"):
+        distill(model, original, [])
+    for rows in (0, -3):  # an error over no rows would be none
+        with pytest.raises(tn.TopologyError, match=f"rows of a step: the size must be at least 1, received {rows}"):
+            refine(model, original, inputs, rows=rows)
 
     class Named(nn.Module):
         def forward(self, x):

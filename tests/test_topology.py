@@ -134,9 +134,18 @@ def test_leg_names_without_spaces_commas_colons() -> None:
         tn.Topology((), X, Y)
 
 
+def test_numpy_integers_are_features() -> None:
+    t = tn.topology("x z y", {"x": 2, "z": 3}, Y, in_features=np.int64(5))  # pyright: ignore[reportArgumentType]
+    assert t == tn.Topology.from_json(t.to_json())
+    assert type(t.in_features) is int
+    assert (t.in_features, t.is_padded) == (5, True)
+
+
 def test_features_beyond_the_modes() -> None:
     with pytest.raises(TopologyError, match=r"in_features must be from 1 to .* \(2\*3 = 6\), received 7"):
         tn.topology("x z y", {"x": 2, "z": 3}, Y, in_features=7)
+    with pytest.raises(TopologyError, match=r"in_features must be from 1 to .* received True"):
+        tn.topology("x y", X, Y, in_features=True)
     with pytest.raises(TopologyError, match=r"out_features must be from 1 to .* \(2 = 2\), received 0"):
         tn.topology("x y", X, Y, out_features=0)
     with pytest.raises(TopologyError, match=r"with a kept leg .* cannot be padded"):

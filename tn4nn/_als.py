@@ -218,9 +218,33 @@ class Als:
         """Fits from the best of several starts: each gets some sweeps, and the best of them goes on, until the squared
         error is below `enough`."""
         most = int(min(_SWEEPS[1], max(_SWEEPS[0], _WORK // max(1, self.macs)))) if sweeps is None else sweeps
-        tried = [self._go_on(_balanced(start), _SWEEPS[0] // 2, 0.0, enough) for start in starts]
+        tried = [self._go_on(self._sized(start), _SWEEPS[0] // 2, 0.0, enough) for start in starts]
         weights, lost = min(tried, key=lambda made: made[1])
         return self._go_on(weights, most, lost, enough)[0]
+
+    def _sized(self, start: Mapping[str, Array]) -> dict[str, Array]:
+        """A start with the norm of what is fitted, in cores of one norm each: what systems leave undetermined stays as
+        it was, and in a start far larger than W that would be far larger than W."""
+        update, weights = self.updates[0], _balanced(start)
+        if not update.normal.tensors:
+            return weights
+        arrays = dict(self.fixed)
+        for name, core in weights.items():
+            arrays[name], arrays[_primed(name)] = core, core.conj()
+        order = (*update.batch, *update.unknown, *update.free)
+        core = weights[update.core].transpose([update.legs.index(leg) for leg in order])
+        square = float(np.vdot(core, self._times(update, arrays, core)).real)
+        factor = (self.scale / square) ** (0.5 / len(weights)) if square > 0 else 1.0
+        return {name: array * factor for name, array in weights.items()}
+
+    def _times(self, update: _Update, arrays: Mapping[str, Array], core: Array) -> Array:
+        """N times a core, whose legs stand in the order of an update."""
+        order = (*update.batch, *update.unknown, *update.free)
+        if update.large:
+            back = [order.index(leg) for leg in update.legs]
+            return update.normal.run({**arrays, ":unknown": core.transpose(back)}).reshape(core.shape)
+        b, k, f = (self._size(legs) for legs in (update.batch, update.unknown, update.free))
+        return (update.normal.run(arrays).reshape(b, k, k) @ core.reshape(b, k, f)).reshape(core.shape)
 
     def _go_on(
         self, weights: dict[str, Array], sweeps: int, before: float, enough: float

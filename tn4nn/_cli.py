@@ -187,15 +187,22 @@ def _network(name: str, inputs: int, outputs: int, sites: int | None, budget: in
     """A network from a catalogue name, a .json file, or the text notation with sizes in it."""
     t = _declared(name, inputs, outputs, sites)
     if isinstance(t, Network):
+        _has_ranks(name, budget, rank)
         return t
     if budget is not None:
         return t.with_budget(params=budget)
     return t.with_rank(rank if rank is not None else 4, clip=True)
 
 
+def _has_ranks(name: str, budget: int | None, rank: int | None) -> None:
+    """Refuses ranks for what has its own, which would go unheard."""
+    if budget is not None or rank is not None:
+        raise TN4NNError(f"the network {name!r} has its ranks: leave --budget and --rank away")
+
+
 def _declared(name: str, inputs: int, outputs: int, sites: int | None) -> Network | Topology:
     if name.endswith(".json"):
-        return Network.from_json(Path(name).read_text())
+        return Network.from_json(Path(name).read_text("utf-8", errors="replace"))
     return _from_text(name) if "=" in name else build(name, inputs, outputs, sites=sites)
 
 
@@ -204,10 +211,15 @@ def _from_text(text: str) -> Topology:
     head, _, cores = text.partition(":")
     sides = head.split("->")
     try:
-        sizes = [{k: int(n) for k, n in (item.split("=") for item in side.split())} for side in sides]
-        inputs, outputs = sizes
+        pairs = [[(leg, int(n)) for leg, n in (item.split("=") for item in side.split())] for side in sides]
+        inputs, outputs = map(dict, pairs)
     except ValueError:
         raise TN4NNError(f"expected 'x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a', received {text!r}") from None
+    for side in pairs:
+        legs = [leg for leg, _ in side]
+        for leg in legs:
+            if legs.count(leg) > 1:
+                raise TN4NNError(f"leg {leg!r} has a size twice on one side of {text!r}: give each leg one")
     return Topology(parse(cores), inputs, outputs)
 
 
@@ -293,6 +305,7 @@ def _cost(
     if shapes is None:
         net = _network(network, inputs, outputs, sites, budget, rank)
     else:
+        _has_ranks(network, budget, rank)
         net = from_einsum(network, _shapes(shapes), inputs=input_legs)
     _out.print(str(net), highlight=False, markup=False)
     report = cost(net, _whole_numbers(batches) or [], measure=measure)

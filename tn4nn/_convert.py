@@ -108,6 +108,8 @@ def rule_of(given: object) -> Rule | None:
         for word in given:
             if word not in known:
                 raise TN4NNError(f"{word!r} is no setting of a rule." + nearest(str(word), known))
+        if "topology" not in given:
+            raise TN4NNError(f"a rule says onto what: {dict(given)!r} lacks 'topology'")
         return Rule(**given)
     raise TN4NNError(
         f"a rule is 'skip', a topology's name, a Topology, a Network, a Rule or a dict of its settings, "

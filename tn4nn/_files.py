@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from ._errors import WriteError
+from ._errors import TN4NNError, WriteError
 
 _ADVICE = {
     errno.ENOSPC: "free some space or name a path on another disk",
@@ -27,7 +27,10 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tn4nn"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "tn4nn"
+    except RuntimeError as error:  # a user whom the system does not know, as in many containers
+        raise TN4NNError("this user has no home folder: set TN4NN_CACHE to a folder that may be written to") from error
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:

@@ -27,7 +27,7 @@ from ._paths import greedy_path, path_macs
 from ._program import BATCH, Legs
 from ._topology import nearest
 
-_AFFORDABLE = 2e9  # multiply-adds for the norm of W: exact, else from probes, else from single entries
+_AFFORDABLE = 2e9  # multiply-adds for the norm of W
 _ELEMENTS = 2**24  # of the arrays that an estimate may make
 _PROBES = 256
 _ENTRIES = 1024
@@ -82,17 +82,21 @@ def init(
         mean_square = float(np.mean(array**2))
         cores[core.name] = array / math.sqrt(mean_square * fans[core.name]) if mean_square else array
     wanted = gain**2 * network.in_features**-1.0
-    achieved = mean_square_of(network, cores, seed)
+    achieved = mean_square_of(network, cores, seed, diagonal=scheme == "identity")
     factor = (wanted / achieved) ** (0.5 / len(cores)) if achieved > 0 else 1.0
     return {key: np.ascontiguousarray(array * factor, dtype=np.float32) for key, array in cores.items()}
 
 
-def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: int = 0) -> float:
-    """The mean of the squared entries of W, structural zeros included, without forming W.
+def mean_square_of(
+    network: Network, cores: Mapping[str, NDArray[Any]], seed: int = 0, *, diagonal: bool = False
+) -> float:
+    """The mean of the squared entries of W, structural zeros included.
 
-    The network is contracted with itself. Where that costs too much, W is applied to random signs; where that
-    does too, random entries of W are computed; and where one entry alone is too dear (and so is any use of the
-    network), the mean square is taken from those of the cores, as for independent entries.
+    The network is contracted with itself. Where that costs too much, W is formed; where it is too large, it is
+    applied to random signs; where that costs too much too, random entries of W are computed; and where one entry
+    alone is too dear (and so is any use of the network), the mean square is taken from those of the cores, as for
+    independent entries. `diagonal` tells that few entries hold nearly all of W, which random ones would miss, each
+    of them in one term of its sum over bonds.
     """
     from .reference import apply, contract
 
@@ -116,11 +120,19 @@ def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: in
             arrays += [array, array]
     both = {**sizes, **{leg + ":": size for leg, size in sizes.items()}}
     path = greedy_path(tensors, (), both)
+    # A kept leg on no core: W repeats along it, one block for each value.
+    repeats = math.prod(t.inputs[leg] for leg in t.kept if all(leg not in c.legs for c in t.cores))
     if path_macs(tensors, (), both, path) <= _AFFORDABLE:
-        total = float(contract(tensors, arrays, (), path))
-        # A kept leg on no core: W repeats along it, one block for each value.
-        return total * math.prod(t.inputs[leg] for leg in t.kept if all(leg not in c.legs for c in t.cores)) / whole
-    probed: list[Legs] = [*(core.legs for core in t.cores), (BATCH, *t.inputs)]
+        return float(contract(tensors, arrays, (), path)) * repeats / whole
+    if diagonal:
+        return _mean_square_of_terms(network, cores) / math.prod(t.inputs[leg] for leg in t.kept)
+    single = [core.legs for core in t.cores]
+    held = tuple(leg for leg in t.modes if any(leg in legs for legs in single))
+    path = greedy_path(single, held, sizes)
+    if math.prod(sizes[leg] for leg in held) <= _ELEMENTS and path_macs(single, held, sizes, path) <= 16 * _AFFORDABLE:
+        wide = [np.asarray(cores[core.name], dtype=np.float64) for core in t.cores]
+        return float(np.sum(contract(single, wide, held, path) ** 2)) * repeats / whole
+    probed: list[Legs] = [*single, (BATCH, *t.inputs)]
     many = {**sizes, BATCH: _PROBES}
     path = greedy_path(probed, (BATCH, *t.outputs), many)
     elements = _PROBES * max(math.prod(t.inputs.values()), math.prod(t.outputs.values()))
@@ -128,6 +140,23 @@ def mean_square_of(network: Network, cores: Mapping[str, NDArray[Any]], seed: in
         signs = rng_for(seed, "probe").choice([-1.0, 1.0], size=(_PROBES, math.prod(t.inputs.values())))
         return float(np.mean(np.sum(apply(network, cores, signs) ** 2, axis=1))) / whole
     return _mean_square_of_entries(network, cores, seed) / math.prod(t.inputs[leg] for leg in t.kept)
+
+
+def _mean_square_of_terms(network: Network, cores: Mapping[str, NDArray[Any]]) -> float:
+    """The mean over entries of W, those that are zero by structure left out, of the squares of the terms that each is
+    a sum of: where all but one term are small noise, the square of the entry itself."""
+    from .reference import contract
+
+    t = network.topology
+    arrays = [np.asarray(cores[core.name], dtype=np.float64) ** 2 for core in t.cores]
+    alone = {leg for leg in t.modes if sum(leg in core.legs for core in t.cores) == 1}
+    tensors: list[Legs] = []
+    for i, core in enumerate(t.cores):
+        arrays[i] = arrays[i].mean(axis=tuple(axis for axis, leg in enumerate(core.legs) if leg in alone))
+        tensors.append(tuple(leg for leg in core.legs if leg not in alone))
+    path = greedy_path(tensors, (), network.sizes)
+    shared = {leg for legs in tensors for leg in legs if leg in t.modes}
+    return float(contract(tensors, arrays, (), path)) / math.prod(t.modes[leg] for leg in shared)
 
 
 def _mean_square_of_entries(network: Network, cores: Mapping[str, NDArray[Any]], seed: int) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from ._errors import ShapeError, TopologyError
 from ._init import SCHEMES
 from ._init import init as init_network
-from ._network import Network
+from ._network import Network, shape_of
 from ._ordering import Ordering
 from ._ordering import ordering as named_ordering
 from ._topology import Topology, check_schema, fingerprint_of, nearest, read_json
@@ -130,8 +130,9 @@ class Layer:
         for name, spec in specs.items():
             if name not in weights:
                 raise ShapeError(f"weight {name!r} of shape {spec.shape} is missing")
-            if tuple(weights[name].shape) != spec.shape:
-                raise ShapeError(f"{name!r}: expected shape {spec.shape}, received {tuple(weights[name].shape)}")
+            received = shape_of(weights[name], repr(name))
+            if received != spec.shape:
+                raise ShapeError(f"{name!r}: expected shape {spec.shape}, received {received}")
 
     def build(
         self,

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def shape_of(array: object, what: str) -> tuple[int, ...]:
+    """The shape of an array of any library, or a ShapeError that names it."""
+    shape: Any = getattr(array, "shape", None)
+    if shape is None:
+        raise ShapeError(f"{what}: expected an array, received {type(array).__name__}")
+    return tuple(shape)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A topology whose bonds have sizes: everything about a layer but its numbers.
@@ -44,7 +52,9 @@ class Network:
 
     def __post_init__(self) -> None:
         bonds = self.topology.bonds
-        for bond in self.ranks:
+        if not isinstance(self.ranks, Mapping):
+            raise TopologyError(f"ranks must map each bond to its size, received {self.ranks!r}")
+        for bond in map(str, self.ranks):
             if bond not in bonds:
                 raise TopologyError(f"{bond!r} is no bond of {self.topology.name!r}." + nearest(bond, bonds))
         missing = [bond for bond in bonds if bond not in self.ranks]
@@ -100,7 +110,7 @@ class Network:
             seed: every seed gives other numbers, the same everywhere.
             scheme: "normal" (default; Var(W) is exactly gain**2 / in_features), "orthogonal" (each core is an
                 isometry from what it sums to what it opens, then scaled to the same Var(W)), or "identity"
-                (each core near an identity from its input to its output legs; see docs/init.md).
+                (each core near an identity from its input to its output legs; see docs/design.md).
             gain: factor on the standard deviation of W.
 
         Raises:
@@ -139,7 +149,7 @@ class Network:
         for name, shape in shapes.items():
             if name not in weights:
                 raise ShapeError(f"{where}core {name!r} has no weights: expected an array of shape {shape}")
-            received = tuple(weights[name].shape)
+            received = shape_of(weights[name], f"{where}core {name!r}")
             if received != shape:
                 raise ShapeError(f"{where}core {name!r}: expected shape {shape}, received {received}")
 

@@ -97,13 +97,15 @@ class Topology:
         self._check_graph()
         for side, sizes in (("in_features", self.inputs), ("out_features", self.outputs)):
             product, wanted = math.prod(sizes.values()), getattr(self, side)
-            if wanted == -1:
-                put(self, side, product)
-            elif not isinstance(wanted, int) or not 1 <= wanted <= product:
+            number = operator.index(wanted) if isinstance(wanted, SupportsIndex) else 0
+            if number == -1:
+                number = product
+            if isinstance(wanted, bool) or not 1 <= number <= product:
                 raise TopologyError(
                     f"{side} must be from 1 to the product of its mode sizes "
                     f"({'*'.join(map(str, sizes.values()))} = {product}), received {wanted!r}"
                 )
+            put(self, side, number)
         if any(leg in self.outputs for leg in self.inputs) and self.is_padded:
             raise TopologyError(
                 "a topology with a kept leg (input and output at once) cannot be padded: "
@@ -415,7 +417,9 @@ def read_json(text: str, what: str) -> dict[str, Any]:
 
 
 def check_schema(data: Mapping[str, Any], what: str, keys: Sequence[str]) -> None:
-    """Refuses data of another schema or with keys missing."""
+    """Refuses data that is no object, of another schema, or with keys missing."""
+    if not isinstance(data, Mapping):
+        raise TopologyError(f"{what} data is an object, received {type(data).__name__}")
     if data.get("schema", SCHEMA) != SCHEMA:
         raise TopologyError(f"{what} data of schema {data['schema']!r}: this version reads schema {SCHEMA}")
     missing = [key for key in keys if key not in data]

@@ -114,6 +114,8 @@ def _head(model: nn.Module) -> nn.Module | None:
 def _batches(inputs: object) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """(args, kwargs) of each call of the model."""
     if isinstance(inputs, list):
+        if not inputs:
+            raise TN4NNError("inputs is an empty list: give at least one call of the model")
         return [call for part in inputs for call in _batches(part)]
     if isinstance(inputs, Mapping):
         return [((), dict(inputs))]
@@ -279,7 +281,8 @@ def convert(
     nn.Linear, nn.Conv2d, nn.Embedding and Hugging Face's Conv1D become TNLinear, TNConv2d and TNEmbedding: ordinary
     modules with ordinary parameters, so that an ordinary loop trains them on. Kept are device, dtype (float16 and
     bfloat16 are decomposed in float32), hooks, train and eval mode, requires_grad, shared modules and tied weights
-    (an embedding and the head it is tied to share their cores). The source is not touched.
+    (an embedding and the head it is tied to share their cores). The source is not touched. An embedding's padding_idx
+    is kept as an attribute only: no core is one row's own, so that row is approximated and trained like the others.
 
     Args:
         model: any module.

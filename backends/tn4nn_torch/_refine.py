@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tn4nn._errors import TN4NNError
-from tn4nn._topology import nearest
+from tn4nn._topology import checked_size, nearest
 
 from ._convert import _batches, _evaluating
 from ._modules import TNConv2d, TNLinear, _Planned
@@ -68,6 +68,7 @@ def refine(
 
     Raises:
         TN4NNError: the model has no layer on a network, or the original none of that name, or inputs that are none.
+        TopologyError: `rows` below 1.
 
     Example:
         >>> import torch
@@ -80,6 +81,7 @@ def refine(
         >>> [(row.name, row.after < row.before) for row in report]
         [('0', True)]
     """
+    rows = checked_size(rows, "rows of a step")
     originals = dict(original.named_modules())
     found = {name: module for name, module in model.named_modules() if isinstance(module, TNLinear | TNConv2d)}
     if not found:

@@ -48,10 +48,10 @@ def numbers(value: Any, what: str) -> NDArray[Any]:
     """
     try:
         array = np.asarray(value)
-    except (TypeError, RuntimeError) as error:  # torch: bfloat16, gradients, another device
+    except (TypeError, RuntimeError, ValueError) as error:  # torch: bfloat16, gradients, a device; lists: their lengths
         raise ShapeError(
             f"{what} must hold numbers that numpy can read, received {type(value).__name__} ({error}): of a torch "
-            "tensor, give tensor.detach().float().cpu().numpy()"
+            "tensor, give tensor.detach().float().cpu().numpy(); of lists, rows of one length"
         ) from None
     if array.dtype.name == "bfloat16":  # that of jax (ml_dtypes)
         return array.astype(np.float32)

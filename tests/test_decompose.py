@@ -647,3 +647,8 @@ def test_what_cannot_be_rounded() -> None:
     kept = tn.rounded(net, net.init(0), rank=9)
     assert kept.network == net
     assert kept.error < 1e-6
+
+
+def test_rows_of_different_lengths_are_no_matrix():
+    with pytest.raises(tn.ShapeError, match="received list .* of lists, rows of one length"):
+        tn.decompose([[1.0, 2.0], [3.0]], tn.low_rank(2, 2), rank=1)

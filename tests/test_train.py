@@ -396,6 +396,9 @@ def test_schedules():
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
     assert tn.learning_rates(lambda step, steps: step / steps, 2.0, steps=2, steps_per_epoch=1) == [0.0, 1.0]
+    for lr in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(tn.TN4NNError, match="lr must be a finite number of at least 0, received"):
+            tn.learning_rates("constant", lr, steps=2, steps_per_epoch=1)
     assert tn.learning_rates("constant", 0.1, steps=2, steps_per_epoch=1) == [0.1, 0.1]
 
 

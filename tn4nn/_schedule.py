@@ -31,10 +31,15 @@ def learning_rates(
         steps_per_epoch: for the schedules that count epochs.
         warmup: steps in which the rate rises linearly; they come out of `steps`.
 
+    Raises:
+        TN4NNError: an unknown schedule, a rate below 0 or not finite.
+
     Example:
         >>> learning_rates("linear", 1.0, steps=4, steps_per_epoch=4)
         [1.0, 0.75, 0.5, 0.25]
     """
+    if not (math.isfinite(lr) and lr >= 0):
+        raise TN4NNError(f"lr must be a finite number of at least 0, received {lr!r}")
     factor = _factor(schedule, steps_per_epoch)
     rates = []
     for step in range(steps):

@@ -10,10 +10,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
 
 from tn4nn.reproduce._clock import rounds_of
 
@@ -133,6 +136,19 @@ def paired(above: Sequence[float], below: Sequence[float]) -> Spread:
 def geometric_mean(values: Sequence[float]) -> float | None:
     """None of nothing."""
     return math.exp(statistics.fmean(math.log(v) for v in values)) if values else None
+
+
+def show(
+    console: Console, tables: Iterable[tuple[str, Sequence[str], Iterable[Sequence[str]]]], lines: Iterable[str]
+) -> None:
+    """What a benchmark says in the end: tables of (title, columns, rows of cells), and lines."""
+    for title, columns, cells in tables:
+        table = Table(*columns, title=title)
+        for row in cells:
+            table.add_row(*row)
+        console.print(table)
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 # -- the machine ---------------------------------------------------------------------------------------------

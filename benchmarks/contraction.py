@@ -29,7 +29,6 @@ from _optimizers import OTHERS, Found, Optimizer, long_run, ours
 from _paths import Contraction
 from _paths import Path as Tree
 from rich.console import Console
-from rich.table import Table
 
 from tn4nn._paths import _lettered, legs_along, path_macs, slice_legs
 
@@ -303,13 +302,7 @@ def main(
             json_file.write_text(json.dumps(data, indent=1) + "\n")
         if page_file is not None:
             page_file.write_text(page(data))
-    for title, columns, cells in tables(data):
-        table = Table(*columns, title=title)
-        for row in cells:
-            table.add_row(*row)
-        console.print(table)
-    for line in lines(data):
-        console.print(line, markup=False, highlight=False)
+    _measure.show(console, tables(data), lines(data))
 
 
 if __name__ == "__main__":

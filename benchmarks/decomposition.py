@@ -32,7 +32,6 @@ if __package__ in (None, ""):
 
 import _measure
 from rich.console import Console
-from rich.table import Table
 
 import tn4nn as tn
 from tn4nn._als import Als
@@ -500,13 +499,7 @@ def main(
         json_file.write_text(json.dumps(data, indent=1) + "\n")
     if page_file is not None:
         page_file.write_text(page(data))
-    for title, columns, cells in tables(data):
-        table = Table(*columns, title=title)
-        for row in cells:
-            table.add_row(*row)
-        console.print(table)
-    for line in lines(data):
-        console.print(line, markup=False, highlight=False)
+    _measure.show(console, tables(data), lines(data))
 
 
 if __name__ == "__main__":

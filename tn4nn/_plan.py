@@ -452,8 +452,9 @@ class Search:
             for path, name in zip(self.chains(), ("left to right", "right to left"), strict=True):
                 found.setdefault(path, name)
         macs = {path: self.macs_of(path) for path in found}
+        most = _SILLY * min(macs.values())
         # Taking the cores of a large graph in turn may hold hundreds of legs at once, which takes hours to lower.
-        return [(name, path) for path, name in found.items() if macs[path] <= _SILLY * min(macs.values())]
+        return [(name, path) for path, name in found.items() if macs[path] <= most]
 
     def dense_first(self, *, greedy: bool = False) -> Path:
         """The cores among themselves, then x."""

@@ -14,7 +14,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from tn4nn import _convert
@@ -24,7 +23,7 @@ from tn4nn._decompose import Decomposition
 from tn4nn._errors import BackendError, ShapeError, TN4NNError
 from tn4nn._network import Network
 
-from ._device import to_host, wide
+from ._device import beside, dtype_of, to_host, wide
 from ._kinds import Kind, dense_module, equinox, kind_of, readers, why_not
 from ._modules import JaxModule, made
 
@@ -72,11 +71,11 @@ def _walk(node: Any, name: str = "", reason: str = "") -> Iterator[tuple[str, An
         return
     for path, child in jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda other: other is not node)[0]:
         if path:
-            step = ".".join(_word(key) for key in path)
+            step = ".".join(word(key) for key in path)
             yield from _walk(child, f"{name}.{step}" if name else step, reason)
 
 
-def _word(key: Any) -> str:
+def word(key: Any) -> str:
     """One step of a path: the name of a field, a position, or a key."""
     return str(next(getattr(key, word) for word in ("name", "idx", "key") if hasattr(key, word)))
 
@@ -245,7 +244,7 @@ def _made(found: _Found, result: Decomposition, batch: int, phase: str) -> dict[
     """id of a layer -> the new one; layers that shared their weight share their cores."""
     new: dict[int, JaxModule] = {}
     cores: dict[str, Any] = {}
-    dtype = _dtype_of(found.weight).name
+    dtype = dtype_of(found.weight).name
     for member in found.members:
         kind = kind_of(member)
         assert kind is not None
@@ -256,32 +255,10 @@ def _made(found: _Found, result: Decomposition, batch: int, phase: str) -> dict[
         if has_bias:
             weights["bias"] = np.zeros(network.out_features, np.float32)  # the old one takes its place
         module: JaxModule = made(kind.make, layer, weights, batch=batch, phase=phase, dtype=dtype)
-        cores = cores or {name: _beside(module.weights[name], found.weight) for name in network.shapes}
+        cores = cores or {name: beside(module.weights[name], found.weight) for name in network.shapes}
         bias = {"bias": member.bias.reshape(-1)} if has_bias else {}
         new[id(member)] = module.updated({**cores, **bias})
     return new
-
-
-def _dtype_of(weight: Any) -> np.dtype[Any]:
-    """The dtype in which jax computes with a weight: numpy's float64 are float32 to it, unless x64 is on."""
-    dtype = weight.dtype if isinstance(weight, jax.Array) else jax.dtypes.canonicalize_dtype(weight.dtype)
-    return np.dtype(dtype)
-
-
-def _beside(core: jax.Array, weight: Any) -> jax.Array:
-    """A core where the weight lies; on all of its devices where it is spread over several."""
-    if not isinstance(weight, jax.Array) or core.devices() == weight.devices():
-        return core
-    if len(weight.devices()) == 1:
-        place: Any = next(iter(weight.devices()))
-    elif isinstance(weight.sharding, NamedSharding):
-        every: Any = PartitionSpec  # without types
-        place = NamedSharding(weight.sharding.mesh, every())
-    else:
-        return core
-    with wide(core.dtype == np.float64):
-        moved: jax.Array = jax.device_put(core, place)
-    return moved
 
 
 def convert(
@@ -378,5 +355,5 @@ def _dense_weight(module: JaxModule, made: dict[tuple[Any, ...], jax.Array]) -> 
             matrix = matrix.reshape(layer.topology.out_features, layer.in_channels, *layer.kernel)
         first = next(iter(cores.values()))
         with wide(first.dtype == np.float64):
-            made[key] = _beside(jnp.array(matrix.T if table else matrix, dtype=first.dtype), first)
+            made[key] = beside(jnp.array(matrix.T if table else matrix, dtype=first.dtype), first)
     return made[key]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from tn4nn._errors import BackendError
@@ -73,3 +74,25 @@ def to_host(array: Any) -> NDArray[Any]:
     host = np.array(array)
     # numpy itself has no bfloat16, and what it does not know cannot be saved.
     return host.astype(np.float32) if host.dtype.itemsize == 2 and jnp.issubdtype(host.dtype, jnp.floating) else host
+
+
+def dtype_of(weight: Any) -> np.dtype[Any]:
+    """The dtype in which jax computes with a weight: numpy's float64 are float32 to it, unless x64 is on."""
+    dtype = weight.dtype if isinstance(weight, jax.Array) else jax.dtypes.canonicalize_dtype(weight.dtype)
+    return np.dtype(dtype)
+
+
+def beside(core: jax.Array, weight: Any) -> jax.Array:
+    """A core where the weight lies; on all of its devices where it is spread over several."""
+    if not isinstance(weight, jax.Array) or core.devices() == weight.devices():
+        return core
+    if len(weight.devices()) == 1:
+        place: Any = next(iter(weight.devices()))
+    elif isinstance(weight.sharding, NamedSharding):
+        every: Any = PartitionSpec  # without types
+        place = NamedSharding(weight.sharding.mesh, every())
+    else:
+        return core
+    with wide(core.dtype == np.float64):
+        moved: jax.Array = jax.device_put(core, place)
+    return moved

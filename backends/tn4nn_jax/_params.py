@@ -19,8 +19,8 @@ from tn4nn._layers import Linear
 from tn4nn._svd import Array
 from tn4nn._topology import nearest
 
-from ._convert import _beside, _dtype_of, _word
-from ._device import to_device, wide
+from ._convert import word
+from ._device import beside, dtype_of, to_device, wide
 
 Layout = Literal["in_out", "out_in"]
 
@@ -49,7 +49,7 @@ def plan_params(
             f"(torch, Equinox); received {layout!r}"
         )
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    named = {".".join(map(_word, path)): leaf for path, leaf in leaves}
+    named = {".".join(map(word, path)): leaf for path, leaf in leaves}
     weights = [_weight(name, leaf, layout) for name, leaf in named.items() if _is_matrix(name, leaf)]
     if not weights:
         raise TN4NNError("these params hold no matrix: arrays of two axes and floating-point numbers can be converted")
@@ -94,9 +94,9 @@ def _weight(name: str, leaf: Any, layout: Layout) -> Weight:
 
 def _cores(result: Decomposition, leaf: Any) -> dict[str, jax.Array]:
     """The cores in the dtype of the matrix and where it lies."""
-    dtype = _dtype_of(leaf)
+    dtype = dtype_of(leaf)
     with wide(dtype == np.float64):
-        return {name: _beside(to_device(core, dtype, None), leaf) for name, core in result.weights.items()}
+        return {name: beside(to_device(core, dtype, None), leaf) for name, core in result.weights.items()}
 
 
 def decompose_params(

@@ -22,7 +22,7 @@ from tn4nn.reproduce._clock import rounds_of
 
 PACKAGES = (
     "tn4nn", "numpy", "torch", "jax", "jaxlib", "cotengra", "cotengrust", "opt_einsum", "quimb", "tensorly",
-    "tensorly-torch", "tensorkrowch", "torchTT",
+    "tensorly-torch", "tensorkrowch", "torchTT", "triton",
 )  # fmt: skip
 
 
@@ -196,20 +196,30 @@ class Limits:
         return max(macs / self.macs_per_s, moved / self.bytes_per_s)
 
 
-def probe(device: str) -> Limits:
+def probe(device: str, dtype: str = "float32") -> Limits:
     """A large matrix product and a large copy, the best of several, on torch or else on numpy."""
     try:
         import torch
     except ImportError:
         return _probe_numpy()
-    n, sync = 1024, synchronise(device)
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    source = torch.randn(16 * 2**20, device=device)
+    sync, options = synchronise(device), {"device": device, "dtype": getattr(torch, dtype)}
+    n, length = (1024, 16 * 2**20) if device == "cpu" else (8192, 256 * 2**20)
+    a, b = torch.randn(n, n, **options), torch.randn(n, n, **options)
+    source = torch.ones(length, **options)
     target = torch.empty_like(source)
     out = torch.empty_like(a)
     product = best(lambda: (torch.mm(a, b, out=out), sync()), 40)
     copy = best(lambda: (target.copy_(source), sync()), 40)
-    return Limits(n**3 / product, 2 * 4 * source.numel() / copy)
+    return Limits(n**3 / product, 2 * source.nbytes / copy)
+
+
+def device_name(device: str) -> str:
+    """What the machine calls it."""
+    if device == "cpu":
+        return _cpu()
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
 
 
 def _probe_numpy() -> Limits:

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from _cell import CannotExpressError, Cell
+from _cell import ITEM, CannotExpressError, Cell
 from _paths import BATCH, PathCost
 from _runners import JaxRunner, Runner, TorchRunner
 
 import tn4nn as tn
+from tn4nn._machine import gpu
 
 # -- ours ----------------------------------------------------------------------------------------------------
 
@@ -38,9 +39,14 @@ def _ours(cell: Cell, backend: str, plan: tn.Plan, **options: Any) -> tuple[Any,
 
 
 def _tuned(cell: Cell) -> tn.Plan:
-    """With tune=True: the best few plans are measured when the layer is built."""
-    native = cell.device == "cpu"
-    return tn.plan(cell.network, cell.batch, cell.phase, runtime="native" if native else "program", tune=native)
+    """With tune=True: the best few plans are measured when the layer is built, on a GPU when it is called."""
+    if cell.device == "cpu":
+        return tn.plan(cell.network, cell.batch, cell.phase, runtime="native", tune=True)
+    import torch
+
+    size = ITEM[cell.dtype]
+    figures = gpu(torch.cuda.get_device_name(cell.device)).machine(size)
+    return tn.plan(cell.network, cell.batch, cell.phase, machine=figures, itemsize=size)
 
 
 def _tn4nn_torch(cell: Cell) -> Runner:
@@ -49,14 +55,16 @@ def _tn4nn_torch(cell: Cell) -> Runner:
     if cell.device == "cpu":
         tn4nn_torch.build_extension()
     plan = _tuned(cell)
-    module, notes = _ours(cell, "torch", plan, tune=True)
-    module = module.to(cell.device)
-    return TorchRunner(cell, module, list(module.parameters()), plan.cost.macs, notes)
+    module, notes = _ours(cell, "torch", plan, tune=True, device=cell.device, dtype=cell.dtype)
+    runner = TorchRunner(cell, module, list(module.parameters()), plan.cost.macs, notes)
+    if cell.device != "cpu":
+        runner.run(2)  # the second call of a size measures the ways
+    return runner
 
 
 def _tn4nn_jax(cell: Cell) -> Runner:
     plan = _tuned(cell)
-    module, notes = _ours(cell, "jax", plan, tune=cell.device == "cpu")
+    module, notes = _ours(cell, "jax", plan, tune=cell.device == "cpu", dtype=cell.dtype)
     return JaxRunner(cell, lambda m, x: m(x), module, plan.cost.macs, notes)
 
 
@@ -68,7 +76,7 @@ def _dense_torch(cell: Cell) -> Runner:
 
     cell.guard_dense()
     out_features, in_features = cell.network.out_features, cell.network.in_features
-    layer = torch.nn.Linear(in_features, out_features, bias=False, device=cell.device)
+    layer = torch.nn.Linear(in_features, out_features, bias=False, device=cell.device, dtype=getattr(torch, cell.dtype))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(cell.data.dense))
     return TorchRunner(cell, layer, [layer.weight], cell.dense_macs)
@@ -87,7 +95,8 @@ def _dense_jax(cell: Cell) -> Runner:
 def _torch_cores(cell: Cell) -> list[Any]:
     import torch
 
-    return [torch.tensor(core, device=cell.device, requires_grad=cell.train) for core in cell.cores]
+    options: Any = {"device": cell.device, "dtype": getattr(torch, cell.dtype)}
+    return [torch.tensor(core, requires_grad=cell.train, **options) for core in cell.cores]
 
 
 def _guard_path(cell: Cell) -> None:
@@ -146,14 +155,41 @@ def _opt_einsum(cell: Cell) -> Runner:
 
 def _cotengra(cell: Cell) -> Runner:
     """array_contract_expression with the optimal path, the batch counted in."""
+    expression = _expression(cell)
+    return _with_modes(cell, lambda *arrays: expression(*arrays, backend="torch"), _torch_cores(cell))
+
+
+def _expression(cell: Cell) -> Any:
     import cotengra as ctg
 
     _guard_path(cell)
     problem = cell.layer
-    expression = ctg.array_contract_expression(
+    return ctg.array_contract_expression(
         list(problem.tensors), problem.output, shapes=problem.shapes, optimize=problem.tree().get_path()
     )
-    return _with_modes(cell, lambda *arrays: expression(*arrays, backend="torch"), _torch_cores(cell))
+
+
+def _graphed(cell: Cell) -> Runner:
+    """cotengra's expression as one CUDA graph forward and one backward, by torch's make_graphed_callables."""
+    import torch
+
+    if cell.device == "cpu":
+        raise CannotExpressError("CUDA graphs need a GPU")
+    expression, inputs, batch = _expression(cell), cell.modes[0], cell.batch
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cores = torch.nn.ParameterList([core.detach() for core in _torch_cores(cell)])
+            self.requires_grad_(cell.train)
+
+        def forward(self, x: Any) -> Any:
+            return expression(*self.cores, x.reshape(batch, *inputs), backend="torch").reshape(batch, -1)
+
+    layer = Layer()
+    x = torch.tensor(cell.x, device=cell.device, dtype=getattr(torch, cell.dtype), requires_grad=cell.train)
+    made = torch.cuda.make_graphed_callables(layer, (x,))
+    return TorchRunner(cell, made, list(layer.parameters()), cell.macs(cell.layer.cost(cell.best_path).macs))
 
 
 def _engine(name: str) -> Callable[[Cell], Runner]:
@@ -165,7 +201,13 @@ def _engine(name: str) -> Callable[[Cell], Runner]:
 
     def make(cell: Cell) -> Runner:
         _guard_path(cell)
-        options: Any = {"weights": cell.data.weights, "batch": cell.batch, "phase": cell.phase, "device": cell.device}
+        options: Any = {
+            "weights": cell.data.weights,
+            "batch": cell.batch,
+            "phase": cell.phase,
+            "device": cell.device,
+            "dtype": cell.dtype,
+        }
         try:
             module = tn.Linear(cell.network, bias=False).build("torch", minimize="flops", engine=name, **options)
         except tn.BackendError as error:  # a hyperedge too large for TensorNetwork
@@ -236,7 +278,7 @@ def _tltorch(cell: Cell, implementation: str) -> Runner:
     kind = {"mpo": "blocktt", "cp": "cp", "tucker": "tucker"}[name]
     layer = tltorch.FactorizedLinear(
         inputs, outputs, bias=False, factorization=kind, rank=rank, implementation=implementation
-    ).to(cell.device)
+    ).to(cell.device, getattr(torch, cell.dtype))
     parameters = list(layer.parameters())
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
@@ -271,7 +313,7 @@ def _torchtt(cell: Cell) -> Runner:
     layer = torchtt.nn.LinearLayerTT(list(inputs), list(outputs), ranks)
     del layer.bias
     layer.bias = torch.zeros(())
-    layer = layer.to(cell.device)
+    layer = layer.to(cell.device, getattr(torch, cell.dtype))
     with torch.no_grad():
         for core, value in zip(layer.cores, values, strict=True):
             core.copy_(torch.from_numpy(np.ascontiguousarray(value)))
@@ -330,8 +372,8 @@ def _tensorkrowch(cell: Cell) -> Runner:
             names = made[-1].axes_names
             return tk.permute(made[-1], tuple(names.index(leg) for leg in output))
 
-    layer = Layer().to(cell.device)
-    layer.trace(torch.zeros(batch, *inputs, device=cell.device))
+    layer = Layer().to(cell.device, getattr(torch, cell.dtype))
+    layer.trace(torch.zeros(batch, *inputs, device=cell.device, dtype=getattr(torch, cell.dtype)))
     return TorchRunner(cell, lambda x: layer(x.reshape(batch, *inputs)).reshape(batch, -1), list(layer.parameters()))
 
 
@@ -370,6 +412,7 @@ PEERS: dict[str, Peer] = {
         Peer("torch-einsum", "torch", "peer", ("opt_einsum",), _torch_einsum),
         Peer("opt-einsum", "torch", "peer", ("opt_einsum",), _opt_einsum),
         Peer("cotengra", "torch", "peer", (), _cotengra),
+        Peer("cotengra-graphed", "torch", "peer", (), _graphed),
         Peer("quimb", "torch", "peer", ("quimb",), _engine("quimb")),
         Peer("tensornetwork", "torch", "peer", ("tensornetwork",), _engine("tensornetwork")),
         Peer("tltorch-factorized", "torch", "peer", ("tltorch", "opt_einsum"), _tltorch_factorized),

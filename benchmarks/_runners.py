@@ -53,8 +53,9 @@ class TorchRunner:
         import torch
 
         self.cell, self.apply, self.parameters = cell, apply, list(parameters)
-        self.x = torch.tensor(cell.x, device=cell.device, requires_grad=cell.train)
-        self.gy = torch.tensor(cell.gy, device=cell.device) if cell.train else None
+        options: Any = {"device": cell.device, "dtype": getattr(torch, cell.dtype)}
+        self.x = torch.tensor(cell.x, requires_grad=cell.train, **options)
+        self.gy = torch.tensor(cell.gy, **options) if cell.train else None
         self.sync = synchronise(cell.device)
         self.notes = notes or {}
         self.macs = self._counted() if macs is None else macs
@@ -82,12 +83,13 @@ class TorchRunner:
         import torch
 
         with torch.no_grad():
-            y = self.apply(self.x).cpu().numpy()
+            y = self.apply(self.x).float().cpu().numpy()
         self.cell.check_output(y)
         if self.cell.train:
             values = [self.x, *self.parameters]
             pairs = [
-                (g.cpu().numpy(), p.detach().cpu().numpy()) for g, p in zip(self._gradients(), values, strict=True)
+                (g.float().cpu().numpy(), p.detach().float().cpu().numpy())
+                for g, p in zip(self._gradients(), values, strict=True)
             ]
             self.cell.check_gradients(y, pairs)
 
@@ -159,9 +161,13 @@ class JaxRunner:
         import jax
 
         self.cell, self.function, self.macs, self.notes = cell, function, macs, notes or {}
-        self.arguments = (jax.tree.map(jax.numpy.asarray, parameters), jax.numpy.asarray(cell.x))
+
+        def placed(array: Any) -> Any:
+            return jax.numpy.asarray(array, dtype=cell.dtype)
+
+        self.arguments = (jax.tree.map(placed, parameters), placed(cell.x))
         if cell.train:
-            self.arguments += (jax.numpy.asarray(cell.gy),)
+            self.arguments += (placed(cell.gy),)
 
         def train(parameters: Any, x: Any, gy: Any) -> Any:
             y, back = jax.vjp(function, parameters, x)
@@ -173,22 +179,26 @@ class JaxRunner:
         """See Runner."""
         import jax
 
+        made = None
         for _ in range(times):
-            jax.block_until_ready(self.call(*self.arguments))
+            made = self.call(*self.arguments)
+            if self.cell.device == "cpu":  # a GPU is given the next call before it has done this one, as torch does
+                jax.block_until_ready(made)
+        jax.block_until_ready(made)
 
     def check(self) -> None:
         """See Runner."""
         import jax
 
         made = self.call(*self.arguments)
-        y = np.asarray(made[0] if self.cell.train else made)
+        y = _single(made[0] if self.cell.train else made)
         self.cell.check_output(y)
         if self.cell.train:
             by_parameters, by_x = made[1]
             values = [self.arguments[1], *jax.tree.leaves(self.arguments[0])]
             gradients = [by_x, *jax.tree.leaves(by_parameters)]
             pairs: list[tuple[Array, Array]] = [
-                (np.asarray(g), np.asarray(v)) for g, v in zip(gradients, values, strict=True)
+                (_single(g), _single(v)) for g, v in zip(gradients, values, strict=True)
             ]
             self.cell.check_gradients(y, pairs)
 
@@ -209,3 +219,8 @@ class JaxRunner:
             found = self.call.lower(*self.arguments).compile().memory_analysis()
             return int(found.temp_size_in_bytes + found.output_size_in_bytes)
         return None
+
+
+def _single(array: Any) -> Array:
+    """An array of jax in float32, which numpy knows."""
+    return np.asarray(array).astype(np.float32)

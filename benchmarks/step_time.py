@@ -26,7 +26,7 @@ if __package__ in (None, ""):
 
 import _measure
 import _workset
-from _cell import CannotExpressError, CaseData, Cell, SkippedError, WrongError
+from _cell import ITEM, CannotExpressError, CaseData, Cell, SkippedError, WrongError
 from _goals import goals, means, name_of, summarised
 from _peers import PEERS, Peer
 from _runners import Runner
@@ -53,6 +53,15 @@ def limit_threads(threads: int) -> None:
     except ImportError:
         return
     torch.set_num_threads(threads)
+
+
+def full_precision() -> None:
+    """Products of float32 in float32: jax's are TF32 on a GPU if it is not told."""
+    try:
+        import jax
+    except ImportError:
+        return
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 # -- one cell ------------------------------------------------------------------------------------------------
@@ -148,13 +157,14 @@ def measure(
     settings: _measure.Settings,
     limits: _measure.Limits,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> Iterator[dict[str, Any]]:
     """Cells one by one, those of a case sharing its numbers."""
     data: CaseData | None = None
     for case, batch, phase in questions:
         if data is None or data.case is not case:
             data = CaseData(case)
-        yield measure_cell(Cell(data, batch, phase, device, settings, limits), peers, settings)
+        yield measure_cell(Cell(data, batch, phase, device, settings, limits, dtype), peers, settings)
 
 
 def report(
@@ -164,6 +174,7 @@ def report(
     device: str,
     quick: bool,
     started: float,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Everything as plain data."""
     return {
@@ -175,6 +186,8 @@ def report(
         "versions": _measure.versions(),
         "threads": threads,
         "device": device,
+        "device_name": _measure.device_name(device),
+        "dtype": dtype,
         "quick": quick,
         "limits": {"macs_per_s": limits.macs_per_s, "bytes_per_s": limits.bytes_per_s},
         "means": means(cells),
@@ -295,29 +308,41 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows here.")] = None,
     peers: Annotated[str | None, typer.Option(help="Competitors, by commas; default all.")] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 (on a GPU).")] = "float32",
+    limit_s: Annotated[
+        float, typer.Option("--limit", min=0, help="Seconds after which no cell is begun; 0: none.")
+    ] = 0,
 ) -> None:
     """Times TN layers against dense layers and against every other way to run them."""
     chosen, cells = _chosen(peers), []
     questions = _workset.questions(quick, only)
+    if dtype not in ITEM or (dtype != "float32" and device == "cpu"):
+        raise typer.BadParameter("expected float32, or on a GPU bfloat16", param_hint="--dtype")
     if not questions:
         raise typer.BadParameter(f"no cell matches {only!r}; a cell is case/batch/phase", param_hint="--only")
     limit_threads(threads)
+    if device != "cpu":
+        full_precision()
     started = time.perf_counter()
     settings = _measure.QUICK if quick or short else _measure.Settings()
-    limits, console = _measure.probe(device), Console()
+    limits, console = _measure.probe(device, dtype), Console()
     console = console if console.is_terminal else Console(width=120)
     console.print(
-        f"{limits.macs_per_s / 1e9:.0f} GMAC/s, {limits.bytes_per_s / 1e9:.0f} GB/s, {threads} thread(s), {device}",
+        f"{limits.macs_per_s / 1e9:.0f} GMAC/s, {limits.bytes_per_s / 1e9:.0f} GB/s, {threads} thread(s), {device}, "
+        f"{dtype}",
         highlight=False,
     )
-    for cell in measure(questions, chosen, settings, limits, device):
+    for cell in measure(questions, chosen, settings, limits, device, dtype):
         cells.append(cell)
         console.print(cell_table(cell))
         for line in refusals(cell):
             console.print(line, style="dim", highlight=False, markup=False)
-        data = report(cells, limits, threads, device, quick, started)
+        data = report(cells, limits, threads, device, quick, started, dtype)
         if json_file is not None:
             write(json_file, data)
+        if limit_s and time.perf_counter() - started > limit_s:
+            console.print(f"{len(questions) - len(cells)} cells were not begun: --limit {limit_s:g}")
+            break
     show(console, data)
     console.print(f"{data['seconds']:.0f} s", highlight=False)
 

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import torch
+from always import Always
 from tn4nn_torch import TNLinear, _triton
 
 import tn4nn as tn
@@ -35,8 +36,8 @@ def forced(net, dtype):
     path = tn.plan(net, 64, "train", minimize="flops").path
     made = _triton.fused(stream(net, path), CPU, dtype)
     assert made is not None
-    layer = TNLinear(net, seed=1, dtype=dtype)
-    layer._fused = {(4**i, dtype): made for i in range(8)}
+    layer = TNLinear(net, seed=1, dtype=dtype, tune=True)
+    layer._tuned = Always(**{str(dtype).removeprefix("torch."): made})
     return layer
 
 
@@ -107,7 +108,7 @@ def second():
 def elsewhere():
     """Strides, no rows, autocast, transforms and moves."""
     layer = forced(NETWORKS["mpo"], torch.float32)
-    layer._fused |= forced(NETWORKS["mpo"], torch.bfloat16)._fused
+    layer._tuned.kernels |= forced(NETWORKS["mpo"], torch.bfloat16)._tuned.kernels
     x = torch.randn(20, 36, generator=torch.Generator().manual_seed(0))
     y = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -118,7 +119,7 @@ def elsewhere():
         "no rows": float(layer(x[:0]).shape != (0, 24)),
         "autocast": float(error(low, y) > 0.02 or torch.equal(low.float(), y)),
     }
-    return found | {"moved": error(layer.double()(x.double()), y), "forgotten": float(bool(layer._fused))}
+    return found | {"moved": error(layer.double()(x.double()), y), "forgotten": float(isinstance(layer._tuned, Always))}
 
 
 def wrong():

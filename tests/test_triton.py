@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ needs_triton = pytest.mark.skipif(
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
+Always = runpy.run_path(str(Path(__file__).with_name("always.py")))["Always"]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
 MPO = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
 FC2 = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
@@ -119,21 +121,15 @@ def test_compiles_for_a_gpu_and_launches_once_each_way(capability, dtype, driver
         assert ".v4.b32" in made.asm["ptx"]  # rows lie side by side: 16 bytes at a time
 
 
-def test_without_triton_the_layer_says_so_once_and_runs(monkeypatch):
+def test_without_triton_it_is_said_once_and_there_is_no_kernel(monkeypatch):
     def absent():
         raise ImportError("No module named 'triton'")
 
     monkeypatch.setattr(_triton, "_kernels", absent)
-    monkeypatch.setattr(_triton, "_INTERPRETED", True)
-    monkeypatch.setattr(_triton, "gpu_of", lambda device: _triton.gpu("NVIDIA H100"))
-    monkeypatch.setattr(_triton, "fused_path", lambda net, *question: tn.plan(net, 64, minimize="flops").path)
-    _triton._tell.cache_clear()
-    layer, x = TNLinear(MPO, seed=1, tune=True), torch.ones(20, 1024)
+    _triton.tell.cache_clear()
     with pytest.warns(UserWarning, match=r"no Triton kernels: Triton is not installed \(pip install 'tn4nn\[gpu\]'\)"):
-        y = layer(x)
-    assert torch.equal(layer(x), y)  # the second call is silent
-    assert list(layer._fused.values()) == [None]
-    assert torch.equal(TNLinear(MPO, seed=1, tune=True)(x), y)
+        assert _triton.fused(streamed(MPO), torch.device("cpu"), torch.float32) is None
+    assert _triton.fused(streamed(MPO), torch.device("cpu"), torch.float32) is None  # the second call is silent
 
 
 def test_triton_is_imported_where_it_is_used_only():
@@ -159,8 +155,8 @@ def test_states_that_do_not_fit_the_device_give_no_kernel(monkeypatch):
 def on_gpu(net, dtype):
     made = _triton.fused(streamed(net), torch.device("cuda"), dtype)
     assert made is not None
-    layer = TNLinear(net, seed=1, device="cuda", dtype=dtype)
-    layer._fused = {(4**i, dtype): made for i in range(8)}
+    layer = TNLinear(net, seed=1, device="cuda", dtype=dtype, tune=True)
+    layer._tuned = Always(**{str(dtype).removeprefix("torch."): made})
     return layer
 
 
@@ -242,22 +238,6 @@ def test_gpu_training_step_is_captured_in_a_graph():
 
 @needs_gpu
 @needs_triton
-def test_gpu_nothing_is_built_while_a_graph_is_captured():
-    layer, twin = (TNLinear(MPO, seed=1, device="cuda", batch=2048, tune=True) for _ in range(2))
-    twin._fused = {(2048, torch.float32): None}
-    x = noise(2048, 1024)
-    with torch.no_grad():
-        right = twin(x)  # cuBLAS is there now
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = layer(x)
-        graph.replay()
-        assert not layer._fused
-        assert close(y, right, 1e-5)
-
-
-@needs_gpu
-@needs_triton
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gpu_host_waits_for_nothing(dtype):
@@ -274,7 +254,7 @@ def test_gpu_host_waits_for_nothing(dtype):
 @needs_triton
 def test_gpu_autocast_runs_in_bfloat16():
     layer, x = on_gpu(MPO, torch.float32), noise(100, 1024)
-    layer._fused |= on_gpu(MPO, torch.bfloat16)._fused
+    layer._tuned.kernels |= on_gpu(MPO, torch.bfloat16)._tuned.kernels
     exact = layer(x)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         y = layer(x)

@@ -86,11 +86,6 @@ def run(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
         return ops.concatenate([run(ops, whole, [*cores, x[i : i + program.block]]) for i in starts])
     if program.sliced:
         return _run_sliced(ops, program, inputs)
-    return registers_of(ops, program, inputs)[-1]
-
-
-def registers_of(ops: Ops, program: Program, inputs: Sequence[Any], *, keep: bool = False) -> list[Any]:
-    """The registers of one pass through the steps; those that no later step reads are freed unless `keep`."""
     registers: list[Any] = list(inputs)
     for step in program.steps:
         kind = step.kind
@@ -103,10 +98,9 @@ def registers_of(ops: Ops, program: Program, inputs: Sequence[Any], *, keep: boo
         else:
             made = ops.multiply(registers[step.args[0]], registers[step.args[1]])
         registers.append(made)
-        if not keep:
-            for register in step.frees:
-                registers[register] = None
-    return registers
+        for register in step.frees:
+            registers[register] = None
+    return registers[-1]
 
 
 def _run_sliced(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:

@@ -25,6 +25,7 @@ from tn4nn._plan import Form, Plan, bucket, plan
 from tn4nn._program import run
 from tn4nn.interop.engines import check_engine, engine
 
+from ._device import figures
 from ._native import apply as apply_native
 from ._native import native_for
 from ._ops import OPS, matmul, precision
@@ -83,7 +84,12 @@ class _Call:
     def plan(self, net: Network, rows: int, samples: int, form: Form = "apply") -> Plan:
         """The plan of a network for `rows` rows that came with `samples` samples."""
         batch = self._batch(rows, samples)
-        return plan(net, batch=batch, phase=self.phase, minimize=self.minimize, form=form)
+        return plan(net, batch, self.phase, minimize=self.minimize, form=form, **self.figures)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What plans are priced with, where that is no CPU."""
+        return figures(self.compute or np.float32)
 
     def run(self, p: Plan, cores: Mapping[str, jax.Array], *x: jax.Array) -> jax.Array:
         """What a plan says, on the cores and the rows."""
@@ -239,7 +245,7 @@ def _conv2d(call: _Call, layer: layers.Conv2d, prefix: str, x: jax.Array) -> jax
     chosen = None
     if not layer.is_dense:
         image = (x.shape[1], x.shape[2], x.shape[3])
-        chosen = conv_plan(layer, call.plan_batch or batch, image, call.phase, call.minimize)
+        chosen = conv_plan(layer, call.plan_batch or batch, image, call.phase, call.minimize, **call.figures)
     if chosen is not None and chosen.form == "patches":
         (ph, pw), t = layer.padding, layer.topology
         rows = _patches(layer, jnp.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw))), out)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from tn4nn._errors import BackendError
+from tn4nn._machine import gpu
 
 Device = Any  # jax.Device, which type checkers take for a variable
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -58,6 +59,14 @@ def device_of(name: str | None) -> Device | None:
     except (RuntimeError, IndexError, ValueError):
         there = ", ".join(repr(platform) for platform in _platforms())
         raise BackendError(f"jax has no device {name!r} here: use one of {there}, or None") from None
+
+
+def figures(dtype: Any) -> dict[str, Any]:
+    """What a plan for jax's own device and a dtype is told; nothing on the CPU."""
+    device, size = jax.devices()[0], np.dtype(dtype).itemsize
+    if device.platform != "gpu":
+        return {}
+    return {"machine": gpu(device.device_kind).machine(size, compiled=True), "itemsize": size}
 
 
 def to_device(array: Any, dtype: Any, device: Device | None) -> jax.Array:

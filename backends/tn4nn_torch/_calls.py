@@ -234,7 +234,7 @@ def _piece(text: str, wanted: Sequence[bool]) -> Tensor:
 def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     """Gradients that can be differentiated once more."""
     program = plan(_again(text).recipe.network, x.shape[0], "train").program
-    return second(lambda x, cores: run(OPS, program, [*cores, x]), x, cores, gy, wanted)
+    return second(lambda x, *cores: run(OPS, program, [*cores, x]), (x, *cores), gy, wanted)
 
 
 _DEFINED: list[Any] = []

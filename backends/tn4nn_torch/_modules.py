@@ -23,13 +23,13 @@ from tn4nn._native_plan import ways
 from tn4nn._network import Network
 from tn4nn._ordering import Ordering
 from tn4nn._plan import Form, bucket, plan
-from tn4nn._program import Program, run
 from tn4nn._topology import nearest
 from tn4nn.interop.engines import Engine, check_engine, engine
 
 from ._native import ITEMSIZE, apply, readable, unwatched, usable
-from ._ops import OPS
-from ._triton import Fused, capturing, chosen, dtype_for, figures
+from ._steps import Steps
+from ._triton import figures
+from ._tuned import Tuned
 
 _DTYPES = {
     "float32": torch.float32,
@@ -92,44 +92,48 @@ class _Planned(nn.Module):
         self._dense = layer.is_dense
         self._fixed = batch is not None
         self._planned = max(1, batch or _UNPLANNED)
-        self._programs: dict[int, Program | Engine] = {}
+        self._programs: dict[int, Steps | Engine] = {}
         self._natives: dict[tuple[int, int], Native | None] = {}
         # Shapes and dtypes of x that need nothing but the native runtime.
         self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
-        self._fused: dict[tuple[int, torch.dtype], Fused | None] = {}
-        self._whole: Program | Engine | None = None  # what makes W
+        self._tuned = Tuned()
+        self._whole: Steps | Engine | None = None  # what makes W
         self._figures = figures(self.cores()[0])
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
 
-    def make_program(self, batch: int, form: Form | None = None) -> Program | Engine:
+    def make_program(self, batch: int, form: Form | None = None, minimize: str | None = None) -> Steps | Engine:
         """Plans for a batch: the steps, or another library along the same path."""
-        options: Any = {"minimize": self.minimize, "form": form or self.form, **self._figures}
+        options: Any = {"minimize": minimize or self.minimize, "form": form or self.form, **self._figures}
         p = plan(self.network, max(batch, 1), self.phase, **options)
-        return p.program if self.engine is None else engine(self.engine, p)
-
-    def run(self, program: Program | Engine, arrays: list[Tensor]) -> Tensor:
-        """What `make_program` has made, on the cores and the rows."""
-        y: Tensor = run(OPS, program, arrays) if isinstance(program, Program) else program(arrays)
-        return y
+        return Steps(p.program) if self.engine is None else engine(self.engine, p)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._quick.clear()
+        self._tuned = Tuned()
         now = figures(self.cores()[0])
-        if now != self._figures or self._fused:
+        if now != self._figures:
             self._figures = now
             self.replan()
         return self
 
     def replan(self) -> None:
         """Forgets what was planned for another device."""
-        self._fused.clear()
         self._programs.clear()
         self._whole = None
         self._default = self.make_program(self._planned)
 
-    def program_for(self, rows: int) -> Program | Engine:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the cores, in the network's order."""
+        return self._names
+
+    def planned_for(self, rows: int) -> int:
+        """The number of rows that plans for `rows` rows are made for."""
+        return self._planned if self._fixed else bucket(rows)
+
+    def program_for(self, rows: int) -> Steps | Engine:
         """The program for that many rows: one for each power of four, or the one that was asked for."""
         if self._fixed or torch.compiler.is_compiling():
             return self._default
@@ -143,25 +147,12 @@ class _Planned(nn.Module):
         """The native runtime for that many rows; None where there is none (no compiler) or another engine runs."""
         if self.engine is not None:
             return None
-        key = (self._planned if self._fixed else bucket(rows), itemsize)
+        key = (self.planned_for(rows), itemsize)
         if key not in self._natives:
             size = key[0]
             way = ways(self.network, size, self.phase, minimize=self.minimize, itemsize=itemsize, tune=self.tune)[0]
             self._natives[key] = native(way.recipe(self.network, itemsize))
         return self._natives[key]
-
-    def fused_for(self, rows: Tensor, cores: list[Tensor]) -> Fused | None:
-        """The Triton kernel for these rows, where they can take it and the cost model prefers it to the program.
-
-        Only with `tune`: no GPU has timed it yet.
-        """
-        dtype = dtype_for(rows, cores)
-        if dtype is None:
-            return None
-        key = (self._planned if self._fixed else bucket(rows.shape[0]), dtype)
-        if self.tune and key not in self._fused and not capturing(rows.device):
-            self._fused[key] = chosen(self.network, key[0], self.phase, self.minimize, rows.device, dtype)
-        return self._fused.get(key)
 
     def cores(self) -> list[Tensor]:
         """The cores, in the program's order."""
@@ -204,9 +195,9 @@ class _Planned(nn.Module):
         if self._padding:
             rows = F.pad(rows, (0, self._padding))
         cores = self.cores()
-        triton = self.fused_for(rows, cores) if self.tune or self._fused else None
-        if triton is not None:
-            y = triton(dict(zip(self._names, cores, strict=True)), rows)
+        fast = self._tuned.way(self, rows, cores) if self.tune else None
+        if fast is not None:
+            y = fast(cores, rows)
         elif usable(rows) and (found := self.native_for(rows.shape[0], ITEMSIZE[rows.dtype])) is not None:
             y = apply(found, cores, rows, self.run_program)
             if not (self._padding or self._surplus) and len(self._quick) < _SHAPES:
@@ -217,7 +208,8 @@ class _Planned(nn.Module):
 
     def run_program(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
         """The layer in torch's own operations (or by another library), padded modes and all."""
-        return self.run(self.program_for(rows.shape[0]), [*cores, rows])
+        y: Tensor = self.program_for(rows.shape[0])([*cores, rows])
+        return y
 
     def dense_weight(self) -> Tensor:
         """W where it is the only core."""
@@ -232,7 +224,7 @@ class _Planned(nn.Module):
             return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
         if self._whole is None:
             self._whole = self.make_program(1, "dense")
-        w = self.run(self._whole, self.cores())
+        w: Tensor = self._whole(self.cores())
         return w[: t.out_features, : t.in_features]
 
     @property
@@ -261,7 +253,7 @@ class TNLinear(_Planned):
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
-            consider the Triton kernel too.
+            measure two plans, each in single operations and as captured CUDA graphs, at the second call of a size.
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
@@ -393,7 +385,7 @@ class TNConv2d(_Planned):
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
-            consider the Triton kernel too.
+            measure two plans, each in single operations and as captured CUDA graphs, at the second call of a size.
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
@@ -492,7 +484,7 @@ class TNEmbedding(_Planned):
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
-            consider the Triton kernel too.
+            measure two plans, each in single operations and as captured CUDA graphs, at the second call of a size.
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
@@ -551,7 +543,7 @@ class TNEmbedding(_Planned):
             y = F.embedding(tokens, self.dense_weight().T)
         else:
             picked = [self._pick(core, legs.legs, tokens) for core, legs in zip(self.cores(), t.cores, strict=True)]
-            y = self.run(self.program_for(tokens.shape[0]), picked)[:, : t.out_features]
+            y = self.program_for(tokens.shape[0])(picked)[:, : t.out_features]
         return y.reshape(*x.shape, t.out_features)
 
     def _pick(self, core: Tensor, legs: tuple[str, ...], tokens: Tensor) -> Tensor:

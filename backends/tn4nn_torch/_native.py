@@ -37,15 +37,14 @@ def usable(x: Tensor) -> bool:
 
 
 def unwatched(x: Tensor) -> bool:
-    """Whether x is a plain tensor on the CPU, and nothing must see the single operations on it: no transform of
-    torch.func, no autocast, no trace, no dispatch mode such as FlopCounterMode, no forward-mode derivatives."""
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and not (transforming() or _autocasting("cpu") or _modes() or forward_ad._current_level >= 0)
-        and _traced() is None
-        and _in_memory(x)
-    )
+    """Whether x is a plain tensor on the CPU, and nothing must see the single operations on it."""
+    return type(x) is Tensor and x.is_cpu and quiet() and not _autocasting("cpu") and _in_memory(x)
+
+
+def quiet() -> bool:
+    """Whether no transform of torch.func, no dispatch mode such as FlopCounterMode, no forward-mode derivatives and no
+    trace is on."""
+    return not (transforming() or _modes() or forward_ad._current_level >= 0) and _traced() is None
 
 
 def _in_memory(x: Tensor) -> bool:
@@ -110,7 +109,7 @@ class _Native(torch.autograd.Function):
         x, made, *cores = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if _grad_enabled() or not _in_memory(gradients[0]):
-            found = iter(second(ctx.plain, x, cores, gradients[0], wanted))
+            found = iter(second(lambda x, *cores: ctx.plain(x, cores), (x, *cores), gradients[0], wanted))
             return (None, None, *(next(found) if needed else None for needed in wanted))
         gy = gradients[0].contiguous()
         slopes = [torch.empty_like(t) if needed else None for t, needed in zip((x, *cores), wanted, strict=True)]

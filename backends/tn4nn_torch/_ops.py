@@ -7,19 +7,19 @@ from torch import Tensor
 
 from tn4nn._program import Ops
 
-OPS = Ops(torch.reshape, torch.permute, torch.matmul, torch.mul, torch.select, torch.cat)
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    # torch.matmul comes to these two, a microsecond later
+    return torch.mm(a, b) if a.dim() == 2 else torch.bmm(a, b)
 
 
-def second(
-    plain: Callable[[Tensor, Sequence[Tensor]], Tensor],
-    x: Tensor,
-    cores: Sequence[Tensor],
-    gy: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    """The gradients of x and of the cores that are wanted, by a function in torch's own operations: they can be
-    differentiated once more, and gy may be a batch of gradients under vmap."""
-    inputs, again = [t for t, needed in zip((x, *cores), wanted, strict=True) if needed], torch.is_grad_enabled()
+OPS = Ops(torch.reshape, torch.permute, _matmul, torch.mul, torch.select, torch.cat)
+
+
+def second(plain: Callable[..., Tensor], inputs: Sequence[Tensor], gy: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
+    """The gradients of the inputs that are wanted, by a function in torch's own operations: they can be differentiated
+    once more, and gy may be a batch of gradients under vmap."""
+    chosen, again = [t for t, needed in zip(inputs, wanted, strict=True) if needed], torch.is_grad_enabled()
     with torch.enable_grad():
-        y = plain(x, cores)
-    return list(torch.autograd.grad(y, inputs, gy, create_graph=again))
+        y = plain(*inputs)
+    return list(torch.autograd.grad(y, chosen, gy, create_graph=again))

@@ -137,9 +137,9 @@ def fused(rows: Stream, device: torch.device, dtype: torch.dtype) -> Fused | Non
         if made is not None:
             _check(made, device, dtype)
     except ImportError:
-        _tell("no Triton kernels: Triton is not installed (pip install 'tn4nn[gpu]')")
+        tell("no Triton kernels: Triton is not installed (pip install 'tn4nn[gpu]')")
     except Exception as error:  # a compiler, driver or card that cannot: the program can
-        _tell(f"no Triton kernel for a layer: {type(error).__name__}: {str(error)[:300]}")
+        tell(f"no Triton kernel for a layer: {type(error).__name__}: {str(error)[:300]}")
     else:
         return made
     return None
@@ -151,7 +151,8 @@ def _kernels() -> Any:
 
 
 @functools.cache
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Says once why layers go another way than they could."""
     warnings.warn(f"tn4nn: {message}; layers run in torch's own operations", stacklevel=3)
 
 

@@ -1,0 +1,168 @@
+"""A layer on a GPU as two captured CUDA graphs: one that gives y, one that gives all gradients.
+
+A layer of some twenty small operations costs the host ten times what it costs the GPU. A graph is one launch. Both
+graphs read the cores where they lie, and x (and the gradient of y) from a place of their own; the second makes the
+states of x again. So between two calls nothing is kept but x, and any number of calls may wait for their backward pass.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
+
+from tn4nn._program import run
+
+from ._ops import OPS, second
+from ._steps import Steps, ahead, back
+
+_WARM = 2  # runs before the capture, in which libraries find their kernels and their memory
+
+
+class Captured:
+    """A program for one number of rows, as graphs.
+
+    Args:
+        steps: the program.
+        cores: in the program's order; the graphs read the memory of these.
+        x: rows like those that will come.
+        dtype: in which it runs; cores and rows of another are converted.
+        wanted: which gradients are wanted, of the cores and of x.
+        pool: memory for intermediates, shared by graphs of which one runs at a time.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        cores: Sequence[Tensor],
+        x: Tensor,
+        dtype: torch.dtype,
+        wanted: Sequence[bool],
+        pool: Any,
+    ) -> None:
+        self._steps, self._wanted = steps, tuple(wanted)
+        self._cores = [core.detach() for core in cores]
+        self._at = _addresses(cores)
+        self._lock = threading.Lock()
+        self._there: object = None  # whose x the graphs have
+        self._stream = torch.cuda.current_stream(x.device)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False):
+            self._x = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format).copy_(x)
+            self._forward, self._y = self._captured(self._ahead, pool)
+            if any(self._wanted):
+                self._gy = torch.ones_like(self._y)
+                self._way = steps.reverse(self._wanted)
+                self._shapes = ahead(steps.program, self._way, self._inputs())[1]
+                self._backward, (self._gx, self._slopes) = self._captured(self._back, pool)
+
+    def fits(self, cores: Sequence[Tensor]) -> bool:
+        """Whether these cores lie where the graphs read them."""
+        return self._at == _addresses(cores)
+
+    def __call__(self, cores: Sequence[Tensor], x: Tensor) -> Tensor:
+        """y of shape (rows, product of the output modes)."""
+        if torch.is_grad_enabled() and any(self._wanted):
+            made: Tensor = _Replay.apply(self, x, *cores)  # type: ignore[no-untyped-call]
+            return made
+        return self.ahead(x)[0]
+
+    def ahead(self, x: Tensor) -> tuple[Tensor, object]:
+        """y, in memory of its own; and what says in `back` that x is still there."""
+        with self._lock:
+            self._follow()
+            self._x.copy_(x)
+            self._forward.replay()
+            self._there = object()
+            return self._y.clone(), self._there
+
+    def back(self, x: Tensor, there: object, gy: Tensor) -> list[Tensor | None]:
+        """The gradients of the cores and of x that are wanted, in memory of their own."""
+        with self._lock:
+            self._follow()
+            if self._there is not there:
+                self._x.copy_(x)
+                self._there = there
+            self._gy.copy_(gy)
+            self._backward.replay()
+            gx = None if self._gx is None else self._gx.to(x.dtype, copy=True)
+            slopes = None if self._slopes is None else self._slopes.clone()
+        wanted = self._wanted[:-1]
+        like = [core for core, needed in zip(self._cores, wanted, strict=True) if needed]
+        found: Any = iter(() if slopes is None else _unflatten_dense_tensors(slopes, like))  # type: ignore[no-untyped-call]
+        return [*(next(found) if needed else None for needed in wanted), gx]
+
+    def plain(self, x: Tensor, *cores: Tensor) -> Tensor:
+        """The same in torch's own operations, differentiable as often as one likes."""
+        dtype = self._x.dtype
+        y: Tensor = run(OPS, self._steps.program, [*(core.to(dtype) for core in cores), x.to(dtype)])
+        return y
+
+    def _follow(self) -> None:
+        """On another stream than the last call: after it."""
+        now = torch.cuda.current_stream(self._x.device)
+        if now != self._stream:
+            now.wait_stream(self._stream)
+            self._stream = now
+
+    def _inputs(self) -> list[Tensor]:
+        return [*(core.to(self._x.dtype) for core in self._cores), self._x]
+
+    def _ahead(self) -> Tensor:
+        y: Tensor = run(OPS, self._steps.program, self._inputs())
+        return y.contiguous()
+
+    def _back(self) -> tuple[Tensor | None, Tensor | None]:
+        """The gradient of x, and those of the cores in one array, which is one copy afterwards."""
+        program, way = self._steps.program, self._way
+        registers, _ = ahead(program, way, self._inputs(), last=False)
+        held = {i: registers[i] for i in way.kept}
+        slopes = back(program.steps, way.wanted, held, self._shapes, self._gy)
+        flat = [
+            slope.reshape(-1).to(core.dtype)
+            for slope, core, wanted in zip(slopes, self._cores, self._wanted, strict=False)
+            if wanted and slope is not None
+        ]
+        gx = slopes[len(self._cores)]
+        return None if gx is None else gx.contiguous(), torch.cat(flat) if flat else None
+
+    def _captured(self, function: Any, pool: Any) -> tuple[Any, Any]:
+        """A graph of a function, and what it writes its results to."""
+        aside: Any = torch.cuda.Stream(self._x.device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(self._stream)
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM):
+                function()
+        self._stream.wait_stream(aside)
+        graph: Any = torch.cuda.CUDAGraph()
+        # Other threads, such as those that bring data, go on allocating.
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+            results = function()
+        return graph, results
+
+
+def _addresses(cores: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(core.data_ptr() for core in cores)
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, captured: Captured, x: Tensor, *cores: Tensor) -> Tensor:
+        ctx.captured = captured
+        ctx.save_for_backward(x, *cores)
+        y, ctx.there = captured.ahead(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        captured: Captured = ctx.captured
+        x, *cores = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() or type(gradients[0]) is not Tensor or not gradients[0].is_cuda:
+            found = iter(second(captured.plain, (x, *cores), gradients[0], wanted))
+            return (None, *(next(found) if needed else None for needed in wanted))
+        *slopes, gx = captured.back(x, ctx.there, gradients[0])
+        return (None, gx, *slopes)

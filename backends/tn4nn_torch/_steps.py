@@ -1,0 +1,197 @@
+"""A program as one function of torch, with a backward pass of its own.
+
+Autograd has a node for every view and every product: on a GPU the host is what a small layer waits for, and most of a
+training step is spent on these nodes. A program reads each register once, so its backward pass is the same steps turned
+round with no sums between them, and only the operands of products are kept. Where something has to see the single
+operations (torch.compile, torch.func, a trace, a dispatch mode, forward-mode derivatives), torch records them itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn4nn._program import Program, Step, run
+
+from ._native import quiet
+from ._ops import OPS, second
+
+_PRODUCTS = ("matmul", "multiply")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reverse:
+    """The way back for one choice of inputs whose gradients are wanted.
+
+    Attributes:
+        wanted: of every register, whether its gradient is.
+        kept: the registers that products need for it.
+        shapes: those whose shape is needed.
+    """
+
+    wanted: tuple[bool, ...]
+    kept: tuple[int, ...]
+    shapes: frozenset[int]
+
+
+@dataclasses.dataclass
+class Steps:
+    """A program, to be called with its inputs.
+
+    Example:
+        >>> import torch, tn4nn as tn
+        >>> net = tn.mpo((4, 4), (4, 4)).with_rank(2)
+        >>> cores = [torch.from_numpy(core).requires_grad_(True) for core in net.init(0).values()]
+        >>> y = Steps(tn.plan(net, 3, "train").program)([*cores, torch.ones(3, 16)])
+        >>> y.shape, y.grad_fn.name()
+        (torch.Size([3, 16]), 'StepsFunctionBackward')
+    """
+
+    program: Program
+    _reverses: dict[tuple[bool, ...], Reverse] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    _at_once: bool = dataclasses.field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Without a product y may be a view of an input.
+        self._at_once = any(s.kind in _PRODUCTS for s in self.program.steps) and not self.program.sliced
+
+    def __call__(self, arrays: Sequence[Tensor]) -> Tensor:
+        """The result for the inputs in the program's order."""
+        y: Tensor = _apply(self, *arrays) if self._own(arrays) else run(OPS, self.program, arrays)
+        return y
+
+    def _own(self, arrays: Sequence[Tensor]) -> bool:
+        if torch.compiler.is_compiling() or not (self._at_once and torch.is_grad_enabled() and quiet()):
+            return False
+        if self.program.block and arrays[-1].shape[0] > self.program.block:
+            return False
+        plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in arrays)
+        return plain and any(t.requires_grad for t in arrays) and not torch.is_autocast_enabled(arrays[0].device.type)
+
+    def reverse(self, inputs: tuple[bool, ...]) -> Reverse:
+        """The way back to the inputs whose gradients are wanted."""
+        found = self._reverses.get(inputs)
+        if found is None:
+            found = self._reverses[inputs] = _reverse(self.program.steps, inputs)
+        return found
+
+
+def _reverse(steps: Sequence[Step], inputs: Sequence[bool]) -> Reverse:
+    wanted, kept, shapes = list(inputs), set[int](), set[int]()
+    for step in steps:
+        for position, register in enumerate(step.args):
+            if not wanted[register]:
+                continue
+            if step.kind in _PRODUCTS:
+                kept.add(step.args[1 - position])
+            if step.kind in ("reshape", "multiply"):
+                shapes.add(register)
+        wanted.append(any(wanted[register] for register in step.args))
+    return Reverse(tuple(wanted), tuple(sorted(kept)), frozenset(shapes))
+
+
+class StepsFunction(torch.autograd.Function):
+    """All steps of a program."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: Steps, *inputs: Tensor) -> Tensor:
+        """The result; the operands of products are kept, and the inputs for second derivatives."""
+        way = steps.reverse(ctx.needs_input_grad[1:])
+        registers, ctx.shapes = ahead(steps.program, way, inputs)
+        ctx.steps = steps
+        ctx.save_for_backward(*inputs, *(registers[i] for i in way.kept))
+        y: Tensor = registers[-1]
+        # A view that is made in here may not be written to afterwards, as by an activation in place.
+        return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride()) if y._is_view() else y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradients that are wanted."""
+        steps: Steps = ctx.steps
+        inputs, way = ctx.needs_input_grad[1:], steps.reverse(ctx.needs_input_grad[1:])
+        saved = ctx.saved_tensors
+        count = len(inputs)
+        if torch.is_grad_enabled():
+            found = iter(second(lambda *arrays: run(OPS, steps.program, arrays), saved[:count], gradients[0], inputs))
+            return (None, *(next(found) if needed else None for needed in inputs))
+        held = dict(zip(way.kept, saved[count:], strict=True))
+        return (None, *back(steps.program.steps, way.wanted, held, ctx.shapes, gradients[0])[:count])
+
+
+def ahead(
+    program: Program, way: Reverse, inputs: Sequence[Tensor], *, last: bool = True
+) -> tuple[list[Any], dict[int, torch.Size]]:
+    """The registers that a backward pass needs (the others are None where no step reads them any more), and shapes.
+
+    Args:
+        program: its steps are run.
+        way: what is kept.
+        inputs: the cores and x.
+        last: False where the result is not wanted: the steps after the last that is kept are left out.
+    """
+    registers: list[Any] = list(inputs)
+    shapes = {i: registers[i].shape for i in way.shapes if i < len(inputs)}
+    count = len(program.steps) if last else max(max(way.kept) - len(inputs) + 1, 0)
+    for step in program.steps[:count]:
+        a = registers[step.args[0]]
+        if step.kind == "reshape":
+            made = a.reshape(step.param)
+        elif step.kind == "permute":
+            made = a.permute(step.param)
+        elif step.kind == "matmul":
+            made = OPS.matmul(a, registers[step.args[1]])
+        else:
+            made = a * registers[step.args[1]]
+        if len(registers) in way.shapes:
+            shapes[len(registers)] = made.shape
+        registers.append(made)
+        for register in step.frees:
+            if register not in way.kept:
+                registers[register] = None
+    return registers, shapes
+
+
+def back(
+    steps: Sequence[Step],
+    wanted: Sequence[bool],
+    held: dict[int, Tensor],
+    shapes: dict[int, torch.Size],
+    gradient: Tensor,
+) -> list[Tensor | None]:
+    """The gradients of all registers that are still alive at the end: the inputs that want one."""
+    slopes: list[Any] = [None] * (len(wanted) - 1) + [gradient]
+    for at, step in zip(range(len(wanted) - 1, -1, -1), reversed(steps), strict=False):
+        if not wanted[at]:
+            continue
+        g, slopes[at] = slopes[at], None
+        a = step.args[0]
+        if step.kind == "reshape":
+            slopes[a] = g.reshape(shapes[a])
+        elif step.kind == "permute":
+            slopes[a] = g.permute(_turned(step.param))
+        else:
+            b = step.args[1]
+            if step.kind == "matmul":
+                if wanted[a]:
+                    slopes[a] = OPS.matmul(g, held[b].mH)
+                if wanted[b]:
+                    slopes[b] = OPS.matmul(held[a].mH, g)
+            else:
+                if wanted[a]:
+                    slopes[a] = (g * held[b].conj()).sum_to_size(shapes[a])
+                if wanted[b]:
+                    slopes[b] = (g * held[a].conj()).sum_to_size(shapes[b])
+    return slopes
+
+
+def _turned(axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+# Function.apply looks for torch.func's wrappers, which `quiet` has ruled out: 6 us a call.
+_plain_function: Any = super(torch.autograd.Function, StepsFunction)
+_apply: Any = _plain_function.apply

@@ -267,7 +267,9 @@ def _timed(w: Array, calls: dict[str, Callable[[], Found]], seconds: float) -> l
             rows.append({"library": name, "status": "absent", "reason": f"needs {name}"})
             continue
         try:
-            took, found[name] = _clock(call)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what others say when they are imported
+                took, found[name] = _clock(call)
             total += took
         except Exception as error:  # what another library does not do is a row
             rows.append({"library": name, "status": "failed", "reason": f"{type(error).__name__}: {error}"})

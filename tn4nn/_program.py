@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ._paths import legs_along
@@ -86,8 +86,30 @@ def run(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
         return ops.concatenate([run(ops, whole, [*cores, x[i : i + program.block]]) for i in starts])
     if program.sliced:
         return _run_sliced(ops, program, inputs)
+    return registers_of(ops, program.steps, inputs)[-1]
+
+
+def registers_of(
+    ops: Ops,
+    steps: Iterable[Step],
+    inputs: Sequence[Any],
+    *,
+    kept: Container[int] = (),
+    shapes: list[Any] | None = None,
+) -> list[Any]:
+    """All registers after some steps; None where no later step reads them, unless they are to be kept.
+
+    Args:
+        ops: the backend's array operations.
+        steps: the first of a program, or all.
+        inputs: the first registers.
+        kept: registers that stay.
+        shapes: takes the shapes of all registers.
+    """
     registers: list[Any] = list(inputs)
-    for step in program.steps:
+    if shapes is not None:
+        shapes += [array.shape for array in inputs]
+    for step in steps:
         kind = step.kind
         if kind == "reshape":
             made = ops.reshape(registers[step.args[0]], step.param)
@@ -98,9 +120,12 @@ def run(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
         else:
             made = ops.multiply(registers[step.args[0]], registers[step.args[1]])
         registers.append(made)
+        if shapes is not None:
+            shapes.append(made.shape)
         for register in step.frees:
-            registers[register] = None
-    return registers[-1]
+            if register not in kept:
+                registers[register] = None
+    return registers
 
 
 def _run_sliced(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
-from tn4nn._program import run
+from tn4nn._program import registers_of, run
 
 from ._ops import OPS, second
-from ._steps import Steps, ahead, back
+from ._steps import Steps, back
 
 _WARM = 2  # runs before the capture, in which libraries find their kernels and their memory
 
@@ -56,7 +56,8 @@ class Captured:
             if any(self._wanted):
                 self._gy = torch.ones_like(self._y)
                 self._way = steps.reverse(self._wanted)
-                self._shapes = ahead(steps.program, self._way, self._inputs())[1]
+                self._shapes: list[torch.Size] = []
+                registers_of(OPS, steps.program.steps, self._inputs(), shapes=self._shapes)
                 self._backward, (self._gx, self._slopes) = self._captured(self._back, pool)
 
     def fits(self, cores: Sequence[Tensor]) -> bool:
@@ -117,10 +118,10 @@ class Captured:
 
     def _back(self) -> tuple[Tensor | None, Tensor | None]:
         """The gradient of x, and those of the cores in one array, which is one copy afterwards."""
-        program, way = self._steps.program, self._way
-        registers, _ = ahead(program, way, self._inputs(), last=False)
-        held = {i: registers[i] for i in way.kept}
-        slopes = back(program.steps, way.wanted, held, self._shapes, self._gy)
+        steps, kept, inputs = self._steps.program.steps, self._way.kept, self._inputs()
+        needed = max(max(kept) - len(inputs) + 1, 0)  # y itself is not
+        registers = registers_of(OPS, steps[:needed], inputs, kept=kept)
+        slopes = back(steps, self._way.wanted, {i: registers[i] for i in kept}, self._shapes, self._gy)
         flat = [
             slope.reshape(-1).to(core.dtype)
             for slope, core, wanted in zip(slopes, self._cores, self._wanted, strict=False)

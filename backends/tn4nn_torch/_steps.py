@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tn4nn._program import Program, Step, run
+from tn4nn._program import Program, Step, registers_of, run
 
 from ._native import quiet
 from ._ops import OPS, second
@@ -30,12 +30,10 @@ class Reverse:
     Attributes:
         wanted: of every register, whether its gradient is.
         kept: the registers that products need for it.
-        shapes: those whose shape is needed.
     """
 
     wanted: tuple[bool, ...]
-    kept: tuple[int, ...]
-    shapes: frozenset[int]
+    kept: frozenset[int]
 
 
 @dataclasses.dataclass
@@ -81,17 +79,13 @@ class Steps:
 
 
 def _reverse(steps: Sequence[Step], inputs: Sequence[bool]) -> Reverse:
-    wanted, kept, shapes = list(inputs), set[int](), set[int]()
+    wanted, kept = list(inputs), set[int]()
     for step in steps:
         for position, register in enumerate(step.args):
-            if not wanted[register]:
-                continue
-            if step.kind in _PRODUCTS:
+            if wanted[register] and step.kind in _PRODUCTS:
                 kept.add(step.args[1 - position])
-            if step.kind in ("reshape", "multiply"):
-                shapes.add(register)
         wanted.append(any(wanted[register] for register in step.args))
-    return Reverse(tuple(wanted), tuple(sorted(kept)), frozenset(shapes))
+    return Reverse(tuple(wanted), frozenset(kept))
 
 
 class StepsFunction(torch.autograd.Function):
@@ -101,9 +95,9 @@ class StepsFunction(torch.autograd.Function):
     def forward(ctx: Any, steps: Steps, *inputs: Tensor) -> Tensor:
         """The result; the operands of products are kept, and the inputs for second derivatives."""
         way = steps.reverse(ctx.needs_input_grad[1:])
-        registers, ctx.shapes = ahead(steps.program, way, inputs)
-        ctx.steps = steps
-        ctx.save_for_backward(*inputs, *(registers[i] for i in way.kept))
+        ctx.steps, ctx.shapes = steps, []
+        registers = registers_of(OPS, steps.program.steps, inputs, kept=way.kept, shapes=ctx.shapes)
+        ctx.save_for_backward(*inputs, *(registers[i] for i in sorted(way.kept)))
         y: Tensor = registers[-1]
         # A view that is made in here may not be written to afterwards, as by an activation in place.
         return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride()) if y._is_view() else y
@@ -118,48 +112,15 @@ class StepsFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             found = iter(second(lambda *arrays: run(OPS, steps.program, arrays), saved[:count], gradients[0], inputs))
             return (None, *(next(found) if needed else None for needed in inputs))
-        held = dict(zip(way.kept, saved[count:], strict=True))
+        held = dict(zip(sorted(way.kept), saved[count:], strict=True))
         return (None, *back(steps.program.steps, way.wanted, held, ctx.shapes, gradients[0])[:count])
-
-
-def ahead(
-    program: Program, way: Reverse, inputs: Sequence[Tensor], *, last: bool = True
-) -> tuple[list[Any], dict[int, torch.Size]]:
-    """The registers that a backward pass needs (the others are None where no step reads them any more), and shapes.
-
-    Args:
-        program: its steps are run.
-        way: what is kept.
-        inputs: the cores and x.
-        last: False where the result is not wanted: the steps after the last that is kept are left out.
-    """
-    registers: list[Any] = list(inputs)
-    shapes = {i: registers[i].shape for i in way.shapes if i < len(inputs)}
-    count = len(program.steps) if last else max(max(way.kept) - len(inputs) + 1, 0)
-    for step in program.steps[:count]:
-        a = registers[step.args[0]]
-        if step.kind == "reshape":
-            made = a.reshape(step.param)
-        elif step.kind == "permute":
-            made = a.permute(step.param)
-        elif step.kind == "matmul":
-            made = OPS.matmul(a, registers[step.args[1]])
-        else:
-            made = a * registers[step.args[1]]
-        if len(registers) in way.shapes:
-            shapes[len(registers)] = made.shape
-        registers.append(made)
-        for register in step.frees:
-            if register not in way.kept:
-                registers[register] = None
-    return registers, shapes
 
 
 def back(
     steps: Sequence[Step],
     wanted: Sequence[bool],
     held: dict[int, Tensor],
-    shapes: dict[int, torch.Size],
+    shapes: Sequence[torch.Size],
     gradient: Tensor,
 ) -> list[Tensor | None]:
     """The gradients of all registers that are still alive at the end: the inputs that want one."""

@@ -91,6 +91,16 @@ def test_plan_and_its_picture(monkeypatch, tmp_path):
     assert (tmp_path / "t.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.parametrize("command", [["plan", "--picture"], ["cost", "--growth"]])
+def test_what_cannot_be_drawn_is_said_before_the_work(monkeypatch, tmp_path, capsys, command):
+    def worked(*_, **__):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(_cli, command[0], worked)
+    assert call(monkeypatch, command[0], "mpo", "--in", 64, "--out", 64, command[1], tmp_path / "a.pdf") == 1
+    assert "expected a .png or .svg file" in capsys.readouterr().err
+
+
 def test_cost_and_its_growth(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     made = [tmp_path / "g.svg", tmp_path / "c.json"]

@@ -61,6 +61,14 @@ def test_an_infeasible_cell_says_why():
     assert "smallest feasible one" in str(report)
 
 
+def test_one_name_is_a_list_of_one():
+    options = {"budget": 600, "seeds": 1, "epochs": 1, "lr": 1e-3}
+    report = tn.compare("mpo", backends="torch", **options)
+    assert [(row["topology"], row["backend"]) for row in report.rows] == [("mpo", "torch")]
+    named = tn.build("mpo", 64, 64)
+    assert [row["topology"] for row in tn.compare(named, backends="torch", **options).rows] == ["mpo"]
+
+
 def test_seeds_and_backends_give_the_same_weights_and_different_runs():
     report = tn.compare(["mpo"], budget=600, **QUICK)
     assert len({row["accuracy"] for row in report.rows}) == 2

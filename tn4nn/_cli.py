@@ -33,6 +33,7 @@ from ._cost import BATCHES, cost
 from ._data import load as load_data
 from ._errors import TN4NNError
 from ._explain import explain
+from ._figure import new_figure
 from ._growth import growth
 from ._network import Network
 from ._plan import Plan, plan
@@ -265,6 +266,8 @@ def _plan(
 ) -> None:
     """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
     net = _network(network, inputs, outputs, sites, budget, rank)
+    if picture is not None:
+        new_figure(picture)  # what cannot be drawn is said before the work
     say = _progress()
     p = plan(net, batch, phase, minimize=minimize, memory=memory, runtime=runtime, progress=say)
     _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
@@ -307,6 +310,8 @@ def _cost(
     else:
         _has_ranks(network, budget, rank)
         net = from_einsum(network, _shapes(shapes), inputs=input_legs)
+    if grown is not None:
+        new_figure(grown)  # what cannot be drawn is said before the work
     _out.print(str(net), highlight=False, markup=False)
     report = cost(net, _whole_numbers(batches) or [], measure=measure)
     _out.print(str(report), highlight=False, markup=False, soft_wrap=True)

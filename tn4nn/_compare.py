@@ -37,7 +37,7 @@ from ._plan import bucket, min_macs, plan
 from ._report import print_table, write_csv, write_html, write_json
 from ._significance import level_with_best
 from ._topology import Topology, checked_size, fingerprint_of, read_json
-from ._train import OPTIMIZERS, PRECISIONS, at_least, digest, one_of, train
+from ._train import OPTIMIZERS, PRECISIONS, Pair, Run, at_least, digest, one_of, train
 
 SCHEMA = 1
 DEFAULT_TOPOLOGIES = ("dense", "low_rank", "mpo", "ring", "tree", "peps", "tucker", "cp", "btt")
@@ -130,12 +130,12 @@ class Report:
 
 
 def compare(
-    topologies: Sequence[str | Topology | Candidate] = DEFAULT_TOPOLOGIES,
+    topologies: str | Topology | Candidate | Sequence[str | Topology | Candidate] = DEFAULT_TOPOLOGIES,
     *,
     budget: int | Sequence[int] | None = None,
     macs: int | Sequence[int] | None = None,
     data: str | Dataset = "digits",
-    backends: Sequence[str] | None = None,
+    backends: str | Sequence[str] | None = None,
     seeds: int = 3,
     hidden: int | None = None,
     sites: int | None = None,
@@ -216,6 +216,7 @@ def compare(
     )
     if not (lr == "auto" or (isinstance(lr, int | float) and lr > 0)):
         raise TN4NNError(f"lr must be 'auto' or a number above 0, received {lr!r}")
+    backends = [backends] if isinstance(backends, str) else backends
     wanted = backends or [name for name in installed_backends() if name != "numpy"]
     names = tuple(dict.fromkeys(wanted))  # a name given twice would count its seeds twice
     if not names:
@@ -277,13 +278,17 @@ def _processor() -> str:
 
 
 def candidates_for(
-    topologies: Sequence[str | Topology | Candidate], data: Dataset, hidden: int, sites: int | None, head: str
+    topologies: str | Topology | Candidate | Sequence[str | Topology | Candidate],
+    data: Dataset,
+    hidden: int,
+    sites: int | None,
+    head: str,
 ) -> list[Candidate]:
     """The candidates, checked against the data; one dense head for all where one candidate has none."""
     if head not in ("network", "dense"):
         raise TN4NNError(f"head must be 'network' or 'dense', received {head!r}")
     found: list[Candidate] = []
-    for item in topologies:
+    for item in [topologies] if isinstance(topologies, str | Topology | Candidate) else topologies:
         if isinstance(item, Candidate):
             found.append(item)
         elif isinstance(item, Topology):
@@ -476,11 +481,7 @@ def _trained(cell: Cell, data: Dataset, settings: Settings, lr: float) -> dict[s
     """Runs one cell; a failure is a row too."""
     row = _row(cell, settings) | {"lr": lr}
     try:
-        run = train(
-            cell.model, data, backend=cell.backend, seed=cell.seed, epochs=settings.epochs,
-            batch_size=settings.batch_size, optimizer=settings.optimizer, lr=lr, precision=settings.precision,
-            device=settings.device,
-        )  # fmt: skip
+        run = _run(cell, data, settings, lr, cell.seed, settings.epochs)
     except _FAILURES as error:
         return row | {"reason": f"{type(error).__name__}: {error}"}
     if not math.isfinite(float(run.losses[-1])):
@@ -494,13 +495,10 @@ def _best_rate(cell: Cell, data: Dataset, settings: Settings) -> float:
         return float(settings.lr)
     scores = []
     rows = slice(settings.search_rows)
+    some = data.x_train[rows], data.y_train[rows]
     for lr in LEARNING_RATES:
         try:
-            run = train(
-                cell.model, (data.x_train[rows], data.y_train[rows]), backend=cell.backend, seed=_SEARCH_SEED,
-                epochs=settings.search_epochs, batch_size=settings.batch_size, optimizer=settings.optimizer, lr=lr,
-                precision=settings.precision, device=settings.device,
-            )  # fmt: skip
+            run = _run(cell, some, settings, lr, _SEARCH_SEED, settings.search_epochs)
         except _FAILURES:  # the cell itself will say what is wrong
             scores.append((-1.0, -math.inf, lr))
             continue
@@ -508,6 +506,13 @@ def _best_rate(cell: Cell, data: Dataset, settings: Settings) -> float:
         good = math.isfinite(last.validation_loss)
         scores.append((last.accuracy if good else -1.0, -last.validation_loss if good else -math.inf, lr))
     return max(scores)[2]
+
+
+def _run(cell: Cell, data: Dataset | Pair, settings: Settings, lr: float, seed: int, epochs: int) -> Run:
+    return train(
+        cell.model, data, backend=cell.backend, seed=seed, epochs=epochs, batch_size=settings.batch_size,
+        optimizer=settings.optimizer, lr=lr, precision=settings.precision, device=settings.device,
+    )  # fmt: skip
 
 
 # -- the sweep --------------------------------------------------------------------------------------------------

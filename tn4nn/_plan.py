@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
-PLANNER = 5  # raised when the planner may find another plan for the same question: old cache files then rest
+PLANNER = 6  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
@@ -431,21 +431,21 @@ class Search:
     def candidates(
         self, seed: int, time_limit: float, progress: Callable[[str], None] | None
     ) -> list[tuple[str, Path]]:
-        def find(minimize: str) -> list[Path]:
+        def find(minimize: str, share: float) -> list[Path]:
             return find_paths(
                 self.tensors,
                 self.output,
                 self.sizes,
                 minimize=minimize,
                 seed=seed,
-                time_limit=time_limit / 2,
+                time_limit=share * time_limit,
                 progress=progress,
             )
 
         found: dict[Path, str] = {}
-        for path in find("flops"):
+        for path in find("flops", 0.8):
             found.setdefault(path, "fewest MACs found")
-        for path in find("size")[:1]:
+        for path in find("size", 0.2)[:1]:
             found.setdefault(path, "smallest intermediate found")
         if self.form == "apply":
             found.setdefault(self.dense_first(greedy=len(self.tensors) > 24), "W first")

@@ -21,7 +21,7 @@ Path = tuple[tuple[int, int], ...]
 Progress = Callable[[str], None]
 
 EXHAUSTIVE = 9  # tensors up to which the exhaustive search always ends within some milliseconds
-_SMALL = 40  # tensors up to which half of the rounds are enough: they are to be planned within a second
+SMALL = 40  # tensors up to which half of the rounds are enough: they are to be planned within a second
 _ROUNDS = 8  # rounds of the random search
 _TRIALS = 64  # greedy trials in a round
 _AGAIN = 32  # annealings of the best tree, at most
@@ -132,7 +132,7 @@ def _search(
     trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
     score = functools.partial(_score, minimize=minimize)
     start, idle = time.monotonic(), 0
-    rounds, again = (_ROUNDS, _AGAIN) if len(inputs) > _SMALL else (_ROUNDS // 2, _ROUNDS // 2)
+    rounds, again = (_ROUNDS, _AGAIN) if len(inputs) > SMALL else (_ROUNDS // 2, _ROUNDS // 2)
     # What needs least memory is one candidate among others: it is not annealed.
     steps = 2 * rounds + again if minimize == "flops" else rounds
     for step in range(steps):

@@ -263,8 +263,8 @@ def plan(
         form: "apply" for y = x W^T, "gather" for rows of W^T picked by integers (embeddings), "dense" for W.
         itemsize: bytes of one number.
         seed: of the search (large networks).
-        time_limit: seconds of the search (large networks).
-        progress: called with a line of text per round of the search.
+        time_limit: seconds of the search (large networks); the step that it is in, it ends.
+        progress: called with a line of text per round of the search, and for the native runtime per path priced.
         machine: figures of the cost model (default: a CPU core).
         cache: False plans anew and stores nothing.
         runtime: "program" for the steps that every backend can run (and does on a GPU, on several devices or under
@@ -299,7 +299,8 @@ def plan(
     if tune and runtime != "native":
         raise TN4NNError(f"tune measures the native runtime, received runtime={runtime!r}: pass runtime='native'")
     if runtime == "native":
-        return _native_plan(network, batch, phase, minimize, memory, form, itemsize, machine, cache, tune)
+        search_options = {"seed": seed, "time_limit": time_limit, "progress": progress, "machine": machine}
+        return _native_plan(network, batch, phase, minimize, memory, form, itemsize, cache, tune, **search_options)
     machine = machine or Machine()
     question = [PLANNER, network.fingerprint, batch, phase, minimize, memory, form, itemsize, seed]
     question += [time_limit, dataclasses.astuple(machine)]
@@ -325,9 +326,9 @@ def _native_plan(
     memory: int | None,
     form: Form,
     itemsize: int,
-    machine: Machine | None,
     cache: bool,
     tune: bool,
+    **options: Any,
 ) -> Plan:
     from ._native_plan import ways, within
 
@@ -336,9 +337,10 @@ def _native_plan(
             "the native runtime applies networks to float32 and float64 rows (form 'apply', itemsize 4 or 8), "
             f"received form={form!r}, itemsize={itemsize}"
         )
-    found = ways(network, batch, phase, minimize=minimize, itemsize=itemsize, tune=tune, machine=machine, cache=cache)
+    options |= {"minimize": minimize, "itemsize": itemsize}
+    found = ways(network, batch, phase, tune=tune, cache=cache, **options)
     if memory is not None:
-        found = within(memory, network, batch, phase, minimize=minimize, itemsize=itemsize, machine=machine)
+        found = within(memory, network, batch, phase, **options)
     way = found[0]
     table = tuple((other.order, other.cost) for other in found)
     return Plan(network, batch, phase, minimize, way.order, way.path, way.cost, itemsize, form, table, way=way)

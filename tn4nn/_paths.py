@@ -136,10 +136,11 @@ def _search(
     # What needs least memory is one candidate among others: it is not annealed.
     steps = 2 * rounds + again if minimize == "flops" else rounds
     for step in range(steps):
+        if step == rounds:
+            trees.sort(key=score)  # time may run out before all of them are annealed
         if step < rounds:
             tree = _random_greedy(inputs, out, sizes, seed + step)
         elif step < 2 * rounds:
-            trees[:rounds] = sorted(trees[:rounds], key=score)  # the best first: time may run out
             tree = _annealed(trees[step - rounds], _HOT, seed + step, start + time_limit)
         else:
             tree = _annealed(min(trees, key=score), _WARM * 2 ** (idle % _HOTTER), seed + step, start + time_limit)

@@ -25,7 +25,7 @@ from ._topology import fingerprint_of
 
 NATIVE_PLANNER = 8  # raised when the same question may find another answer: old cache files then rest
 
-_PATHS = 16  # paths that are priced with all their layouts, at most
+_PATHS = 18  # paths that are priced with all their layouts, at most
 _FEWEST, _FEWEST_LARGE = 6, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long
 _KEEP = 1 << 19  # bytes of states that a training step may keep; making more of them again is faster
 _KEPT = 4  # blocks of a path that stay candidates
@@ -34,6 +34,7 @@ _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _TABLES = 1 << 22  # entries of the largest table of offsets
 _STATES = 1 << 28  # bytes of the states of a block, at most
 _PEAK = 1 << 31  # bytes above which a way is only taken where there is none below half of it
+_FEWEST_WRITTEN = 2  # of them from the search for fewest multiply-adds and elements written
 _SINGLY = 10  # states of a path whose layouts are improved one at a time
 _SILLY = 50  # times the fewest multiply-adds: paths beyond are not priced
 
@@ -219,9 +220,11 @@ def paths(
     most = _FEWEST if len(search.tensors) <= SMALL else _FEWEST_LARGE
     for rows in dict.fromkeys((batch, 1, 16, 256, 4096)) if few else (batch,):
         sizes = {**search.sizes, ":batch": rows}
-        for path in find(sizes, "flops", 0.6)[: most if rows == batch else 1]:
+        for path in find(sizes, "flops", 0.4)[: most if rows == batch else 1]:
             add(f"fewest MACs at batch {rows}" if rows != batch else "fewest MACs found", path)
-    for path in find(search.sizes, "size", 0.1)[:1]:
+    for path in find(search.sizes, "combo", 0.25)[:_FEWEST_WRITTEN]:
+        add("fewest MACs and writes found", path)
+    for path in find(search.sizes, "size", 0.05)[:1]:
         add("smallest intermediate found", path)
     for order, path in search.merges():
         add(order, path)

@@ -35,6 +35,7 @@ _HOT, _WARM, _COLD = 1.0, 0.3, 0.02  # e-folds of the multiply-adds: where annea
 _HOTTER = 4  # beginnings of annealing again, each twice as hot as the one before
 _COOLINGS = 12  # temperatures between
 _SWEEPS = 10  # through the whole tree at each temperature
+_WRITING = 64  # multiply-adds that take as long as an element written: what cotengra's "combo" says
 
 
 def find_paths(
@@ -47,7 +48,7 @@ def find_paths(
     time_limit: float = 10.0,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Good paths for one network, best first by multiply-adds (or by largest intermediate, for "size").
+    """Good paths for one network, best first by what is minimised.
 
     Small networks are searched exhaustively. For larger ones, seeded random-greedy rounds come first, then each of
     their trees is annealed, then the best tree so far, with a new seed each time; every tree is refined by reordering
@@ -59,7 +60,8 @@ def find_paths(
         tensors: the legs of each tensor.
         output: the legs that are not summed.
         sizes: size of every leg.
-        minimize: "flops", or "size" for the largest intermediate.
+        minimize: "flops" for multiply-adds, "combo" for multiply-adds and 64 times the elements written (cotengra's
+            estimate of time), or "size" for the largest intermediate.
         seed: of the random search.
         time_limit: seconds after which no new round is begun, and annealing is stopped.
         progress: called with one line per round.
@@ -134,16 +136,17 @@ def _search(
     start, idle = time.monotonic(), 0
     rounds, again = (_ROUNDS, _AGAIN) if len(inputs) > SMALL else (_ROUNDS // 2, _ROUNDS // 2)
     # What needs least memory is one candidate among others: it is not annealed.
-    steps = 2 * rounds + again if minimize == "flops" else rounds
+    steps = rounds if minimize == "size" else 2 * rounds + again
     for step in range(steps):
         if step == rounds:
             trees.sort(key=score)  # time may run out before all of them are annealed
         if step < rounds:
             tree = _random_greedy(inputs, out, sizes, seed + step)
         elif step < 2 * rounds:
-            tree = _annealed(trees[step - rounds], _HOT, seed + step, start + time_limit)
+            tree = _annealed(trees[step - rounds], minimize, _HOT, seed + step, start + time_limit)
         else:
-            tree = _annealed(min(trees, key=score), _WARM * 2 ** (idle % _HOTTER), seed + step, start + time_limit)
+            hot = _WARM * 2 ** (idle % _HOTTER)
+            tree = _annealed(min(trees, key=score), minimize, hot, seed + step, start + time_limit)
         tree = _reordered(tree, minimize, subtree_size=_SUBTREE)
         better = not trees or score(tree) < min(map(score, trees))
         idle = 0 if better or step < 2 * rounds else idle + 1
@@ -160,7 +163,9 @@ def _search(
 
 
 def _score(tree: Any, minimize: str) -> float:
-    return float(tree.total_flops() if minimize == "flops" else tree.max_size())
+    if minimize == "size":
+        return float(tree.max_size())
+    return float(tree.total_flops() + (_WRITING * tree.total_write() if minimize == "combo" else 0))
 
 
 def _random_greedy(inputs: list[list[str]], out: list[str], sizes: dict[str, float], seed: int) -> Any:
@@ -185,7 +190,7 @@ def _reordered(tree: Any, minimize: str, **options: Any) -> Any:
     return min(tree, other, key=functools.partial(_score, minimize=minimize))
 
 
-def _annealed(tree: Any, hot: float, seed: int, deadline: float) -> Any:
+def _annealed(tree: Any, minimize: str, hot: float, seed: int, deadline: float) -> Any:
     """A copy of the tree, annealed one temperature at a time: in a large network all of them take minutes."""
     tree = tree.copy()
     for i in range(_COOLINGS):
@@ -193,7 +198,7 @@ def _annealed(tree: Any, hot: float, seed: int, deadline: float) -> Any:
             break
         temperature = hot * (_COLD / hot) ** (i / (_COOLINGS - 1))
         tree.simulated_anneal_(
-            tstart=temperature, tfinal=temperature, tsteps=1, numiter=_SWEEPS, minimize="flops",
+            tstart=temperature, tfinal=temperature, tsteps=1, numiter=_SWEEPS, minimize=minimize,
             seed=seed * _COOLINGS + i,
         )  # fmt: skip
     return tree

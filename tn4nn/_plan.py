@@ -27,6 +27,7 @@ PLANNER = 6  # raised when the planner may find another plan for the same questi
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
+_FEWEST, _FEWEST_WRITTEN = 12, 4  # paths of the two searches that are lowered to be priced
 _SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
 
 
@@ -249,8 +250,9 @@ def plan(
 ) -> Plan:
     """Finds how to apply a network to a batch.
 
-    The candidates are the best contraction trees that cotengra finds for cores and batch together, building W
-    first, and taking the input through the cores one by one; each is lowered and priced, the cheapest wins.
+    The candidates are the contraction trees that cotengra finds for cores and batch together, those with fewest
+    multiply-adds, with fewest of these and of elements written, and with the smallest intermediates, building W first,
+    and taking the input through the cores one by one; each is lowered and priced, the cheapest wins.
     Found once, it comes from memory or disk afterwards.
 
     Args:
@@ -445,9 +447,11 @@ class Search:
             )
 
         found: dict[Path, str] = {}
-        for path in find("flops", 0.8):
+        for path in find("flops", 0.5)[:_FEWEST]:
             found.setdefault(path, "fewest MACs found")
-        for path in find("size", 0.2)[:1]:
+        for path in find("combo", 0.4)[:_FEWEST_WRITTEN]:
+            found.setdefault(path, "fewest MACs and writes found")
+        for path in find("size", 0.1)[:1]:
             found.setdefault(path, "smallest intermediate found")
         if self.form == "apply":
             found.setdefault(self.dense_first(greedy=len(self.tensors) > 24), "W first")

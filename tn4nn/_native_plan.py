@@ -152,10 +152,11 @@ def ways(
         progress: called with a line of text per round of the search and per path that is priced.
     """
     machine = machine or machine_here(itemsize)
-    question = [NATIVE_PLANNER, "native", network.fingerprint, batch, phase, minimize, itemsize, tune, seed, time_limit]
+    owner = network.fingerprint  # once: that of a large network takes half a millisecond
+    question = [NATIVE_PLANNER, "native", owner, batch, phase, minimize, itemsize, tune, seed, time_limit]
     question += [dataclasses.astuple(machine), processor() if tune else ""]
     key = fingerprint_of(question)
-    stored = _cache.get(key, network.fingerprint) if cache else None
+    stored = _cache.get(key, owner) if cache else None
     found = None if stored is None else _restored(stored, len(network.topology.cores) + 1)
     if found is None:
         options: dict[str, Any] = {"seed": seed, "time_limit": time_limit, "progress": progress}
@@ -163,7 +164,7 @@ def ways(
         if tune:
             found = measured(network, batch, phase, found, itemsize)
         if cache:
-            _cache.put(key, {"ways": [_stored(way) for way in found]}, network.fingerprint)
+            _cache.put(key, {"ways": [_stored(way) for way in found]}, owner)
     return found
 
 

@@ -304,10 +304,11 @@ def plan(
         search_options = {"seed": seed, "time_limit": time_limit, "progress": progress, "machine": machine}
         return _native_plan(network, batch, phase, minimize, memory, form, itemsize, cache, tune, **search_options)
     machine = machine or Machine()
-    question = [PLANNER, network.fingerprint, batch, phase, minimize, memory, form, itemsize, seed]
+    owner = network.fingerprint  # once: that of a large network takes half a millisecond
+    question = [PLANNER, owner, batch, phase, minimize, memory, form, itemsize, seed]
     question += [time_limit, dataclasses.astuple(machine)]
     key = fingerprint_of(question)
-    stored = _cache.get(key, network.fingerprint) if cache else None
+    stored = _cache.get(key, owner) if cache else None
     search = Search(network, batch, phase, minimize, form, itemsize, machine)
     if stored is not None:
         found = search.restore(stored)
@@ -316,7 +317,7 @@ def plan(
     options = search.candidates(seed, time_limit, progress)
     chosen = search.best(options) if memory is None else search.under(memory, options)
     if cache:
-        _cache.put(key, search.stored(chosen), network.fingerprint)
+        _cache.put(key, search.stored(chosen), owner)
     return chosen
 
 

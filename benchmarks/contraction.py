@@ -289,7 +289,9 @@ def main(
     chosen = [each for each in instances(quick) if parts is None or any(part in each.name for part in parts)]
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    rows: list[Row] = json.loads(json_file.read_text())["instances"] if resume and json_file is not None else []
+    rows: list[Row] = []
+    if resume and json_file is not None and json_file.exists():
+        rows = json.loads(json_file.read_text())["instances"]
     done = {row["instance"] for row in rows}
     left = [each for each in chosen if each.name not in done]
     data = report(rows, long_s, [each.name for each in left])

@@ -3,12 +3,14 @@
 import copy
 import dataclasses
 import pickle
+import re
+import time
 
 import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _compiled, _native, _native_plan, _tasks
+from tn4nn import _compiled, _native, _native_plan, _tasks, reference
 from tn4nn._native_plan import paths, ways
 from tn4nn._tasks import recipe
 
@@ -283,6 +285,37 @@ def test_ways_come_best_first_and_from_the_cache(monkeypatch):
     assert predicted == sorted(predicted)
     monkeypatch.setattr(_native_plan, "candidates", None)
     assert ways(net, 64, "train") == found
+
+
+def test_the_search_has_a_seed_a_time_limit_and_progress(monkeypatch):
+    net = tn.mpo((2,) * 10, (2,) * 10).with_rank(2)
+    asked = {"batch": 16, "phase": "train", "runtime": "native"}
+    priced = []
+    for seconds in (60.0, 0.0):
+        lines = []
+        tn.plan(net, **asked, time_limit=seconds, progress=lines.append, cache=False)
+        assert lines[0].startswith("path search 1/")
+        priced.append([line for line in lines if re.fullmatch(r"path \d+/\d+ priced: .+, [\d.]+ s", line)])
+    assert len(priced[0]) > len(priced[1]) == 1  # what the limit has interrupted still has a plan
+    tn.plan(net, **asked)
+    monkeypatch.setattr(_native_plan, "candidates", None)
+    tn.plan(net, **asked)
+    for other in ({"seed": 1}, {"time_limit": 9.0}):  # another question
+        with pytest.raises(TypeError):
+            tn.plan(net, **asked, **other)
+
+
+@pytest.mark.slow
+def test_a_chain_of_a_thousand_cores_is_planned_and_right():
+    modes = (2,) * 4 + (1,) * 996
+    net, lines = tn.mpo(modes, modes).with_rank(2), []
+    start = time.perf_counter()
+    p = tn.plan(net, 4, "train", runtime="native", time_limit=5.0, progress=lines.append, cache=False)
+    assert time.perf_counter() - start < 60  # it ends the step that it is in
+    assert lines
+    layer, x = forced(net, p.path, p.block, p.way.layouts), rows_of(net, 4)
+    weights = {n: parameter.detach().double().numpy() for n, parameter in layer.named_parameters() if n != "bias"}
+    assert close(layer(x), torch.from_numpy(reference.apply(net, weights, x.double().numpy())))
 
 
 def test_an_entry_of_the_cache_that_does_not_fit_is_planned_again(monkeypatch):

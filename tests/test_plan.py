@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import tn4nn as tn
 from tn4nn import _plan, reference
 from tn4nn._cache import PlanCache
 from tn4nn._errors import TN4NNError
-from tn4nn._paths import find_paths
+from tn4nn._paths import find_paths, path_macs
 from tn4nn._plan import Machine, Plan, Search, bucket
 from tn4nn._program import Ops, run
 from tn4nn.testing import random_network
@@ -78,7 +79,8 @@ def test_every_order_gives_the_oracles_numbers_on_random_graphs() -> None:
     for seed in range(100):
         seen |= every_order_is_right(random_network(seed, cores=6), batch=4, rows=2)
     assert seen == {
-        "fewest MACs found", "smallest intermediate found", "W first", "left to right", "right to left",
+        "fewest MACs found", "fewest MACs and writes found", "smallest intermediate found", "W first",
+        "left to right", "right to left",
     }  # fmt: skip
 
 
@@ -331,7 +333,8 @@ def test_a_random_tree_of_150_cores_is_planned_within_the_time_limit_and_right()
     p = tn.plan(net, 4, time_limit=1.0, progress=lines.append, cache=False)
     assert time.perf_counter() - start < 30  # two searches end the round they are in, then it is priced
     assert lines
-    assert {order for order, _ in p.candidates} == {"fewest MACs found", "smallest intermediate found", "W first"}
+    found = {"fewest MACs found", "fewest MACs and writes found", "smallest intermediate found", "W first"}
+    assert {order for order, _ in p.candidates} <= found
     received, expected = outcome(net, p.program, 3)
     np.testing.assert_allclose(received, expected, rtol=1e-8, atol=1e-10)
 
@@ -355,6 +358,59 @@ def test_the_search_over_a_thousand_cores_ends_with_its_time_limit() -> None:
     assert time.perf_counter() - start < 20  # it ends the round that it is in
     assert lines
     assert _plan.is_path(path, 1001)
+
+
+def einsum_tree() -> tuple[list[tuple[str, ...]], tuple[str, ...], dict[str, int]]:
+    """The tree of 64 tensors that einsum-benchmark's generator makes with d_min=2, d_max=4, seed=1."""
+    rng, tensors, sizes = random.Random(1), list[list[str]]([[]]), dict[str, int]()
+    for i in range(63):
+        sizes[f"l{i}"] = rng.randint(2, 4)
+        tensors[rng.randint(0, i)].append(f"l{i}")
+        tensors.append([f"l{i}"])
+    return [tuple(legs) for legs in tensors], tuple(rng.sample(list(sizes), 2)), sizes
+
+
+def test_products_without_a_common_leg_are_searched_where_they_save() -> None:
+    tensors, output, sizes = einsum_tree()
+    # 25,882 is the best that other optimizers find in the same time; without such products it is 32,747.
+    assert path_macs(tensors, output, sizes, find_paths(tensors, output, sizes, time_limit=60)[0]) <= 25_882
+
+
+@pytest.mark.parametrize(("name", "rank", "least"), [("peps", 2, 7_247_757_824), ("cp", 4, 33_596_240)])
+def test_16_sites_cost_no_more_than_the_best_of_other_optimizers(name: str, rank: int, least: int) -> None:
+    net = getattr(tn, name)((2,) * 16, (2,) * 16).with_rank(rank, clip=True)
+    tensors, _, output = _plan.problem(net, "apply")
+    sizes = {**net.sizes, _plan.BATCH: 64}
+    assert path_macs(tensors, output, sizes, find_paths(tensors, output, sizes, time_limit=60)[0]) <= least
+
+
+def test_fewest_multiply_adds_and_elements_written_take_less_time_than_fewest_multiply_adds() -> None:
+    net = tn.ring((2,) * 16, (2,) * 16).with_rank(4)
+    p = tn.plan(net, 16, time_limit=60, cache=False)
+    least = {order: min(c.predicted_s for name, c in p.candidates if name == order) for order, _ in p.candidates}
+    macs = {order: min(c.macs for name, c in p.candidates if name == order) for order, _ in p.candidates}
+    assert p.order == "fewest MACs and writes found"
+    assert least[p.order] < 0.7 * least["fewest MACs found"]
+    assert macs[p.order] > macs["fewest MACs found"]
+
+
+def test_slices_are_the_same_in_every_process() -> None:
+    """Whatever the order in which sets of strings are iterated."""
+    code = (
+        "import tn4nn as tn\n"
+        "net = tn.peps((2,) * 6, (3,) * 6).with_rank(3)\n"
+        "peak = tn.plan(net, 1, cache=False).cost.peak\n"
+        "plans = [tn.plan(net, 1, memory=peak * part // 8, cache=False) for part in (3, 4)]\n"
+        "print([(p.sliced, p.path, p.rows) for p in plans])"
+    )
+    said = []
+    for seed in ("1", "2", "3"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        said.append(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
+        )
+    assert len(set(said)) == 1
+    assert re.search(r"\(\('\w+', '\w+'", said[0])  # two legs at least are sliced: they have an order
 
 
 def test_one_question_has_one_plan_in_every_process() -> None:

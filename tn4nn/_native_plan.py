@@ -18,14 +18,15 @@ from ._cache import plans as _cache
 from ._compiled import processor, vector_bytes
 from ._errors import TN4NNError
 from ._network import Network
-from ._paths import Path, find_paths
+from ._paths import EXHAUSTIVE, SMALL, Path, Progress, find_paths
 from ._plan import Cost, Machine, Search, is_path, restored_cost
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
-NATIVE_PLANNER = 7  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 8  # raised when the same question may find another answer: old cache files then rest
 
-_PATHS = 12  # paths that are priced with all their layouts
+_PATHS = 18  # paths that are priced with all their layouts, at most
+_FEWEST, _FEWEST_LARGE = 6, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long
 _KEEP = 1 << 19  # bytes of states that a training step may keep; making more of them again is faster
 _KEPT = 4  # blocks of a path that stay candidates
 _TRIED = 8  # candidates that are measured
@@ -33,6 +34,7 @@ _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _TABLES = 1 << 22  # entries of the largest table of offsets
 _STATES = 1 << 28  # bytes of the states of a block, at most
 _PEAK = 1 << 31  # bytes above which a way is only taken where there is none below half of it
+_FEWEST_WRITTEN = 2  # of them from the search for fewest multiply-adds and elements written
 _SINGLY = 10  # states of a path whose layouts are improved one at a time
 _SILLY = 50  # times the fewest multiply-adds: paths beyond are not priced
 
@@ -130,6 +132,9 @@ def ways(
     tune: bool = False,
     machine: Machine | None = None,
     cache: bool = True,
+    seed: int = 0,
+    time_limit: float = 10.0,
+    progress: Progress | None = None,
 ) -> tuple[Way, ...]:
     """The best ways found, the one to take first; once found, they come from memory or disk.
 
@@ -142,19 +147,24 @@ def ways(
         tune: measure the best few, and put the fastest first.
         machine: figures of the cost model.
         cache: False searches anew and stores nothing.
+        seed: of the search for paths (large networks).
+        time_limit: seconds after which no new path is searched for or priced (large networks).
+        progress: called with a line of text per round of the search and per path that is priced.
     """
     machine = machine or machine_here(itemsize)
-    question = [NATIVE_PLANNER, "native", network.fingerprint, batch, phase, minimize, itemsize, tune]
+    owner = network.fingerprint  # once: that of a large network takes half a millisecond
+    question = [NATIVE_PLANNER, "native", owner, batch, phase, minimize, itemsize, tune, seed, time_limit]
     question += [dataclasses.astuple(machine), processor() if tune else ""]
     key = fingerprint_of(question)
-    stored = _cache.get(key, network.fingerprint) if cache else None
+    stored = _cache.get(key, owner) if cache else None
     found = None if stored is None else _restored(stored, len(network.topology.cores) + 1)
     if found is None:
-        found = candidates(network, batch, phase, minimize, itemsize, machine)[:_TRIED]
+        options: dict[str, Any] = {"seed": seed, "time_limit": time_limit, "progress": progress}
+        found = candidates(network, batch, phase, minimize, itemsize, machine, **options)[:_TRIED]
         if tune:
             found = measured(network, batch, phase, found, itemsize)
         if cache:
-            _cache.put(key, {"ways": [_stored(way) for way in found]}, network.fingerprint)
+            _cache.put(key, {"ways": [_stored(way) for way in found]}, owner)
     return found
 
 
@@ -165,33 +175,57 @@ def candidates(
     minimize: str = "time",
     itemsize: int = 4,
     machine: Machine | None = None,
+    *,
+    seed: int = 0,
+    time_limit: float = 10.0,
+    progress: Progress | None = None,
 ) -> tuple[Way, ...]:
     """Everything that is considered, best first; see `ways`."""
     machine = machine or machine_here(itemsize)
-    made = [
-        way
-        for order, path in paths(network, batch, phase)
-        for way in _layouts(_Pricer(network, path, order, batch, phase, itemsize, machine), minimize)
-    ]
+    start = time.monotonic()
+    found = paths(network, batch, phase, seed=seed, time_limit=time_limit, progress=progress)
+    made: list[Way] = []
+    for i, (order, path) in enumerate(found, 1):
+        made += _layouts(_Pricer(network, path, order, batch, phase, itemsize, machine), minimize)
+        spent = time.monotonic() - start
+        if progress is not None:
+            progress(f"path {i}/{len(found)} priced: {order}, {spent:.1f} s")
+        if spent > time_limit:
+            break
     most = max(_PEAK, 2 * min(way.cost.peak for way in made))
     return tuple(sorted((way for way in made if way.cost.peak <= most), key=lambda way: way.cost.score(minimize)))
 
 
-def paths(network: Network, batch: int, phase: str = "train") -> list[tuple[str, Path]]:
+def paths(
+    network: Network,
+    batch: int,
+    phase: str = "train",
+    *,
+    seed: int = 0,
+    time_limit: float = 10.0,
+    progress: Progress | None = None,
+) -> list[tuple[str, Path]]:
     """Orders worth pricing: those with the fewest multiply-adds for this batch and for others, W first, partly merged
-    neighbours, x through the cores; each path once."""
+    neighbours, x through the cores; each path once, those with the fewest multiply-adds first."""
     search = Search(network, batch, phase, "time", "apply", 4, Machine())
     every: dict[frozenset[frozenset[int]], tuple[str, Path]] = {}
 
     def add(order: str, path: Path) -> None:
         every.setdefault(_tree(path, len(search.tensors)), (order, path))
 
-    few = len(search.tensors) <= 9
+    def find(sizes: Mapping[str, int], minimize: str, share: float) -> list[Path]:
+        options: dict[str, Any] = {"seed": seed, "time_limit": share * time_limit, "progress": progress}
+        return find_paths(search.tensors, search.output, sizes, minimize=minimize, **options)
+
+    few = len(search.tensors) <= EXHAUSTIVE
+    most = _FEWEST if len(search.tensors) <= SMALL else _FEWEST_LARGE
     for rows in dict.fromkeys((batch, 1, 16, 256, 4096)) if few else (batch,):
         sizes = {**search.sizes, ":batch": rows}
-        for path in find_paths(search.tensors, search.output, sizes, time_limit=4.0)[: 3 if rows == batch else 1]:
+        for path in find(sizes, "flops", 0.4)[: most if rows == batch else 1]:
             add(f"fewest MACs at batch {rows}" if rows != batch else "fewest MACs found", path)
-    for path in find_paths(search.tensors, search.output, search.sizes, minimize="size", time_limit=1.0)[:1]:
+    for path in find(search.sizes, "combo", 0.25)[:_FEWEST_WRITTEN]:
+        add("fewest MACs and writes found", path)
+    for path in find(search.sizes, "size", 0.05)[:1]:
         add("smallest intermediate found", path)
     for order, path in search.merges():
         add(order, path)

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
-PLANNER = 5  # raised when the planner may find another plan for the same question: old cache files then rest
+PLANNER = 6  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
+_FEWEST, _FEWEST_WRITTEN = 12, 4  # paths of the two searches that are lowered to be priced
 _SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
 
 
@@ -249,8 +250,9 @@ def plan(
 ) -> Plan:
     """Finds how to apply a network to a batch.
 
-    The candidates are the best contraction trees that cotengra finds for cores and batch together, building W
-    first, and taking the input through the cores one by one; each is lowered and priced, the cheapest wins.
+    The candidates are the contraction trees that cotengra finds for cores and batch together, those with fewest
+    multiply-adds, with fewest of these and of elements written, and with the smallest intermediates, building W first,
+    and taking the input through the cores one by one; each is lowered and priced, the cheapest wins.
     Found once, it comes from memory or disk afterwards.
 
     Args:
@@ -263,8 +265,8 @@ def plan(
         form: "apply" for y = x W^T, "gather" for rows of W^T picked by integers (embeddings), "dense" for W.
         itemsize: bytes of one number.
         seed: of the search (large networks).
-        time_limit: seconds of the search (large networks).
-        progress: called with a line of text per round of the search.
+        time_limit: seconds of the search (large networks); the step that it is in, it ends.
+        progress: called with a line of text per round of the search, and for the native runtime per path priced.
         machine: figures of the cost model (default: a CPU core).
         cache: False plans anew and stores nothing.
         runtime: "program" for the steps that every backend can run (and does on a GPU, on several devices or under
@@ -299,12 +301,14 @@ def plan(
     if tune and runtime != "native":
         raise TN4NNError(f"tune measures the native runtime, received runtime={runtime!r}: pass runtime='native'")
     if runtime == "native":
-        return _native_plan(network, batch, phase, minimize, memory, form, itemsize, machine, cache, tune)
+        search_options = {"seed": seed, "time_limit": time_limit, "progress": progress, "machine": machine}
+        return _native_plan(network, batch, phase, minimize, memory, form, itemsize, cache, tune, **search_options)
     machine = machine or Machine()
-    question = [PLANNER, network.fingerprint, batch, phase, minimize, memory, form, itemsize, seed]
+    owner = network.fingerprint  # once: that of a large network takes half a millisecond
+    question = [PLANNER, owner, batch, phase, minimize, memory, form, itemsize, seed]
     question += [time_limit, dataclasses.astuple(machine)]
     key = fingerprint_of(question)
-    stored = _cache.get(key, network.fingerprint) if cache else None
+    stored = _cache.get(key, owner) if cache else None
     search = Search(network, batch, phase, minimize, form, itemsize, machine)
     if stored is not None:
         found = search.restore(stored)
@@ -313,7 +317,7 @@ def plan(
     options = search.candidates(seed, time_limit, progress)
     chosen = search.best(options) if memory is None else search.under(memory, options)
     if cache:
-        _cache.put(key, search.stored(chosen), network.fingerprint)
+        _cache.put(key, search.stored(chosen), owner)
     return chosen
 
 
@@ -325,9 +329,9 @@ def _native_plan(
     memory: int | None,
     form: Form,
     itemsize: int,
-    machine: Machine | None,
     cache: bool,
     tune: bool,
+    **options: Any,
 ) -> Plan:
     from ._native_plan import ways, within
 
@@ -336,9 +340,10 @@ def _native_plan(
             "the native runtime applies networks to float32 and float64 rows (form 'apply', itemsize 4 or 8), "
             f"received form={form!r}, itemsize={itemsize}"
         )
-    found = ways(network, batch, phase, minimize=minimize, itemsize=itemsize, tune=tune, machine=machine, cache=cache)
+    options |= {"minimize": minimize, "itemsize": itemsize}
+    found = ways(network, batch, phase, tune=tune, cache=cache, **options)
     if memory is not None:
-        found = within(memory, network, batch, phase, minimize=minimize, itemsize=itemsize, machine=machine)
+        found = within(memory, network, batch, phase, **options)
     way = found[0]
     table = tuple((other.order, other.cost) for other in found)
     return Plan(network, batch, phase, minimize, way.order, way.path, way.cost, itemsize, form, table, way=way)
@@ -431,21 +436,23 @@ class Search:
     def candidates(
         self, seed: int, time_limit: float, progress: Callable[[str], None] | None
     ) -> list[tuple[str, Path]]:
-        def find(minimize: str) -> list[Path]:
+        def find(minimize: str, share: float) -> list[Path]:
             return find_paths(
                 self.tensors,
                 self.output,
                 self.sizes,
                 minimize=minimize,
                 seed=seed,
-                time_limit=time_limit / 2,
+                time_limit=share * time_limit,
                 progress=progress,
             )
 
         found: dict[Path, str] = {}
-        for path in find("flops"):
+        for path in find("flops", 0.5)[:_FEWEST]:
             found.setdefault(path, "fewest MACs found")
-        for path in find("size")[:1]:
+        for path in find("combo", 0.4)[:_FEWEST_WRITTEN]:
+            found.setdefault(path, "fewest MACs and writes found")
+        for path in find("size", 0.1)[:1]:
             found.setdefault(path, "smallest intermediate found")
         if self.form == "apply":
             found.setdefault(self.dense_first(greedy=len(self.tensors) > 24), "W first")

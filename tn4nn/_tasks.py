@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -430,6 +431,9 @@ class _Builder:
         return (*both, *stays, *summed) if code == 2 else (*both, *summed, *stays)
 
     def _passes(self, chain: Chain, layouts: dict[int, Legs], *, all_states: bool) -> tuple[Step, ...]:
+        numbers = [self._numbers(layouts[node]) for node, _ in chain[:-1]]
+        starts = self._starts(self.bases.states, numbers, all_states=all_states)
+        slope_starts = self._starts(self.bases.state_slopes, numbers, all_states=False)
         steps = []
         for position, (node, pair) in enumerate(chain):
             legs = layouts[node]
@@ -437,26 +441,24 @@ class _Builder:
                 row = self._numbers(legs)
                 place, slope = Place(self.bases.y, 0, legs, row), Place(self.bases.gy, 0, legs, row)
             else:
-                place = self._state(self.bases.states, chain, layouts, position, all_states=all_states)
-                slope = self._state(self.bases.state_slopes, chain, layouts, position, all_states=False)
+                place = Place(self.bases.states, starts[position], legs, numbers[position])
+                slope = Place(self.bases.state_slopes, slope_starts[position], legs, numbers[position])
             self.places[node], self.slopes[node] = place, slope
             steps.append(self._step(node, pair))
         return tuple(steps)
 
-    def _state(
-        self, base: int, chain: Chain, layouts: dict[int, Legs], position: int, *, all_states: bool
-    ) -> Place:  # fmt: skip
-        """Where a state lies: behind the earlier ones, or where the one before the last has lain."""
-        numbers = [self._numbers(layouts[node]) for node, _ in chain[:-1]]
+    def _starts(self, base: int, numbers: Sequence[int], *, all_states: bool) -> list[int]:
+        """Where each state lies: behind the earlier ones, or where the one before the last has lain."""
         spaces = [-(-n * self.block // 16) * 16 for n in numbers]
         if all_states and self.keep:  # in the caller's memory, one block behind the other
-            start, length = sum(numbers[:position]) * self.block, 0
-        elif all_states:
-            start, length = sum(spaces[:position]), sum(spaces)
+            spaces = [n * self.block for n in numbers]
+            length = 0
         else:
-            start, length = position % 2 * max(spaces), max(spaces) * min(2, len(spaces))
+            length = sum(spaces) if all_states else max(spaces, default=0) * min(2, len(spaces))
         self.lengths[base] = max(self.lengths[base], length)
-        return Place(base, start, layouts[chain[position][0]], numbers[position])
+        if all_states:
+            return list(itertools.accumulate(spaces, initial=0))[:-1]
+        return [position % 2 * max(spaces) for position in range(len(spaces))]
 
     def _step(self, node: int, pair: tuple[int, int]) -> Step:
         a, b = pair

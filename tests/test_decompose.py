@@ -11,8 +11,10 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import testing
+from tn4nn._fit import Fitter
 from tn4nn._svd import rank_for
-from tn4nn._tree import tree_of
+from tn4nn._target import target_of
+from tn4nn._tree import full_ranks, grown, tree_of
 
 
 def random(*shape: int) -> np.ndarray:
@@ -246,6 +248,22 @@ def test_ranks_by_budget_against_all_ranks(topology: tn.Topology, budget: int) -
     result = tn.decompose(w, topology, params=budget)
     assert result.network.num_params <= budget
     assert result.error <= 1.03 * best
+
+
+@pytest.mark.parametrize("budget", [1000, 3000])
+def test_ranks_grown_on_a_tree_of_many_bonds(budget: int) -> None:
+    """On noise all bonds drop nearly everything at first: their sum is far above the norm of W and says little."""
+    w, topology = random(64, 64), tn.build("tree", 64, 64, sites=4)
+    fitter = Fitter(target_of(w, topology, None, None), tree_of(topology), "svd", 0, 2**30)
+    most = full_ranks(fitter.tree, fitter.tails, tn.rank_caps(topology))
+    found = [
+        tn.decompose(w, net, compare_random=False).error ** 2
+        for net in (
+            topology.with_ranks(grown(topology, fitter.tails, most, budget, 0.0)),
+            topology.with_budget(params=budget),
+        )
+    ]
+    assert 1 - found[0] > 0.9 * (1 - found[1])  # what is kept
 
 
 def test_a_budget_is_spent_where_it_matters() -> None:

@@ -247,11 +247,15 @@ def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, 
     best = problem.value(ranks)
     level, bonds = dict(ranks), list(ranks)
     rng = np.random.default_rng(0)
+    tried = set[tuple[int, ...]]()
     for _ in range(max(20, _KICKS // len(bonds))):
-        if best >= _ENOUGH * budget:
+        if best >= _ENOUGH * budget or len(tried) == 3 ** len(bonds):
             break
-        kicks = rng.integers(-1, 2, size=len(bonds))
-        trial = {b: min(problem.caps[b], max(1, level[b] + int(k))) for b, k in zip(bonds, kicks, strict=True)}
+        kicks = tuple(rng.integers(-1, 2, size=len(bonds)).tolist())
+        if kicks in tried:  # of few bonds there are few
+            continue
+        tried.add(kicks)
+        trial = {b: min(problem.caps[b], max(1, level[b] + k)) for b, k in zip(bonds, kicks, strict=True)}
         if problem.value(trial) > budget:
             continue
         trial = _fill(problem, trial, budget)

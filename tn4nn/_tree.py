@@ -18,6 +18,8 @@ from ._paths import Legs
 from ._svd import Array, left_svd, singular_values, tails
 from ._topology import Topology
 
+_ALL_LOST = 1 - 1e-12  # of the squared norm: a rank of 0 has no logarithm
+
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
@@ -215,27 +217,40 @@ def _core(array: Array, have: Legs, want: Legs, tree: Tree, size: Mapping[str, i
 
 
 class Tails:
-    """What W loses at each edge of a tree for given ranks, in squared norm."""
+    """What W loses at each edge of a tree for given ranks, in squared norm.
+
+    Their sum bounds what `sweep` loses, and says nothing where it is above the squared norm of W. What is kept
+    at one edge after another is nearly the product of what each keeps, so ranks are chosen by its logarithm.
+    """
 
     def __init__(self, tree: Tree, energies: Sequence[Array]) -> None:
         self.edges = tree.edges
         self.dropped = [tails(values) for values in energies]
         self.total = float(self.dropped[0][0]) if self.dropped else 0.0
+        shares = [left / (self.total or 1.0) for left in self.dropped]
+        self.logs = [-np.log1p(-np.minimum(share, _ALL_LOST)) for share in shares]
         self.edge_of = {bond: i for i, edge in enumerate(tree.edges) for bond in edge.bonds}
 
     def at(self, i: int, ranks: Mapping[str, int]) -> float:
         """The squared norm that edge `i` drops."""
-        dropped = self.dropped[i]
-        return float(dropped[min(math.prod(ranks[bond] for bond in self.edges[i].bonds), len(dropped) - 1)])
+        return self._read(self.dropped, i, ranks)
 
     def sum(self, ranks: Mapping[str, int]) -> float:
         """Over all edges: an upper bound of the squared error of `sweep`."""
         return sum(self.at(i, ranks) for i in range(len(self.edges)))
 
-    def change(self, bond: str, ranks: Mapping[str, int], step: int) -> float:
-        """How much less is dropped after a step of one bond."""
-        i = self.edge_of[bond]
-        return self.at(i, ranks) - self.at(i, {**ranks, bond: ranks[bond] + step})
+    def lost(self, ranks: Mapping[str, int]) -> float:
+        """About the share of the squared norm that `sweep` loses: 1 - the product of what the edges keep."""
+        return -math.expm1(-sum(self._read(self.logs, i, ranks) for i in range(len(self.edges))))
+
+    def change(self, bond: str, ranks: Mapping[str, int], step: int) -> tuple[float, float]:
+        """How much less is dropped after a step of one bond: in squared norm, and of -ln of the product."""
+        i, after = self.edge_of[bond], {**ranks, bond: ranks[bond] + step}
+        dropped, logs = (self._read(of, i, ranks) - self._read(of, i, after) for of in (self.dropped, self.logs))
+        return dropped, logs
+
+    def _read(self, of: Sequence[Array], i: int, ranks: Mapping[str, int]) -> float:
+        return float(of[i][min(math.prod(ranks[bond] for bond in self.edges[i].bonds), len(of[i]) - 1)])
 
 
 def full_ranks(tree: Tree, dropped: Tails, caps: Mapping[str, int]) -> dict[str, int]:
@@ -266,7 +281,7 @@ def _filled(
             price = cost.step(bond, ranks)
             if ranks[bond] >= most[bond] or price > left:
                 continue
-            gain = dropped.change(bond, ranks, 1) / price
+            gain = dropped.change(bond, ranks, 1)[1] / price
             if gain > 0 and (best is None or gain > best[0]):
                 best = (gain, bond, price)
         if best is None:
@@ -285,8 +300,8 @@ def shrunk(topology: Topology, dropped: Tails, most: Mapping[str, int], budget: 
     while True:
         best: tuple[float, str, float] | None = None
         for bond in [b for b in ranks if ranks[b] > 1]:
-            loss = -dropped.change(bond, ranks, -1)
-            worth = loss / cost.step(bond, ranks)
+            dropping, of_logs = dropped.change(bond, ranks, -1)
+            loss, worth = -dropping, -of_logs / cost.step(bond, ranks)
             if (spent > budget or lost + loss <= error) and (best is None or worth < best[0]):
                 best = (worth, bond, loss)
         if best is None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
+import tn4nn._als as als
 from tn4nn import testing
 from tn4nn._fit import Fitter
 from tn4nn._svd import rank_for
@@ -469,8 +470,6 @@ def test_the_seed_decides_and_nothing_else() -> None:
 
 
 def test_large_systems_go_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tn4nn._als as als
-
     w, x = smooth(18, 24) + 0.1 * random(18, 24), correlated(100, 24)
     for name, inputs in (("ring", None), ("mpo", x)):
         direct = tn.decompose(w, built(name), rank=2, inputs=inputs, compare_random=False)
@@ -479,6 +478,21 @@ def test_large_systems_go_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch
             steps = tn.decompose(w, built(name), rank=2, inputs=inputs, compare_random=False)
         measure = "error" if inputs is None else "output_error"
         assert getattr(steps, measure) == pytest.approx(getattr(direct, measure), rel=0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_programs_and_einsum_contract_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(als, "_QUICK", math.inf)
+    net, rng = testing.random_network(seed), np.random.default_rng(seed)
+    w = rng.standard_normal((net.out_features, net.in_features))
+    x = None if seed % 2 else correlated(60, net.in_features)
+    fit = als.Als(target_of(w, net.topology, x, None), net)
+    jobs = [job for update in fit.updates for job in (update.normal, update.right) if job.program is not None]
+    assert jobs or len(net.topology.cores) == 1
+    for job in jobs:
+        given = [rng.standard_normal([fit.sizes[leg] for leg in legs]) for legs in job.tensors]
+        found = als.run(als._OPS, job.program, given)
+        np.testing.assert_allclose(found, als.contract(job.tensors, given, job.output, job.path), atol=1e-9)
 
 
 # -- gauge ------------------------------------------------------------------------------------------------------

@@ -180,17 +180,25 @@ def grow_together(
     def at(t: float) -> dict[Key, int]:
         return {b: min(cap, max(1, math.floor(t * weights[b] * (1 + 1e-12)))) for b, cap in caps.items()}
 
+    def one_step() -> bool:
+        """Whether all ranks that differ between low and high rise by one, at the same t."""
+        steps = [(below[b] + 1) / weights[b] for b in caps if below[b] < above[b]]
+        return all(above[b] <= below[b] + 1 for b in caps) and max(steps) <= min(steps) * (1 + 1e-12)
+
     low, high = 0.0, max(cap / weights[b] for b, cap in caps.items()) + 1
+    below, above = at(low), at(high)
+    if fits(above):
+        return above
     for _ in range(100):
-        middle = (low + high) / 2
-        if fits(at(middle)):
-            low = middle
-        else:
-            high = middle
-        if at(low) == at(high):
+        if one_step():
             break
-    # The bisection ends just below the t at which a rank steps up: that t itself is not reached, so low is.
-    return at(low)
+        middle = (low + high) / 2
+        ranks = at(middle)
+        if fits(ranks):
+            low, below = middle, ranks
+        else:
+            high, above = middle, ranks
+    return below  # low is just below the t at which a rank steps up
 
 
 def _fill(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, int]:

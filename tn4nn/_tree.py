@@ -185,7 +185,9 @@ def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int]) -> dict[str, Arra
         blocks, columns = _blocks(tensor, legs, edge.shared, rows)
         u, _ = left_svd(blocks)
         r = math.prod(ranks[bond] for bond in edge.bonds)
-        u = np.pad(u, ((0, 0), (0, 0), (0, max(0, r - u.shape[-1]))))[..., :r]
+        if u.shape[-1] < r:
+            u = np.pad(u, ((0, 0), (0, 0), (0, r - u.shape[-1])))
+        u = u[..., :r]
         lengths = dict(zip(legs, tensor.shape, strict=True))
         made[cores[edge.core].name] = _core(
             u, (*edge.shared, *rows, *link), cores[edge.core].legs, tree, size, edge.core
@@ -275,19 +277,21 @@ def _filled(
 ) -> dict[str, int]:
     cost = _Costs(topology)
     left = budget - cost.all(ranks)
-    while dropped.sum(ranks) > error:
-        best: tuple[float, str, int] | None = None
-        for bond in ranks:
-            price = cost.step(bond, ranks)
-            if ranks[bond] >= most[bond] or price > left:
-                continue
-            gain = dropped.change(bond, ranks, 1)[1] / price
-            if gain > 0 and (best is None or gain > best[0]):
-                best = (gain, bond, price)
-        if best is None:
+
+    def step(bond: str) -> tuple[float, int]:
+        """(gain for each parameter, parameters) of one rank more."""
+        price = cost.step(bond, ranks)
+        return dropped.change(bond, ranks, 1)[1] / price, price
+
+    steps = {bond: step(bond) for bond in ranks}
+    while not error or dropped.sum(ranks) > error:
+        can = [b for b, (gain, price) in steps.items() if gain > 0 and price <= left and ranks[b] < most[b]]
+        if not can:
             break
-        ranks[best[1]] += 1
-        left -= best[2]
+        best = max(can, key=lambda bond: steps[bond][0])
+        ranks[best] += 1
+        left -= steps[best][1]
+        steps |= {bond: step(bond) for bond in cost.near[best]}
     return ranks
 
 
@@ -297,18 +301,24 @@ def shrunk(topology: Topology, dropped: Tails, most: Mapping[str, int], budget: 
     ranks = dict(most)
     cost = _Costs(topology)
     spent, lost = cost.all(ranks), dropped.sum(ranks)
+
+    def step(bond: str) -> tuple[float, float, int]:
+        """(loss for each parameter, squared norm that is lost, parameters) of one rank less."""
+        price, (norm, logs) = cost.step(bond, ranks), dropped.change(bond, ranks, -1)
+        return -logs / price, -norm, price
+
+    steps = {bond: step(bond) for bond in ranks if ranks[bond] > 1}
     while True:
-        best: tuple[float, str, float] | None = None
-        for bond in [b for b in ranks if ranks[b] > 1]:
-            dropping, of_logs = dropped.change(bond, ranks, -1)
-            loss, worth = -dropping, -of_logs / cost.step(bond, ranks)
-            if (spent > budget or lost + loss <= error) and (best is None or worth < best[0]):
-                best = (worth, bond, loss)
-        if best is None:
+        can = [b for b, (_, norm, _) in steps.items() if spent > budget or lost + norm <= error]
+        if not can:
             break
-        spent -= cost.step(best[1], ranks)
-        ranks[best[1]] -= 1
-        lost += best[2]
+        best = min(can, key=lambda bond: steps[bond][0])
+        ranks[best] -= 1
+        lost += steps[best][1]
+        spent -= steps[best][2]
+        steps |= {bond: step(bond) for bond in cost.near[best] if bond in steps}
+        if ranks[best] == 1:
+            del steps[best]
     return ranks if error else _filled(topology, dropped, most, budget, error, ranks)
 
 
@@ -321,6 +331,8 @@ class _Costs:
             (math.prod(modes.get(leg, 1) for leg in core.legs), [leg for leg in core.legs if leg not in modes])
             for core in topology.cores
         ]
+        # Bonds whose steps cost something else after a step of this one: itself, and those on its cores.
+        self.near = {bond: {b for _, bonds in self.terms if bond in bonds for b in bonds} for bond in topology.bonds}
 
     def all(self, ranks: Mapping[str, int]) -> int:
         return sum(c * math.prod(ranks[b] for b in bonds) for c, bonds in self.terms)

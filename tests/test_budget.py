@@ -349,3 +349,25 @@ def test_growing_together_stops_at_the_last_step_that_fits(seed: int) -> None:
     steps = sorted({0.0, *((k / weights[b]) for b in bonds for k in range(1, caps[b] + 1))})
     best = [at(t) for t in steps if sum(at(t).values()) <= budget]
     assert _budget.grow_together(caps, weights, lambda ranks: sum(ranks.values()) <= budget) == best[-1]
+
+
+def test_a_bond_that_multiplies_all_others_is_made_up_for() -> None:
+    """992 of 1,029 was all that trades of two bonds found; 1,029 take three."""
+    net = tn.block_term((1, 2), (16, 16)).with_budget(params=1029)
+    assert net.num_params == 1029
+    assert all(1 <= rank <= tn.rank_caps(net.topology)[bond] for bond, rank in net.ranks.items())
+    for params in range(600, 1100, 7):
+        assert tn.block_term((1, 2), (16, 16)).with_budget(params=params).num_params >= 0.97 * params
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None])
+def test_seeds_are_whole_numbers(seed: object) -> None:
+    net = tn.ring((2, 2, 2), (2, 2, 2)).with_rank(2)
+    for call in (
+        lambda: net.init(seed),  # type: ignore[arg-type]
+        lambda: tn.decompose(np.eye(8), net, seed=seed),  # type: ignore[arg-type]
+        lambda: tn.decompose(np.eye(8), tn.low_rank(8, 8), rank=1, seed=seed),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(tn.TN4NNError, match=re.escape(f"a seed must be a whole number, received {seed!r}")):
+            call()
+    assert net.init(np.int64(3))["core0"].tolist() == net.init(3)["core0"].tolist()

@@ -15,7 +15,16 @@ import tn4nn as tn
 from tn4nn._spread import loss_curve, spread
 
 torch = pytest.importorskip("torch")
-from tn4nn_torch import Rule, TNConv2d, TNEmbedding, TNLinear, convert, plan_conversion, undo  # noqa: E402
+from tn4nn_torch import (  # noqa: E402
+    Rule,
+    TNConv2d,
+    TNEmbedding,
+    TNLinear,
+    convert,
+    plan_conversion,
+    refine,
+    undo,
+)
 from torch import nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
@@ -202,6 +211,51 @@ def test_half_precision_is_converted_saved_and_loaded(tmp_path: Any) -> None:
     model, weights = tn.load(tmp_path / "a")
     again = model.build("torch", weights, dtype="bfloat16").state_dict()
     assert all(torch.equal(again[name], value) for name, value in made.a.state_dict().items())
+
+
+@pytest.mark.parametrize("given", [2, -38])
+def test_padding_tokens_give_no_gradient(given: int) -> None:
+    table = nn.Embedding(40, 12, padding_idx=given)
+    made = convert(table, Rule("mpo", sites=2, rank=3))
+    assert made.padding_idx == 2
+    other = copy.deepcopy(made)
+    noise = torch.randn(5, 12)
+    made(torch.tensor([0, 2, 39, 2, 2])).mul(noise).sum().backward()
+    other(torch.tensor([0, 39])).mul(noise[[0, 2]]).sum().backward()
+    for one, two in zip(made.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one.grad, two.grad, atol=1e-6)
+    only = copy.deepcopy(made)
+    only.zero_grad()
+    only(torch.tensor([2, 2])).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in only.parameters())
+    assert torch.allclose(made(torch.tensor([2])), made.weight[2])  # values are there all the same
+    with pytest.raises(tn.ShapeError, match="padding_idx must be a token, from -40 to 39, received 40"):
+        TNEmbedding(made.network, padding_idx=40)
+
+
+class Named(nn.Module):
+    """Every layer called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 3 * 36)
+        self.conv, self.linear, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 16, 32), nn.Linear(32, 4)
+
+    def forward(self, tokens: Any) -> Any:
+        image = self.table(input=tokens).reshape(-1, 3, 6, 6)
+        return self.head(input=torch.relu(self.linear(input=self.conv(input=image).flatten(1))))
+
+
+def test_layers_may_be_called_by_keyword() -> None:
+    model, tokens = Named(), torch.arange(40)
+    dry = plan_conversion(model, Rule("low_rank", rank=3), inputs=tokens)
+    rows = {row.name: row for row in dry.rows}
+    assert [name for name, row in rows.items() if row.converted] == ["table", "conv", "linear"]
+    assert rows["linear"].output_error is not None  # calibrated
+    made = dry.run()
+    assert made(tokens).shape == (40, 4)
+    report = refine(made, model, tokens, steps=20)
+    assert [row.name for row in report] == ["conv", "linear"]
 
 
 # -- what the table says ----------------------------------------------------------------------------------------

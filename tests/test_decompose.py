@@ -235,6 +235,16 @@ def test_an_error_is_kept_on_loops_or_refused_with_the_best() -> None:
         tn.decompose(random(18, 24), built("monarch"), error=0.01)
 
 
+@pytest.mark.parametrize("name", ["ring", "cp", "complete"])
+@pytest.mark.parametrize("error", [0.0, 1e-9])
+def test_no_error_on_loops_finds_the_network_that_is_there(name: str, error: float) -> None:
+    net = built(name).with_rank(2, clip=True)
+    w = net.to_dense({n: a.astype(float) for n, a in net.init(1).items()})
+    result = tn.decompose(w, net.topology, error=error, dtype="float64", compare_random=False)
+    assert result.error < 1e-7
+    assert result.network.num_params <= 1.3 * net.num_params
+
+
 @pytest.mark.parametrize("topology", [tn.mpo((3, 2, 2), (2, 3, 2)), tn.tree((3, 2, 2), (2, 3, 2))], ids=["mpo", "tree"])
 @pytest.mark.parametrize("budget", [60, 90, 140])
 def test_ranks_by_budget_against_all_ranks(topology: tn.Topology, budget: int) -> None:

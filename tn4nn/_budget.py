@@ -8,6 +8,7 @@ another. Everything is integer arithmetic in a fixed order: one question has one
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from ._topology import Topology, checked_size, nearest
 
 Key = Hashable
 _ENOUGH = 0.998  # filled so far, nothing is traded any more
+_FILLED = 0.97  # less than that is searched for exhaustively,
+_FEW = 2_000  # where no more ranks than that, but for one bond, are to be tried
 _KICKS = 6_000  # of the last search, shared by the bonds
 _EVALUATIONS = 20_000  # of the local search: bounds its time without looking at a clock
 
@@ -168,8 +171,9 @@ def solve(problem: Problem, budget: int, what: str = "parameters") -> dict[Key, 
     if problem.value(problem.caps) <= budget:
         return dict(problem.caps)
     ranks = grow_together(problem.caps, problem.weights, lambda r: problem.value(r) <= budget)
-    ranks = _trade(problem, _fill(problem, ranks, budget), budget)
-    return _fill(problem, _perturb(problem, ranks, budget), budget)
+    level = _fill(problem, ranks, budget)
+    ranks = _fill(problem, _perturb(problem, _trade(problem, dict(level), budget), budget), budget)
+    return ranks if problem.value(ranks) >= _FILLED * budget else _exhaust(problem, ranks, level, budget)
 
 
 def grow_together(
@@ -271,6 +275,23 @@ def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, 
         if value > best:
             best, ranks = value, trial
     return ranks
+
+
+def _exhaust(problem: Problem, ranks: dict[Key, int], level: Mapping[Key, int], budget: int) -> dict[Key, int]:
+    """All ranks from half of `level` to twice as much, where they are few: as where one bond multiplies all others,
+    and a step of it must be made up for by several of them at once."""
+    *rest, last = level
+    ranges = [range(max(1, level[b] // 2), min(problem.caps[b], 2 * level[b] + 1) + 1) for b in rest]
+    if math.prod(map(len, ranges)) > _FEW:
+        return ranks
+    best = problem.value(ranks)
+    for chosen in itertools.product(*ranges):
+        trial = dict(zip(rest, chosen, strict=True))
+        none, one = (problem.value({**trial, last: n}) for n in (0, 1))
+        most = min(problem.caps[last], 2 * level[last] + 1, (budget - none) // (one - none))
+        if most >= 1 and none + most * (one - none) > best:
+            best, ranks = none + most * (one - none), {**trial, last: most}
+    return {bond: ranks[bond] for bond in level}
 
 
 def untagged(ranks: Mapping[Key, int], tag: Hashable) -> dict[str, int]:

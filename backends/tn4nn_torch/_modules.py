@@ -189,10 +189,10 @@ class _Planned(nn.Module):
 
     def know(self) -> None:
         """Remembers the cores that are here now as its own."""
-        self._known = list(map(id, self.cores()))
+        self._known = [id(self._parameters.get(name)) for name in self._names]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.know()  # a copy has cores of its own
 
     @property

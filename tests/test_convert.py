@@ -23,6 +23,7 @@ from tn4nn_torch import (  # noqa: E402
     convert,
     plan_conversion,
     refine,
+    split_attention,
     undo,
 )
 from torch import nn  # noqa: E402
@@ -320,6 +321,92 @@ def test_what_cannot_be_replaced_is_left_with_the_reason() -> None:
     for name, text in expected.items():
         assert text in rows[name], (name, rows[name])
     assert rows["lazy"].startswith("its weight is not there yet (a lazy layer)")
+
+
+ATTENTIONS = [
+    {},
+    {"batch_first": True},
+    {"bias": False},
+    {"kdim": 8, "vdim": 12, "batch_first": True},
+    {"dropout": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", ATTENTIONS, ids=str)
+def test_attention_is_split_into_layers_that_compute_the_same(options: dict[str, Any]) -> None:
+    attention = nn.MultiheadAttention(16, 4, **options).eval()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    split = split_attention(attention)
+    assert [name for name, module in split.named_modules() if type(module) is nn.Linear] == [
+        "q_proj", "k_proj", "v_proj", "out_proj"
+    ]  # fmt: skip
+    assert not split.training
+    k, v = options.get("kdim", 16), options.get("vdim", 16)
+    q, keys, values = torch.randn(3, 5, 16), torch.randn(3, 7, k), torch.randn(3, 7, v)
+    if not options.get("batch_first"):
+        q, keys, values = (t.transpose(0, 1) for t in (q, keys, values))
+    padding = torch.zeros(3, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    masks = [
+        {},
+        {"key_padding_mask": padding},
+        {"attn_mask": torch.ones(5, 7).triu(3).bool(), "key_padding_mask": padding},
+        {"attn_mask": torch.randn(12, 5, 7)},
+        {"need_weights": False, "attn_mask": torch.randn(5, 7)},
+        {"need_weights": False, "attn_mask": torch.ones(5, 7).triu(1).bool(), "is_causal": True},
+        {"average_attn_weights": False},
+    ]
+    for mask in masks:
+        for one, two in zip(attention(q, keys, values, **mask), split(q, keys, values, **mask), strict=True):
+            assert (one is None) == (two is None)
+            assert one is None or torch.allclose(one, two, atol=1e-5), mask
+    alone = [t[:, 0] if not options.get("batch_first") else t[0] for t in (q, keys, values)]
+    for one, two in zip(attention(*alone), split(*alone), strict=True):
+        assert one.shape == two.shape
+        assert torch.allclose(one, two, atol=1e-5)
+    assert not {p.data_ptr() for p in attention.parameters()} & {p.data_ptr() for p in split.parameters()}
+
+
+def test_dropout_in_split_attention() -> None:
+    split = split_attention(nn.MultiheadAttention(16, 4, dropout=0.5))
+    x = torch.randn(6, 2, 16)
+    for needed in (True, False):
+        one, two = (split(x, x, x, need_weights=needed)[0] for _ in range(2))
+        assert not torch.equal(one, two)
+
+
+def test_a_whole_transformer_is_converted_and_refined() -> None:
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0), 2, enable_nested_tensor=False
+    )
+    encoder.layers[0].self_attn.in_proj_weight.requires_grad_(False)
+    split = split_attention(encoder)
+    assert not split.layers[0].self_attn.k_proj.weight.requires_grad
+    assert split.layers[1].self_attn.k_proj.weight.requires_grad
+    x = torch.randn(8, 5, 16)
+    for training in (True, False):
+        encoder.train(training)
+        split.train(training)
+        with torch.no_grad():
+            assert torch.allclose(encoder(x), split(x), atol=1e-5)
+    dry = plan_conversion(split, {"*": Rule("low_rank", rank=4)}, inputs=x, protect_head=False)
+    assert sum(row.converted for row in dry.rows) == 12
+    assert all(row.output_error is not None for row in dry.rows)
+    made = dry.run()
+    report = refine(made, split, x, steps=30)
+    assert len(report) == 12
+    assert all(row.after <= row.before for row in report)
+    made.train()(x).sum().backward()
+
+
+@pytest.mark.parametrize("option", ["add_bias_kv", "add_zero_attn"])
+def test_attention_that_cannot_be_split_is_an_error(option: str) -> None:
+    with pytest.raises(tn.TN4NNError, match="with add_bias_kv or add_zero_attn cannot be split"):
+        split_attention(nn.Sequential(nn.MultiheadAttention(8, 2, **{option: True})))
+    split = split_attention(nn.MultiheadAttention(8, 2))
+    with pytest.raises(tn.TN4NNError, match="is_causal needs the attn_mask"):
+        split(*[torch.randn(3, 2, 8)] * 3, is_causal=True)
 
 
 def test_transformer_layers_run_in_both_modes() -> None:

@@ -135,7 +135,7 @@ def _balance_bond(places: list[tuple[str, int]], made: dict[str, Array]) -> None
 
 def _norms_along(array: Array, axis: int) -> Array:
     others = tuple(i for i in range(array.ndim) if i != axis)
-    return np.asarray(np.sqrt(np.sum((array * array.conj()).real, axis=others)))
+    return np.asarray(np.sqrt(np.sum(np.real(array * array.conj()), axis=others)))
 
 
 def gauge_error(network: Network, before: Weights, after: Weights) -> float:

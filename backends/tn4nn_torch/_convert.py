@@ -29,6 +29,7 @@ from ._modules import TNEmbedding, _Planned
 __all__ = ["ConversionPlan", "Rule", "convert", "plan_conversion", "undo"]
 
 _CAN = "Linear, Conv2d, Embedding and Conv1D"
+_ATTENTION = "nn.MultiheadAttention reads its weight past the layer: split_attention makes layers of its projections"
 
 
 # -- which layers -----------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def _refuse_strangers(
         if isinstance(module, nn.MultiheadAttention):
             for one in found.values():
                 if any(member is module.out_proj for member in one.members):
-                    one.reason = one.reason or "nn.MultiheadAttention reads its weight past the layer"
+                    one.reason = one.reason or _ATTENTION
 
 
 def _head(model: nn.Module) -> nn.Module | None:

@@ -279,19 +279,25 @@ def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, 
 
 def _exhaust(problem: Problem, ranks: dict[Key, int], level: Mapping[Key, int], budget: int) -> dict[Key, int]:
     """All ranks from half of `level` to twice as much, where they are few: as where one bond multiplies all others,
-    and a step of it must be made up for by several of them at once."""
+    and a step of it must be made up for by several of them at once. Of those that fill enough, the nearest to it."""
     *rest, last = level
     ranges = [range(max(1, level[b] // 2), min(problem.caps[b], 2 * level[b] + 1) + 1) for b in rest]
     if math.prod(map(len, ranges)) > _FEW:
         return ranks
-    best = problem.value(ranks)
+
+    def worth(trial: Mapping[Key, int]) -> tuple[float, float]:
+        uneven = sum(abs(math.log(trial[b] / level[b])) for b in level)
+        return min(problem.value(trial), _FILLED * budget), -uneven
+
+    found = [ranks]
     for chosen in itertools.product(*ranges):
         trial = dict(zip(rest, chosen, strict=True))
         none, one = (problem.value({**trial, last: n}) for n in (0, 1))
         most = min(problem.caps[last], 2 * level[last] + 1, (budget - none) // (one - none))
-        if most >= 1 and none + most * (one - none) > best:
-            best, ranks = none + most * (one - none), {**trial, last: most}
-    return {bond: ranks[bond] for bond in level}
+        if most >= 1:
+            found.append({**trial, last: most})
+    best = max(found, key=worth)
+    return {bond: best[bond] for bond in level} if problem.value(best) > problem.value(ranks) else ranks
 
 
 def untagged(ranks: Mapping[Key, int], tag: Hashable) -> dict[str, int]:

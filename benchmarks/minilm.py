@@ -181,6 +181,7 @@ def lines(data: dict[str, Any]) -> list[str]:
         rows = sorted((r for r in data["rows"] if r["share"] == share), key=lambda r: -r["distilled"]["cosine"])
         order = ", ".join(f"{row['topology']} {row['distilled']['cosine']:.3f}" for row in rows)
         found.append(f"a share of {share:g}, distilled: {order}")
+    found += [f"{r['topology']} at {r['share']:g}: {r['remark']}" for r in data["rows"] if "remark" in r]
     left = missing(data)
     return [*found, f"not measured: {', '.join(left)}"] if left else found
 

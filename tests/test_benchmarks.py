@@ -438,6 +438,9 @@ def test_the_page_of_the_transformer(bench, tmp_path, monkeypatch):
     assert "| mpo | 0.25 | 2 of 3 | 2,000 | 1,000 | 0.800 | 0.800 | 0.800 | 0.800 | 0.500 |" in text
     assert "* a share of 0.5, distilled: mpo 0.800, tree 0.700" in text
     assert "not measured: low_rank at 0.5, low_rank at 0.25, low_rank at 0.125, mpo at 0.125" in text
+    data = json.loads(path.read_text())
+    data["rows"][0]["remark"] = "of another year"
+    assert "* mpo at 0.5: of another year\n" in made.page(data)
     options["page_file"].unlink()
     made.main(only="mpo", shares="0.5", **options)  # nothing to measure: the page of what is there
     assert options["page_file"].read_text() == text

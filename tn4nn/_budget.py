@@ -8,6 +8,7 @@ another. Everything is integer arithmetic in a fixed order: one question has one
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from ._topology import Topology, checked_size, nearest
 
 Key = Hashable
 _ENOUGH = 0.998  # filled so far, nothing is traded any more
+_FILLED = 0.97  # less than that is searched for exhaustively,
+_FEW = 2_000  # where no more ranks than that, but for one bond, are to be tried
 _KICKS = 6_000  # of the last search, shared by the bonds
 _EVALUATIONS = 20_000  # of the local search: bounds its time without looking at a clock
 
@@ -168,8 +171,9 @@ def solve(problem: Problem, budget: int, what: str = "parameters") -> dict[Key, 
     if problem.value(problem.caps) <= budget:
         return dict(problem.caps)
     ranks = grow_together(problem.caps, problem.weights, lambda r: problem.value(r) <= budget)
-    ranks = _trade(problem, _fill(problem, ranks, budget), budget)
-    return _fill(problem, _perturb(problem, ranks, budget), budget)
+    level = _fill(problem, ranks, budget)
+    ranks = _fill(problem, _perturb(problem, _trade(problem, dict(level), budget), budget), budget)
+    return ranks if problem.value(ranks) >= _FILLED * budget else _exhaust(problem, ranks, level, budget)
 
 
 def grow_together(
@@ -180,17 +184,25 @@ def grow_together(
     def at(t: float) -> dict[Key, int]:
         return {b: min(cap, max(1, math.floor(t * weights[b] * (1 + 1e-12)))) for b, cap in caps.items()}
 
+    def one_step() -> bool:
+        """Whether all ranks that differ between low and high rise by one, at the same t."""
+        steps = [(below[b] + 1) / weights[b] for b in caps if below[b] < above[b]]
+        return all(above[b] <= below[b] + 1 for b in caps) and max(steps) <= min(steps) * (1 + 1e-12)
+
     low, high = 0.0, max(cap / weights[b] for b, cap in caps.items()) + 1
+    below, above = at(low), at(high)
+    if fits(above):
+        return above
     for _ in range(100):
-        middle = (low + high) / 2
-        if fits(at(middle)):
-            low = middle
-        else:
-            high = middle
-        if at(low) == at(high):
+        if one_step():
             break
-    # The bisection ends just below the t at which a rank steps up: that t itself is not reached, so low is.
-    return at(low)
+        middle = (low + high) / 2
+        ranks = at(middle)
+        if fits(ranks):
+            low, below = middle, ranks
+        else:
+            high, above = middle, ranks
+    return below  # low is just below the t at which a rank steps up
 
 
 def _fill(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, int]:
@@ -247,11 +259,15 @@ def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, 
     best = problem.value(ranks)
     level, bonds = dict(ranks), list(ranks)
     rng = np.random.default_rng(0)
+    tried = set[tuple[int, ...]]()
     for _ in range(max(20, _KICKS // len(bonds))):
-        if best >= _ENOUGH * budget:
+        if best >= _ENOUGH * budget or len(tried) == 3 ** len(bonds):
             break
-        kicks = rng.integers(-1, 2, size=len(bonds))
-        trial = {b: min(problem.caps[b], max(1, level[b] + int(k))) for b, k in zip(bonds, kicks, strict=True)}
+        kicks = tuple(rng.integers(-1, 2, size=len(bonds)).tolist())
+        if kicks in tried:  # of few bonds there are few
+            continue
+        tried.add(kicks)
+        trial = {b: min(problem.caps[b], max(1, level[b] + k)) for b, k in zip(bonds, kicks, strict=True)}
         if problem.value(trial) > budget:
             continue
         trial = _fill(problem, trial, budget)
@@ -259,6 +275,29 @@ def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, 
         if value > best:
             best, ranks = value, trial
     return ranks
+
+
+def _exhaust(problem: Problem, ranks: dict[Key, int], level: Mapping[Key, int], budget: int) -> dict[Key, int]:
+    """All ranks from half of `level` to twice as much, where they are few: as where one bond multiplies all others,
+    and a step of it must be made up for by several of them at once. Of those that fill enough, the nearest to it."""
+    *rest, last = level
+    ranges = [range(max(1, level[b] // 2), min(problem.caps[b], 2 * level[b] + 1) + 1) for b in rest]
+    if math.prod(map(len, ranges)) > _FEW:
+        return ranks
+
+    def worth(trial: Mapping[Key, int]) -> tuple[float, float]:
+        uneven = sum(abs(math.log(trial[b] / level[b])) for b in level)
+        return min(problem.value(trial), _FILLED * budget), -uneven
+
+    found = [ranks]
+    for chosen in itertools.product(*ranges):
+        trial = dict(zip(rest, chosen, strict=True))
+        none, one = (problem.value({**trial, last: n}) for n in (0, 1))
+        most = min(problem.caps[last], 2 * level[last] + 1, (budget - none) // (one - none))
+        if most >= 1:
+            found.append({**trial, last: most})
+    best = max(found, key=worth)
+    return {bond: best[bond] for bond in level} if problem.value(best) > problem.value(ranks) else ranks
 
 
 def untagged(ranks: Mapping[Key, int], tag: Hashable) -> dict[str, int]:

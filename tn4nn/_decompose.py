@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ._errors import ShapeError, TopologyError
 from ._fit import Asked, Fitter, checked_memory, checked_method
 from ._gauge import balance
-from ._init import rng_for
+from ._init import checked_seed, rng_for
 from ._network import Network
 from ._svd import Array
 from ._target import Target, target_of
@@ -151,6 +151,7 @@ def decompose(
         error: largest relative error in the Frobenius norm, from 0 to below 1 (of the outputs where `inputs` are
             given). On a tree the ranks come from the spectra; elsewhere budgets are tried, a fit for each, until one
             keeps the error and that tried with about 5 % fewer parameters did not, up to twice the parameters of W.
+            Least squares stop near 3e-8, so there a smaller error than 1e-7, 0 too, is taken for that.
         method: "auto", "svd" (trees only) or "als" (any graph; on a tree it goes on from "svd").
         inputs: a calibration batch of shape (rows, in_features), or its covariance E[x x^T] (square and symmetric):
             the error of the outputs is made small instead of that of W.
@@ -164,6 +165,7 @@ def decompose(
         ShapeError: W does not have the shape of the topology, or holds no numbers.
         DataError: NaN or infinite entries, W zero everywhere.
         TopologyError: not exactly one of rank=, params=, error=; an unknown method, or "svd" on a graph with loops.
+        TN4NNError: a seed that is no whole number.
         BudgetError: parameters that no ranks can meet, an error that was not reached, or too little memory.
 
     Example:
@@ -185,7 +187,7 @@ def decompose(
     asked = Asked(onto, rank, params, error)
     tree = tree_of(topology)
     kind = _checked_dtype(dtype, target.w)
-    fitter = Fitter(target, tree, checked_method(method, tree, topology), seed, checked_memory(memory))
+    fitter = Fitter(target, tree, checked_method(method, tree, topology), checked_seed(seed), checked_memory(memory))
     network, weights, notes = asked.answer(fitter)
     weights = {name: np.ascontiguousarray(a, dtype=kind) for name, a in balance(network, weights).items()}
     null = _random_error(fitter, network) if compare_random else None

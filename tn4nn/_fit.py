@@ -25,6 +25,7 @@ METHODS = ("auto", "svd", "als")
 _REMEMBERED = 8  # covariances whose eigenvectors are kept
 _RANDOM_STARTS = 2
 _COPIES = 6  # of W that a sweep has at once, at the most
+_EXACT = 1e-7  # least squares stop at about a third of it
 _NEAR = 0.05  # of the parameters: as near as the smallest network for an error is looked for
 _NOISE = 0.1  # beside a tree inside a larger graph, of its entries
 
@@ -311,7 +312,7 @@ def _within_error(fitter: Fits, topology: Topology, error: float) -> tuple[Netwo
     def kept(network: Network) -> dict[str, Array] | None:
         weights = fitter.fit(network)
         tried.append((fitter.error_of(network, weights), network.num_params))
-        return weights if tried[-1][0] <= error + 1e-12 else None
+        return weights if tried[-1][0] <= (error + 1e-12 if fitter.tree is not None else max(error, _EXACT)) else None
 
     if fitter.tree is not None or not topology.bonds:
         for network in _by_spectra(fitter, topology, error):

@@ -121,21 +121,21 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
     holders = holders_of(network.topology)
     for _ in range(_PASSES):
         for bond in network.ranks:
-            _balance_bond(bond, [(cores[i].name, cores[i].legs.index(bond)) for i in holders[bond]], made)
+            _balance_bond([(cores[i].name, cores[i].legs.index(bond)) for i in holders[bond]], made)
     return _narrow(made, weights)
 
 
-def _balance_bond(bond: str, places: list[tuple[str, int]], made: dict[str, Array]) -> None:
+def _balance_bond(places: list[tuple[str, int]], made: dict[str, Array]) -> None:
     norms = np.array([_norms_along(made[name], axis) for name, axis in places])
-    fine = (norms > 0).all(axis=0)
-    safe = np.where(fine, norms, 1.0)
+    safe = np.where((norms > 0).all(axis=0), norms, 1.0)
     scales = np.exp(np.log(safe).mean(axis=0)) / safe
     for (name, axis), scale in zip(places, scales, strict=True):
-        made[name] = np.moveaxis(np.moveaxis(made[name], axis, -1) * scale, -1, axis)
+        made[name] = made[name] * scale.reshape([-1 if i == axis else 1 for i in range(made[name].ndim)])
 
 
 def _norms_along(array: Array, axis: int) -> Array:
-    return np.asarray(np.linalg.norm(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1), axis=1))
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    return np.asarray(np.sqrt(np.sum(np.real(array * array.conj()), axis=others)))
 
 
 def gauge_error(network: Network, before: Weights, after: Weights) -> float:

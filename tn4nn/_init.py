@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._errors import TopologyError
+from ._errors import TN4NNError, TopologyError
 from ._network import Network
 from ._paths import greedy_path, path_macs
 from ._program import BATCH, Legs
@@ -58,9 +59,16 @@ def lr_factors(network: Network, base: int | None) -> dict[str, float]:
     return {name: width / fan for name, fan in fan_ins(network).items()}
 
 
+def checked_seed(seed: object) -> int:
+    """A seed as an int, or an error."""
+    if not isinstance(seed, SupportsIndex):
+        raise TN4NNError(f"a seed must be a whole number, received {seed!r}")
+    return operator.index(seed)
+
+
 def rng_for(seed: int, *path: object) -> np.random.Generator:
     """A generator that depends on the seed and on a name, and on no draw made before it."""
-    digest = hashlib.sha256(repr((int(seed), *map(str, path))).encode()).digest()
+    digest = hashlib.sha256(repr((checked_seed(seed), *map(str, path))).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 

@@ -78,7 +78,7 @@ def _tree_losses(fitter: Fitter, smallest: int, dense: int) -> dict[int, float]:
     found = {}
     for budget in dict.fromkeys(int(n) for n in np.geomspace(smallest, dense - 1, _GRID)):
         ranks = grown(topology, lost, most, max(budget, smallest), 0.0)
-        found[Network(topology, ranks).num_params] = min(1.0, lost.sum(ranks) / lost.total)
+        found[Network(topology, ranks).num_params] = lost.lost(ranks)
     return found
 
 

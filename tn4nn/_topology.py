@@ -393,7 +393,7 @@ def _checked_sizes(sizes: Mapping[str, int], side: str) -> dict[str, int]:
 
 def checked_size(size: object, what: str) -> int:
     """`size` as an int of at least 1, or an error that names `what`."""
-    if isinstance(size, bool) or not isinstance(size, SupportsIndex):
+    if type(size) is not int and (isinstance(size, bool) or not isinstance(size, SupportsIndex)):  # the first is quick
         raise TopologyError(f"{what}: the size must be a whole number of at least 1, received {size!r}")
     number = operator.index(size)
     if number < 1:

@@ -18,6 +18,8 @@ from ._paths import Legs
 from ._svd import Array, left_svd, singular_values, tails
 from ._topology import Topology
 
+_ALL_LOST = 1 - 1e-12  # of the squared norm: a rank of 0 has no logarithm
+
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
@@ -183,7 +185,9 @@ def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int]) -> dict[str, Arra
         blocks, columns = _blocks(tensor, legs, edge.shared, rows)
         u, _ = left_svd(blocks)
         r = math.prod(ranks[bond] for bond in edge.bonds)
-        u = np.pad(u, ((0, 0), (0, 0), (0, max(0, r - u.shape[-1]))))[..., :r]
+        if u.shape[-1] < r:
+            u = np.pad(u, ((0, 0), (0, 0), (0, r - u.shape[-1])))
+        u = u[..., :r]
         lengths = dict(zip(legs, tensor.shape, strict=True))
         made[cores[edge.core].name] = _core(
             u, (*edge.shared, *rows, *link), cores[edge.core].legs, tree, size, edge.core
@@ -215,27 +219,40 @@ def _core(array: Array, have: Legs, want: Legs, tree: Tree, size: Mapping[str, i
 
 
 class Tails:
-    """What W loses at each edge of a tree for given ranks, in squared norm."""
+    """What W loses at each edge of a tree for given ranks, in squared norm.
+
+    Their sum bounds what `sweep` loses, and says nothing where it is above the squared norm of W. What is kept
+    at one edge after another is nearly the product of what each keeps, so ranks are chosen by its logarithm.
+    """
 
     def __init__(self, tree: Tree, energies: Sequence[Array]) -> None:
         self.edges = tree.edges
         self.dropped = [tails(values) for values in energies]
         self.total = float(self.dropped[0][0]) if self.dropped else 0.0
+        shares = [left / (self.total or 1.0) for left in self.dropped]
+        self.logs = [-np.log1p(-np.minimum(share, _ALL_LOST)) for share in shares]
         self.edge_of = {bond: i for i, edge in enumerate(tree.edges) for bond in edge.bonds}
 
     def at(self, i: int, ranks: Mapping[str, int]) -> float:
         """The squared norm that edge `i` drops."""
-        dropped = self.dropped[i]
-        return float(dropped[min(math.prod(ranks[bond] for bond in self.edges[i].bonds), len(dropped) - 1)])
+        return self._read(self.dropped, i, ranks)
 
     def sum(self, ranks: Mapping[str, int]) -> float:
         """Over all edges: an upper bound of the squared error of `sweep`."""
         return sum(self.at(i, ranks) for i in range(len(self.edges)))
 
-    def change(self, bond: str, ranks: Mapping[str, int], step: int) -> float:
-        """How much less is dropped after a step of one bond."""
-        i = self.edge_of[bond]
-        return self.at(i, ranks) - self.at(i, {**ranks, bond: ranks[bond] + step})
+    def lost(self, ranks: Mapping[str, int]) -> float:
+        """About the share of the squared norm that `sweep` loses: 1 - the product of what the edges keep."""
+        return -math.expm1(-sum(self._read(self.logs, i, ranks) for i in range(len(self.edges))))
+
+    def change(self, bond: str, ranks: Mapping[str, int], step: int) -> tuple[float, float]:
+        """How much less is dropped after a step of one bond: in squared norm, and of -ln of the product."""
+        i, after = self.edge_of[bond], {**ranks, bond: ranks[bond] + step}
+        dropped, logs = (self._read(of, i, ranks) - self._read(of, i, after) for of in (self.dropped, self.logs))
+        return dropped, logs
+
+    def _read(self, of: Sequence[Array], i: int, ranks: Mapping[str, int]) -> float:
+        return float(of[i][min(math.prod(ranks[bond] for bond in self.edges[i].bonds), len(of[i]) - 1)])
 
 
 def full_ranks(tree: Tree, dropped: Tails, caps: Mapping[str, int]) -> dict[str, int]:
@@ -260,19 +277,21 @@ def _filled(
 ) -> dict[str, int]:
     cost = _Costs(topology)
     left = budget - cost.all(ranks)
-    while dropped.sum(ranks) > error:
-        best: tuple[float, str, int] | None = None
-        for bond in ranks:
-            price = cost.step(bond, ranks)
-            if ranks[bond] >= most[bond] or price > left:
-                continue
-            gain = dropped.change(bond, ranks, 1) / price
-            if gain > 0 and (best is None or gain > best[0]):
-                best = (gain, bond, price)
-        if best is None:
+
+    def step(bond: str) -> tuple[float, int]:
+        """(gain for each parameter, parameters) of one rank more."""
+        price = cost.step(bond, ranks)
+        return dropped.change(bond, ranks, 1)[1] / price, price
+
+    steps = {bond: step(bond) for bond in ranks}
+    while not error or dropped.sum(ranks) > error:
+        can = [b for b, (gain, price) in steps.items() if gain > 0 and price <= left and ranks[b] < most[b]]
+        if not can:
             break
-        ranks[best[1]] += 1
-        left -= best[2]
+        best = max(can, key=lambda bond: steps[bond][0])
+        ranks[best] += 1
+        left -= steps[best][1]
+        steps |= {bond: step(bond) for bond in cost.near[best]}
     return ranks
 
 
@@ -282,18 +301,24 @@ def shrunk(topology: Topology, dropped: Tails, most: Mapping[str, int], budget: 
     ranks = dict(most)
     cost = _Costs(topology)
     spent, lost = cost.all(ranks), dropped.sum(ranks)
+
+    def step(bond: str) -> tuple[float, float, int]:
+        """(loss for each parameter, squared norm that is lost, parameters) of one rank less."""
+        price, (norm, logs) = cost.step(bond, ranks), dropped.change(bond, ranks, -1)
+        return -logs / price, -norm, price
+
+    steps = {bond: step(bond) for bond in ranks if ranks[bond] > 1}
     while True:
-        best: tuple[float, str, float] | None = None
-        for bond in [b for b in ranks if ranks[b] > 1]:
-            loss = -dropped.change(bond, ranks, -1)
-            worth = loss / cost.step(bond, ranks)
-            if (spent > budget or lost + loss <= error) and (best is None or worth < best[0]):
-                best = (worth, bond, loss)
-        if best is None:
+        can = [b for b, (_, norm, _) in steps.items() if spent > budget or lost + norm <= error]
+        if not can:
             break
-        spent -= cost.step(best[1], ranks)
-        ranks[best[1]] -= 1
-        lost += best[2]
+        best = min(can, key=lambda bond: steps[bond][0])
+        ranks[best] -= 1
+        lost += steps[best][1]
+        spent -= steps[best][2]
+        steps |= {bond: step(bond) for bond in cost.near[best] if bond in steps}
+        if ranks[best] == 1:
+            del steps[best]
     return ranks if error else _filled(topology, dropped, most, budget, error, ranks)
 
 
@@ -306,6 +331,8 @@ class _Costs:
             (math.prod(modes.get(leg, 1) for leg in core.legs), [leg for leg in core.legs if leg not in modes])
             for core in topology.cores
         ]
+        # Bonds whose steps cost something else after a step of this one: itself, and those on its cores.
+        self.near = {bond: {b for _, bonds in self.terms if bond in bonds for b in bonds} for bond in topology.bonds}
 
     def all(self, ranks: Mapping[str, int]) -> int:
         return sum(c * math.prod(ranks[b] for b in bonds) for c, bonds in self.terms)

@@ -4,6 +4,7 @@
 nothing else of tn4nn. `convert` puts them into a trained model, `undo` takes them out again.
 """
 
+from ._attention import SplitAttention, split_attention
 from ._backend import TorchBackend
 from ._calls import build_extension
 from ._convert import ConversionPlan, Rule, convert, plan_conversion, undo
@@ -21,6 +22,8 @@ __all__ = [
     "refine",
     "Refined",
     "Rule",
+    "split_attention",
+    "SplitAttention",
     "TNConv2d",
     "TNEmbedding",
     "TNLinear",

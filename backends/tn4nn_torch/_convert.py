@@ -29,6 +29,7 @@ from ._modules import TNEmbedding, _Planned
 __all__ = ["ConversionPlan", "Rule", "convert", "plan_conversion", "undo"]
 
 _CAN = "Linear, Conv2d, Embedding and Conv1D"
+_ATTENTION = "nn.MultiheadAttention reads its weight past the layer: split_attention makes layers of its projections"
 
 
 # -- which layers -----------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def _refuse_strangers(
         if isinstance(module, nn.MultiheadAttention):
             for one in found.values():
                 if any(member is module.out_proj for member in one.members):
-                    one.reason = one.reason or "nn.MultiheadAttention reads its weight past the layer"
+                    one.reason = one.reason or _ATTENTION
 
 
 def _head(model: nn.Module) -> nn.Module | None:
@@ -155,7 +156,7 @@ def _calibrate(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[i
         seen[i] = Seen()
         for member in one.members:
             hook = _watcher(seen[i], rows)
-            handles.append(member.register_forward_pre_hook(hook))
+            handles.append(member.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         with _evaluating(model):
             for args, kwargs in _batches(inputs):
@@ -167,13 +168,19 @@ def _calibrate(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[i
     return {i: covariance for i, covariance in found.items() if covariance is not None}
 
 
-def _watcher(seen: Seen, rows: Callable[[Any, Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args:
-            found = rows(module, args[0]).detach().to(torch.float32)
-            seen.add((found.T @ found).double().cpu().numpy(), len(found))
+def _watcher(seen: Seen, rows: Callable[[Any, Tensor], Tensor]) -> Callable[..., None]:
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        found = rows(module, input_of(args, kwargs)).detach().to(torch.float32)
+        seen.add((found.T @ found).double().cpu().numpy(), len(found))
 
     return watch
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer is called with: it has one argument, by position or by name."""
+    (given,) = (*args, *kwargs.values())
+    found: Tensor = given
+    return found
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------
@@ -250,6 +257,7 @@ def _replace(found: _Found, result: Decomposition, phase: str, memo: dict[int, A
         else:
             for name in network.shapes:
                 made._parameters[name] = first._parameters[name]
+            made.know()
         memo[id(member)] = made
         bias: Any = member._parameters.get("bias")
         made._parameters["bias"] = copy.deepcopy(bias, memo)
@@ -281,8 +289,9 @@ def convert(
     nn.Linear, nn.Conv2d, nn.Embedding and Hugging Face's Conv1D become TNLinear, TNConv2d and TNEmbedding: ordinary
     modules with ordinary parameters, so that an ordinary loop trains them on. Kept are device, dtype (float16 and
     bfloat16 are decomposed in float32), hooks, train and eval mode, requires_grad, shared modules and tied weights
-    (an embedding and the head it is tied to share their cores). The source is not touched. An embedding's padding_idx
-    is kept as an attribute only: no core is one row's own, so that row is approximated and trained like the others.
+    (an embedding and the head it is tied to share their cores). The source is not touched. Tokens of an embedding's
+    padding_idx give no gradient, as before; but no core is one row's own, so the row itself is approximated, and
+    moves with the others.
 
     Args:
         model: any module.

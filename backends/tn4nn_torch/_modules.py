@@ -85,6 +85,8 @@ class _Planned(nn.Module):
         self._parameters.setdefault("bias", None)
         t = self.network.topology
         self._names = tuple(core.name for core in t.cores)
+        self._shapes = [torch.Size(shape) for shape in self.network.shapes.values()]
+        self._known: list[int] = []  # ids of cores whose shapes are right
         # Plain numbers, read once: the forward pass asks the graph nothing.
         self.in_features, self.out_features = t.in_features, t.out_features
         self._padding = math.prod(t.inputs.values()) - t.in_features
@@ -98,6 +100,7 @@ class _Planned(nn.Module):
         self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
         self._tuned = Tuned()
         self._whole: Steps | Engine | None = None  # what makes W
+        self.know()
         self._figures = figures(self.cores()[0])
         self._default = self.make_program(_UNPLANNED if batch is None else batch)
 
@@ -110,6 +113,7 @@ class _Planned(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.know()
         self._quick.clear()
         self._tuned = Tuned()
         now = figures(self.cores()[0])
@@ -155,12 +159,32 @@ class _Planned(nn.Module):
         return self._natives[key]
 
     def cores(self) -> list[Tensor]:
-        """The cores, in the program's order."""
+        """The cores, in the program's order.
+
+        Raises:
+            ShapeError: one that was put in the place of the layer's own (functional_call) has another shape.
+        """
         held: Any = self._parameters
         try:
-            return [held[name] for name in self._names]
+            found: list[Tensor] = [held[name] for name in self._names]
         except KeyError:  # a parametrization or pruning makes it out of others
-            return [getattr(self, name) for name in self._names]
+            found = [getattr(self, name) for name in self._names]
+        if _compiling() or list(map(id, found)) != self._known:  # a call must not look at each shape
+            for name, core, shape in zip(self._names, found, self._shapes, strict=True):
+                if core.shape != shape:
+                    raise ShapeError(
+                        f"{self.layer.describe()}: core {name!r}: expected shape {tuple(shape)}, received "
+                        f"{tuple(core.shape)}"
+                    )
+        return found
+
+    def know(self) -> None:
+        """Remembers the cores that are here now as its own."""
+        self._known = [id(self._parameters.get(name)) for name in self._names]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.know()  # a copy has cores of its own
 
     @property
     def bias_or_none(self) -> Tensor | None:
@@ -311,8 +335,9 @@ class TNLinear(_Planned):
         w, order = self.to_dense(), self._buffers["_order"]
         return w if order is None else w[:, torch.argsort(order)]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in the layer that this one stands in for)
         """(..., in_features) -> (..., out_features)."""
+        x = input
         quick = None if _compiling() else self._quick.get((x.shape, x.dtype))
         if quick is not None and self._buffers["_order"] is None and unwatched(x):
             y = apply(quick, self.cores(), x, self.run_program)
@@ -450,8 +475,9 @@ class TNConv2d(_Planned):
         """The kernel, of shape (out_channels, channels, kh, kw)."""
         return self.to_dense().reshape(self.out_features, self.conv.in_channels, *self.conv.kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in the layer that this one stands in for)
         """(batch, channels, height, width) -> (batch, out_channels, height', width')."""
+        x = input
         if x.dim() != 4:
             raise ShapeError(
                 f"{self.conv.describe()}: expected (batch, channels, height, width), received {tuple(x.shape)}"
@@ -479,6 +505,8 @@ class TNEmbedding(_Planned):
 
     Args:
         layer: a tn4nn.Embedding, or a Network with in_features = tokens.
+        padding_idx: a token that gives no gradient, as in nn.Embedding; negative counts from the end. Its row is not
+            kept at zero: it moves with the others, whose cores it shares.
         weights: core name -> array; left out, they are drawn from `seed`.
         seed: of the initial weights.
         phase: "train" or "forward": what plans are cheap for.
@@ -503,6 +531,7 @@ class TNEmbedding(_Planned):
         self,
         layer: layers.Embedding | Network,
         *,
+        padding_idx: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
         seed: int = 0,
         batch: int | None = None,
@@ -519,14 +548,19 @@ class TNEmbedding(_Planned):
             layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
             dtype=dtype,
         )  # fmt: skip
+        tokens = self.in_features
+        if padding_idx is not None and not -tokens <= padding_idx < tokens:
+            raise ShapeError(f"padding_idx must be a token, from {-tokens} to {tokens - 1}, received {padding_idx}")
+        self.padding_idx = None if padding_idx is None else padding_idx % tokens
 
     @property
     def weight(self) -> Tensor:
         """The table, of shape (tokens, dimensions)."""
         return self.to_dense().T
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (nn.Embedding's name)
         """(...) integers -> (..., dimensions)."""
+        x = input
         t = self.network.topology
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise ShapeError(f"{self.layer.describe()} takes integers, received {x.dtype}")
@@ -544,6 +578,8 @@ class TNEmbedding(_Planned):
         else:
             picked = [self._pick(core, legs.legs, tokens) for core, legs in zip(self.cores(), t.cores, strict=True)]
             y = self.program_for(tokens.shape[0])(picked)[:, : t.out_features]
+        if self.padding_idx is not None:
+            y = torch.where((tokens == self.padding_idx)[:, None], y.detach(), y)
         return y.reshape(*x.shape, t.out_features)
 
     def _pick(self, core: Tensor, legs: tuple[str, ...], tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tn4nn._errors import TN4NNError
 from tn4nn._topology import checked_size, nearest
 
-from ._convert import _batches, _evaluating
+from ._convert import _batches, _evaluating, input_of
 from ._modules import TNConv2d, TNLinear, _Planned
 
 
@@ -205,12 +205,12 @@ def _inputs(model: nn.Module, layer: nn.Module, times: int, calls: list[Any]) ->
     """All inputs of a layer."""
     seen: list[Tensor] = []
 
-    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(_samples(args[0], layer))
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        seen.append(_samples(input_of(args, kwargs), layer))
         if len(seen) % times == 0:
             raise _EnoughError
 
-    handle = layer.register_forward_pre_hook(note)
+    handle = layer.register_forward_pre_hook(note, with_kwargs=True)
     try:
         for args, kwargs in calls:
             with contextlib.suppress(_EnoughError):

@@ -215,7 +215,8 @@ def paths(
 
     def find(sizes: Mapping[str, int], minimize: str, share: float) -> list[Path]:
         options: dict[str, Any] = {"seed": seed, "time_limit": share * time_limit, "progress": progress}
-        return find_paths(search.tensors, search.output, sizes, minimize=minimize, **options)
+        thorough = minimize == "flops"
+        return find_paths(search.tensors, search.output, sizes, minimize=minimize, thorough=thorough, **options)
 
     few = len(search.tensors) <= EXHAUSTIVE
     most = _FEWEST if len(search.tensors) <= SMALL else _FEWEST_LARGE

@@ -47,6 +47,7 @@ def find_paths(
     seed: int = 0,
     time_limit: float = 10.0,
     progress: Progress | None = None,
+    thorough: bool = True,
 ) -> list[Path]:
     """Good paths for one network, best first by what is minimised.
 
@@ -65,6 +66,7 @@ def find_paths(
         seed: of the random search.
         time_limit: seconds after which no new round is begun, and annealing is stopped.
         progress: called with one line per round.
+        thorough: False for half the rounds and no larger subtrees, where a path is one candidate among others.
 
     Source: simulated annealing of trees, Kalachev, Panteleev and Yung (arXiv:2108.05665), in cotengra.
     """
@@ -75,7 +77,7 @@ def find_paths(
     inputs, out, known = _lettered(tensors, output, sizes)
     if len(tensors) <= EXHAUSTIVE:
         return [_call("optimize_optimal", inputs, out, known, minimize=minimize, use_ssa=True)]
-    return _search(inputs, out, known, minimize, seed, time_limit, progress)
+    return _search(inputs, out, known, minimize, seed, time_limit, progress, thorough)
 
 
 def greedy_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
@@ -130,12 +132,15 @@ def _search(
     seed: int,
     time_limit: float,
     progress: Progress | None,
+    thorough: bool,
 ) -> list[Path]:
     trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
     score = functools.partial(_score, minimize=minimize)
     start, idle = time.monotonic(), 0
     rounds, again = (_ROUNDS, _AGAIN) if len(inputs) > SMALL else (_ROUNDS // 2, _ROUNDS // 2)
-    # What needs least memory is one candidate among others: it is not annealed.
+    if not thorough:
+        rounds, again = rounds // 2, again // 2
+    # What needs least memory is not annealed.
     steps = rounds if minimize == "size" else 2 * rounds + again
     for step in range(steps):
         if step == rounds:
@@ -156,7 +161,7 @@ def _search(
             progress(f"path search {step + 1}/{steps}: best {min(map(score, trees)):.3g}, {spent:.1f} s")
         if spent > time_limit or idle == _PATIENCE:
             break
-    for how in _LAST:
+    for how in _LAST if thorough else ():
         if time.monotonic() - start <= time_limit:
             trees.append(_reordered(min(trees, key=score), minimize, seed=seed, **how))
     return list(dict.fromkeys(_pairs(tree.get_ssa_path()) for tree in sorted(trees, key=score)))

@@ -27,7 +27,7 @@ PLANNER = 6  # raised when the planner may find another plan for the same questi
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
-_FEWEST, _FEWEST_WRITTEN = 12, 4  # paths of the two searches that are lowered to be priced
+_FEWEST, _FEWEST_WRITTEN = 6, 3  # paths of the two searches that are lowered to be priced
 _SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
 
 
@@ -445,6 +445,7 @@ class Search:
                 seed=seed,
                 time_limit=share * time_limit,
                 progress=progress,
+                thorough=minimize == "flops",
             )
 
         found: dict[Path, str] = {}
@@ -470,7 +471,7 @@ class Search:
         output = tuple(dict.fromkeys([*t.outputs, *t.inputs]))
         on_cores = {leg for legs in cores for leg in legs}
         output = tuple(leg for leg in output if leg in on_cores)
-        finder = greedy_path if greedy else lambda *question: find_paths(*question)[0]
+        finder = greedy_path if greedy else lambda *question: find_paths(*question, thorough=False)[0]
         inner = finder(cores, output, self.network.sizes)
         n = len(cores)
         # x takes number n, so what the cores make moves up by one.

@@ -280,6 +280,7 @@ class _Lowering:
         self.output = tuple(leg for leg in output if leg in keep)
         self.nodes = [_Node(frozenset(t) & keep, tuple(leg for leg in t if leg in keep), None) for t in tensors]
         self._grow(path)
+        self.volumes = [math.prod(sizes[leg] for leg in node.legs) for node in self.nodes]  # elements of each
         self.tried: list[dict[Legs, _Choice]] = [{} for _ in self.nodes]
         self.shapes: list[tuple[int, ...]] = [self._shape(t) for t in tensors]
         if flat_input:
@@ -307,21 +308,18 @@ class _Lowering:
         legs = tuple(legs)
         return -1 if BATCH in legs else math.prod(self.sizes[leg] for leg in legs)
 
-    def _elements(self, legs: Iterable[str]) -> int:
-        return math.prod(self.sizes[leg] for leg in legs)
-
     # -- which leg order, everywhere ------------------------------------------------------------------------
 
-    def _move_cost(self, have: Legs, want: Legs) -> float:
+    def _move_cost(self, node: int, have: Legs, want: Legs) -> float:
         """Elements moved by a permutation, more where the last axis moves and memory is read in strides."""
         if have == want:
             return 0.0
-        return self._elements(want) * (1.0 if have[-1:] == want[-1:] else 4.0)
+        return self.volumes[node] * (1.0 if have[-1:] == want[-1:] else 4.0)
 
     def cost(self, node: int, want: Legs) -> float | None:
         """The least cost of bringing a node in the wanted leg order; None where it was not worked out yet."""
         if self.nodes[node].children is None:
-            return self._move_cost(self.nodes[node].natural, want)
+            return self._move_cost(node, self.nodes[node].natural, want)
         known = self.tried[node].get(want)
         return None if known is None else known.cost
 
@@ -354,7 +352,7 @@ class _Lowering:
                 return left, forms[0]
             if costs[1] is None:
                 return right, forms[1]
-            cost = self._move_cost(made, want) + costs[0] + costs[1]
+            cost = self._move_cost(node, made, want) + costs[0] + costs[1]
             if best is None or cost < best.cost:
                 best = _Choice(cost, summed, forms, swap, made)
         assert best is not None

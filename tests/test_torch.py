@@ -110,7 +110,8 @@ def test_a_core_of_the_right_size_and_another_shape_is_refused(x, how):
     with pytest.raises(Exception, match=r"core 'core0': expected shape \(4, 2, 3\), received \(3, 2, 4\)"):
         call(given, x)
     copied = copy.deepcopy(layer)
-    assert copied._known == [id(core) for core in copied.cores()] != layer._known
+    assert [id(core) for core in copied._own] == [id(core) for core in copied.cores()]
+    assert not {id(core) for core in copied._own} & {id(core) for core in layer._own}
 
 
 def test_functional_call_uses_what_it_is_given(layer, x):

@@ -26,7 +26,7 @@ from ._topology import fingerprint_of
 NATIVE_PLANNER = 8  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
-_FEWEST, _FEWEST_LARGE = 6, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long
+_FEWEST, _FEWEST_LARGE = 5, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long
 _KEEP = 1 << 19  # bytes of states that a training step may keep; making more of them again is faster
 _KEPT = 4  # blocks of a path that stay candidates
 _TRIED = 8  # candidates that are measured

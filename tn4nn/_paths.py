@@ -137,7 +137,7 @@ def _search(
     trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
     score = functools.partial(_score, minimize=minimize)
     start, idle = time.monotonic(), 0
-    rounds, again = (_ROUNDS, _AGAIN) if len(inputs) > SMALL else (_ROUNDS // 2, _ROUNDS // 2)
+    rounds, again = (_ROUNDS, _AGAIN) if len(inputs) > SMALL else (_ROUNDS // 2, _ROUNDS // 4)
     if not thorough:
         rounds, again = rounds // 2, again // 2
     # What needs least memory is not annealed.

@@ -27,7 +27,7 @@ PLANNER = 6  # raised when the planner may find another plan for the same questi
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
-_FEWEST, _FEWEST_WRITTEN = 6, 3  # paths of the two searches that are lowered to be priced
+_FEWEST, _FEWEST_WRITTEN = 5, 2  # paths of the two searches that are lowered to be priced
 _SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
 
 

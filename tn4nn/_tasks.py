@@ -98,18 +98,16 @@ class Task:
 def contracted(a: Place, b: Place, c: Place, adds: bool = False) -> Task:
     """The task that contracts a and b to c, with a in the first role."""
 
-    def of(layout: Legs, *others: tuple[Place, bool]) -> Legs:
-        return tuple(leg for leg in layout if all((leg in place.legs) == there for place, there in others))
-
-    rows = "m" if a.row and c.row else "n" if b.row and c.row else "k" if a.row and b.row else ""
+    in_a, in_b, in_c = set(a.legs), set(b.legs), set(c.legs)
+    both, rows = in_a & in_b, "m" if a.row and c.row else "n" if b.row and c.row else "k" if a.row and b.row else ""
     return Task(
         a,
         b,
         c,
-        of(c.legs, (a, True), (b, True)),
-        of(c.legs, (a, True), (b, False)),
-        of(a.legs, (b, True), (c, False)),
-        of(c.legs, (a, False), (b, True)),
+        tuple(leg for leg in c.legs if leg in both),
+        tuple(leg for leg in c.legs if leg in in_a and leg not in in_b),
+        tuple(leg for leg in a.legs if leg in both and leg not in in_c),
+        tuple(leg for leg in c.legs if leg in in_b and leg not in in_a),
         rows,
         adds,
     )

@@ -65,9 +65,11 @@ def ready(held: Native) -> int | None:
     return address
 
 
-def call(address: int, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
-    """y = x W^T for what `ready` has given."""
-    y: Tensor = _State.apply(address, x, cores)
+def call(held: Native, x: Tensor, cores: Sequence[Tensor]) -> Tensor | None:
+    """y = x W^T; None where there is no extension yet."""
+    if held.host is None and ready(held) is None:
+        return None
+    y: Tensor = _State.apply(held.host.address, x, cores)
     return y
 
 
@@ -266,6 +268,6 @@ def _agrees() -> bool:
         x, *cores = (torch.linspace(-1, 2, math.prod(s)).sin().reshape(s).requires_grad_(True) for s in shapes)
     hosted = _Held(held)
     with torch.inference_mode(False), torch.enable_grad():
-        results = (call(hosted.address, x, cores), run(OPS, planned.program, [*cores, x]))
+        results = (_State.apply(hosted.address, x, cores), run(OPS, planned.program, [*cores, x]))
         found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))

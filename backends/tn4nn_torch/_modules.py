@@ -86,7 +86,7 @@ class _Planned(nn.Module):
         t = self.network.topology
         self._names = tuple(core.name for core in t.cores)
         self._shapes = [torch.Size(shape) for shape in self.network.shapes.values()]
-        self._known: list[int] = []  # ids of cores whose shapes are right
+        self._own: tuple[Tensor | None, ...] = ()  # cores whose shapes are right
         # Plain numbers, read once: the forward pass asks the graph nothing.
         self.in_features, self.out_features = t.in_features, t.out_features
         self._padding = math.prod(t.inputs.values()) - t.in_features
@@ -169,7 +169,7 @@ class _Planned(nn.Module):
             found: list[Tensor] = [held[name] for name in self._names]
         except KeyError:  # a parametrization or pruning makes it out of others
             found = [getattr(self, name) for name in self._names]
-        if _compiling() or list(map(id, found)) != self._known:  # a call must not look at each shape
+        if _compiling() or any(core is not own for core, own in zip(found, self._own, strict=True)):
             for name, core, shape in zip(self._names, found, self._shapes, strict=True):
                 if core.shape != shape:
                     raise ShapeError(
@@ -180,7 +180,7 @@ class _Planned(nn.Module):
 
     def know(self) -> None:
         """Remembers the cores that are here now as its own."""
-        self._known = [id(self._parameters.get(name)) for name in self._names]
+        self._own = tuple(self._parameters.get(name) for name in self._names)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -340,9 +340,17 @@ class TNLinear(_Planned):
         x = input
         quick = None if _compiling() else self._quick.get((x.shape, x.dtype))
         if quick is not None and self._buffers["_order"] is None and unwatched(x):
-            y = apply(quick, self.cores(), x, self.run_program)
-            offset = self.bias_or_none
-            return y if offset is None else y + offset
+            held: Any = self._parameters
+            try:
+                # The same objects are equal without a look at their numbers; others have none or several truth values.
+                cores = tuple(map(held.__getitem__, self._names))
+                known = cores == self._own
+            except (KeyError, RuntimeError):
+                known = False
+            if known:
+                y = apply(quick, cores, x, self.run_program)
+                offset = held["bias"] if "bias" in held else self.bias_or_none  # noqa: SIM401  (asks only if it must)
+                return y if offset is None else y + offset
         if not isinstance(x, Tensor):
             raise ShapeError(f"{self.layer.describe()} takes a tensor, received {type(x).__name__}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:

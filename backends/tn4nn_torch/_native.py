@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from tn4nn._errors import ShapeError
 from tn4nn._native import Native
 
-from ._calls import call, ready
+from ._calls import call
 from ._ops import second
 
 ITEMSIZE = {torch.float32: 4, torch.float64: 8}
@@ -38,7 +38,14 @@ def usable(x: Tensor) -> bool:
 
 def unwatched(x: Tensor) -> bool:
     """Whether x is a plain tensor on the CPU, and nothing must see the single operations on it."""
-    return type(x) is Tensor and x.is_cpu and quiet() and not _autocasting("cpu") and _in_memory(x)
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        # What `quiet` asks, without another call
+        and not (transforming() or _modes() or forward_ad._current_level >= 0 or _autocasting("cpu"))
+        and _traced() is None
+        and _in_memory(x)
+    )
 
 
 def quiet() -> bool:
@@ -69,9 +76,9 @@ def apply(
         x: the rows.
         plain: the same function in torch's operations, for second derivatives.
     """
-    address = ready(native)
-    if address is not None:
-        return call(address, x, cores)
+    y = call(native, x, cores)
+    if y is not None:
+        return y
     for position, (core, numbers) in enumerate(zip(cores, native.numbers, strict=True)):
         if core.numel() != numbers or core.dtype is not x.dtype or not core.is_cpu:  # memory is read by address
             raise ShapeError(

@@ -67,9 +67,10 @@ def ready(held: Native) -> int | None:
 
 def call(held: Native, x: Tensor, cores: Sequence[Tensor]) -> Tensor | None:
     """y = x W^T; None where there is no extension yet."""
-    if held.host is None and ready(held) is None:
+    address = ready(held) if held.host is None else held.host.address
+    if address is None:
         return None
-    y: Tensor = _State.apply(held.host.address, x, cores)
+    y: Tensor = _State.apply(address, x, cores)
     return y
 
 

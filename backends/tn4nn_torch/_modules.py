@@ -346,7 +346,7 @@ class TNLinear(_Planned):
                 cores = tuple(map(held.__getitem__, self._names))
                 known = cores == self._own
             except (KeyError, RuntimeError):
-                known = False
+                cores, known = (), False
             if known:
                 y = apply(quick, cores, x, self.run_program)
                 offset = held["bias"] if "bias" in held else self.bias_or_none  # noqa: SIM401  (asks only if it must)

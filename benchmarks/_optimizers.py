@@ -62,18 +62,14 @@ def ours(problem: Contraction, seconds: float) -> Found:
 
 
 def hyper(problem: Contraction, seconds: float, **options: Any) -> Found:
-    """cotengra's HyperOptimizer in this process; its subtrees are reconfigured as ours are."""
+    """cotengra's HyperOptimizer, in this process if `parallel=` says no more; its subtrees are reconfigured as ours."""
     inputs, output, sizes = _lettered(problem.tensors, problem.output, problem.sizes)
     whole = {leg: int(size) for leg, size in sizes.items()}
-    given = {"methods": ["greedy"], "optlib": "sbplx", "reconf_opts": {}, **options}
-    search = ctg.HyperOptimizer(max_time=seconds, max_repeats=10**6, parallel=False, on_trial_error="ignore", **given)
+    given = {"methods": ["greedy"], "optlib": "sbplx", "reconf_opts": {}, "parallel": False, **options}
+    search = ctg.HyperOptimizer(max_time=seconds, max_repeats=10**6, on_trial_error="ignore", **given)
     start = time.perf_counter()
     tree: Any = search.search(inputs, output, whole)
     return Found(_pairs(tree.get_ssa_path()), time.perf_counter() - start, float(search.times[0]))
-
-
-def _hyper(**options: Any) -> Callable[[Contraction, float], Found]:
-    return lambda problem, seconds: hyper(problem, seconds, **options)
 
 
 def _rust(name: str) -> Callable[[Contraction, float], Found]:
@@ -116,19 +112,30 @@ def _random_greedy(seconds: float) -> Any:
     return oe.RandomGreedy(max_time=seconds, max_repeats=10**6)
 
 
-OTHERS = (
-    Optimizer("greedy (opt_einsum)", _opt_einsum(lambda _: oe.paths.greedy)),
-    Optimizer("greedy (cotengrust)", _rust("optimize_greedy")),
-    Optimizer("optimal (cotengrust)", _rust("optimize_optimal"), most=OPTIMAL),
-    Optimizer("auto-hq (opt_einsum)", _opt_einsum(lambda _: oe.paths.auto_hq)),
-    Optimizer("random-greedy (opt_einsum)", _opt_einsum(_random_greedy)),
-    Optimizer("random-greedy (cotengrust)", _rust_random_greedy),
-    Optimizer("hyper (greedy, sbplx)", hyper),
-    Optimizer("hyper (kahypar, sbplx)", _hyper(methods=["greedy", "kahypar"]), "kahypar"),
-    Optimizer("hyper (greedy, optuna)", _hyper(optlib="optuna"), "optuna"),
-    Optimizer("hyper (greedy, cmaes)", _hyper(optlib="cmaes"), "cmaes"),
-    Optimizer("hyper (greedy, annealed)", _hyper(simulated_annealing_opts={}, reconf_opts=None)),
-)
+def others(parallel: bool | int | str = False) -> tuple[Optimizer, ...]:
+    """The optimizers that ours is compared with.
+
+    Args:
+        parallel: cotengra's own switch for its hyper-optimizers: a number of processes, "concurrent.futures", "loky",
+            "dask" or "ray" (each where it is installed); False keeps them in this process.
+    """
+
+    def searched(**options: Any) -> Callable[[Contraction, float], Found]:
+        return lambda problem, seconds: hyper(problem, seconds, parallel=parallel, **options)
+
+    return (
+        Optimizer("greedy (opt_einsum)", _opt_einsum(lambda _: oe.paths.greedy)),
+        Optimizer("greedy (cotengrust)", _rust("optimize_greedy")),
+        Optimizer("optimal (cotengrust)", _rust("optimize_optimal"), most=OPTIMAL),
+        Optimizer("auto-hq (opt_einsum)", _opt_einsum(lambda _: oe.paths.auto_hq)),
+        Optimizer("random-greedy (opt_einsum)", _opt_einsum(_random_greedy)),
+        Optimizer("random-greedy (cotengrust)", _rust_random_greedy),
+        Optimizer("hyper (greedy, sbplx)", searched()),
+        Optimizer("hyper (kahypar, sbplx)", searched(methods=["greedy", "kahypar"]), "kahypar"),
+        Optimizer("hyper (greedy, optuna)", searched(optlib="optuna"), "optuna"),
+        Optimizer("hyper (greedy, cmaes)", searched(optlib="cmaes"), "cmaes"),
+        Optimizer("hyper (greedy, annealed)", searched(simulated_annealing_opts={}, reconf_opts=None)),
+    )
 
 
 def long_run(problem: Contraction, seconds: float) -> Found:

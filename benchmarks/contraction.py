@@ -25,7 +25,7 @@ if __package__ in (None, ""):
 import _measure
 import cotengra as ctg
 from _instances import Absent, Instance, instances
-from _optimizers import OTHERS, Found, Optimizer, long_run, ours
+from _optimizers import Found, Optimizer, long_run, others, ours
 from _paths import Contraction
 from _paths import Path as Tree
 from rich.console import Console
@@ -268,11 +268,17 @@ def page(data: Row) -> str:
     return "\n".join(text)
 
 
-def report(rows: list[Row], long_s: float, left: Sequence[str] = ()) -> Row:
+def report(rows: list[Row], long_s: float, left: Sequence[str] = (), parallel: bool | int | str = False) -> Row:
     """All results, as they are written; `left`: instances that were not reached."""
     versions = _measure.versions(("kahypar", "optuna", "cmaes", "networkx", "einsum-benchmark"))
     head = {"benchmark": "contraction", "schema": SCHEMA, "machine": _measure.machine(), "versions": versions}
-    return head | {"long_s": long_s, "verdicts": verdicts(rows), "instances": rows, "left": list(left)}
+    return head | {
+        "long_s": long_s,
+        "parallel": parallel,
+        "verdicts": verdicts(rows),
+        "instances": rows,
+        "left": list(left),
+    }
 
 
 def main(
@@ -282,8 +288,15 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all results here.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the instances that are in --json.")] = False,
     page_file: Annotated[Path | None, typer.Option("--page", help="Write the page of docs here.")] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            help="Processes of cotengra's hyper-optimizers, or what runs them: concurrent.futures, dask, ray."
+        ),
+    ] = None,
 ) -> None:
     """Compares path optimizers."""
+    how = False if parallel is None else int(parallel) if parallel.isdigit() else parallel
     parts = None if only is None else only.split(",")
     long_s = min(long_s, 5.0) if quick else long_s
     chosen = [each for each in instances(quick) if parts is None or any(part in each.name for part in parts)]
@@ -294,12 +307,12 @@ def main(
         rows = json.loads(json_file.read_text())["instances"]
     done = {row["instance"] for row in rows}
     left = [each for each in chosen if each.name not in done]
-    data = report(rows, long_s, [each.name for each in left])
-    for row in measure(left, OTHERS, long_s):
+    data = report(rows, long_s, [each.name for each in left], how)
+    for row in measure(left, others(how), long_s):
         rows.append(row)
         said = row.get("absent") or f"{_against(row):.3f} of the best other, {_of(row, 'ours')['seconds']:.2f} s"
         console.print(f"[{len(rows)}/{len(chosen)}] {row['instance']}: {said}", style="dim", markup=False)
-        data = report(rows, long_s, [each.name for each in left[len(rows) - len(done) :]])
+        data = report(rows, long_s, [each.name for each in left[len(rows) - len(done) :]], how)
         if json_file is not None:  # a run that is stopped keeps what it has
             json_file.write_text(json.dumps(data, indent=1) + "\n")
         if page_file is not None:

@@ -269,7 +269,7 @@ def contraction(bench):
     ]
     chosen += [found for found in [made.random_regular(10, 3, 0)] if isinstance(found, made.Instance)]
     names = ("greedy (cotengrust)", "optimal (cotengrust)", "hyper (greedy, sbplx)")
-    others = [other for other in bench["_optimizers"].OTHERS if other.name in names]
+    others = [other for other in bench["_optimizers"].others() if other.name in names]
     others.append(bench["_optimizers"].Optimizer("absent", None, "no_such_package_here"))
     rows = list(bench["contraction"].measure(chosen, others, 0.1))
     return json.loads(json.dumps(bench["contraction"].report(rows, 0.1)))
@@ -285,6 +285,17 @@ def test_path_optimizers(contraction):
     assert 0 < rows["ours"]["first_s"] <= rows["ours"]["seconds"]
     first = contraction["verdicts"][0]
     assert first["holds"] == first["instances"] == len(contraction["instances"]) - 1
+
+
+def test_path_optimizers_search_in_several_processes(bench):
+    optimizers = bench["_optimizers"]
+    (problem,) = [one.problem for one in bench["_instances"].instances(True) if one.name == "mpo-16"]
+    (searched,) = [one for one in optimizers.others(2) if one.name == "hyper (greedy, sbplx)"]
+    least = problem.cost(optimizers.ours(problem, 5).path).macs
+    assert problem.cost(searched.run(problem, 0.5).path).macs >= least
+    (searched,) = [one for one in optimizers.others("abacus") if one.name == "hyper (greedy, sbplx)"]
+    with pytest.raises(ValueError, match="abacus"):
+        searched.run(problem, 0.5)
 
 
 def test_path_optimizers_lose_in_words(bench, contraction):

@@ -107,6 +107,13 @@ class Cell:
         return self.data.network
 
     @property
+    def on_torch(self) -> dict[str, Any]:
+        """Where torch's tensors are, and of which dtype."""
+        import torch
+
+        return {"device": self.device, "dtype": getattr(torch, self.dtype)}
+
+    @property
     def train(self) -> bool:
         """Whether gradients are part of the call."""
         return self.phase == "train"

@@ -76,7 +76,7 @@ def _dense_torch(cell: Cell) -> Runner:
 
     cell.guard_dense()
     out_features, in_features = cell.network.out_features, cell.network.in_features
-    layer = torch.nn.Linear(in_features, out_features, bias=False, device=cell.device, dtype=getattr(torch, cell.dtype))
+    layer = torch.nn.Linear(in_features, out_features, bias=False, **cell.on_torch)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(cell.data.dense))
     return TorchRunner(cell, layer, [layer.weight], cell.dense_macs)
@@ -95,8 +95,7 @@ def _dense_jax(cell: Cell) -> Runner:
 def _torch_cores(cell: Cell) -> list[Any]:
     import torch
 
-    options: Any = {"device": cell.device, "dtype": getattr(torch, cell.dtype)}
-    return [torch.tensor(core, requires_grad=cell.train, **options) for core in cell.cores]
+    return [torch.tensor(core, requires_grad=cell.train, **cell.on_torch) for core in cell.cores]
 
 
 def _guard_path(cell: Cell) -> None:
@@ -187,7 +186,7 @@ def _graphed(cell: Cell) -> Runner:
             return expression(*self.cores, x.reshape(batch, *inputs), backend="torch").reshape(batch, -1)
 
     layer = Layer()
-    x = torch.tensor(cell.x, device=cell.device, dtype=getattr(torch, cell.dtype), requires_grad=cell.train)
+    x = torch.tensor(cell.x, requires_grad=cell.train, **cell.on_torch)
     made = torch.cuda.make_graphed_callables(layer, (x,))
     return TorchRunner(cell, made, list(layer.parameters()), cell.macs(cell.layer.cost(cell.best_path).macs))
 
@@ -278,7 +277,7 @@ def _tltorch(cell: Cell, implementation: str) -> Runner:
     kind = {"mpo": "blocktt", "cp": "cp", "tucker": "tucker"}[name]
     layer = tltorch.FactorizedLinear(
         inputs, outputs, bias=False, factorization=kind, rank=rank, implementation=implementation
-    ).to(cell.device, getattr(torch, cell.dtype))
+    ).to(**cell.on_torch)
     parameters = list(layer.parameters())
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
@@ -313,7 +312,7 @@ def _torchtt(cell: Cell) -> Runner:
     layer = torchtt.nn.LinearLayerTT(list(inputs), list(outputs), ranks)
     del layer.bias
     layer.bias = torch.zeros(())
-    layer = layer.to(cell.device, getattr(torch, cell.dtype))
+    layer = layer.to(**cell.on_torch)
     with torch.no_grad():
         for core, value in zip(layer.cores, values, strict=True):
             core.copy_(torch.from_numpy(np.ascontiguousarray(value)))
@@ -372,8 +371,8 @@ def _tensorkrowch(cell: Cell) -> Runner:
             names = made[-1].axes_names
             return tk.permute(made[-1], tuple(names.index(leg) for leg in output))
 
-    layer = Layer().to(cell.device, getattr(torch, cell.dtype))
-    layer.trace(torch.zeros(batch, *inputs, device=cell.device, dtype=getattr(torch, cell.dtype)))
+    layer = Layer().to(**cell.on_torch)
+    layer.trace(torch.zeros(batch, *inputs, **cell.on_torch))
     return TorchRunner(cell, lambda x: layer(x.reshape(batch, *inputs)).reshape(batch, -1), list(layer.parameters()))
 
 

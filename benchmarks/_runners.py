@@ -53,9 +53,8 @@ class TorchRunner:
         import torch
 
         self.cell, self.apply, self.parameters = cell, apply, list(parameters)
-        options: Any = {"device": cell.device, "dtype": getattr(torch, cell.dtype)}
-        self.x = torch.tensor(cell.x, requires_grad=cell.train, **options)
-        self.gy = torch.tensor(cell.gy, **options) if cell.train else None
+        self.x = torch.tensor(cell.x, requires_grad=cell.train, **cell.on_torch)
+        self.gy = torch.tensor(cell.gy, **cell.on_torch) if cell.train else None
         self.sync = synchronise(cell.device)
         self.notes = notes or {}
         self.macs = self._counted() if macs is None else macs

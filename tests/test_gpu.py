@@ -3,6 +3,8 @@
 import copy
 import math
 import os
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from tn4nn_torch._graphs import Captured  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
+_shared = runpy.run_path(str(Path(__file__).with_name("on_gpu.py")))
+noise, close, step = (_shared[name] for name in ("noise", "close", "step"))
 SITES = {"btt": 2, "monarch": 2, "peps": None, "dense": None}
 NAMES = ("mpo", "ring", "tree", "peps", "mera", "cp", "tucker", "btt", "monarch", "block_term", "dense")
 NETWORKS = {
@@ -22,22 +26,6 @@ NETWORKS = {
     for name in NAMES
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03, "float16": 0.01}
-
-
-def noise(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float().cuda()
-
-
-def close(a, b, tolerance=1e-5):
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
-    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
-
-
-def step(layer, x, gy):
-    """y and all gradients."""
-    value = x.detach().clone().requires_grad_(True)
-    y = layer(value)
-    return [y.detach(), *torch.autograd.grad(y, [value, *layer.parameters()], gy)]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -78,7 +66,7 @@ def captured(net, rows=100, dtype=torch.float32):
         layer._tuned._found[(rows, torch.float32, dtype, wanted)] = made
     with torch.no_grad():
         made = Captured(steps, layer.cores(), x, dtype, [False] * len(wanted), torch.cuda.graph_pool_handle())
-    layer._tuned._found[(rows, torch.float32, dtype, (False,))] = made
+    layer._tuned._found[(rows, torch.float32, dtype, (False,) * len(wanted))] = made
     return layer, plain
 
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 import tn4nn as tn
@@ -27,6 +26,8 @@ needs_triton = pytest.mark.skipif(
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
+_shared = runpy.run_path(str(Path(__file__).with_name("on_gpu.py")))
+noise, close, step = (_shared[name] for name in ("noise", "close", "step"))
 Always = runpy.run_path(str(Path(__file__).with_name("always.py")))["Always"]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
 MPO = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
@@ -158,23 +159,6 @@ def on_gpu(net, dtype):
     layer = TNLinear(net, seed=1, device="cuda", dtype=dtype, tune=True)
     layer._tuned = Always(**{str(dtype).removeprefix("torch."): made})
     return layer
-
-
-def noise(rows, features, seed=0):
-    drawn = np.random.default_rng(seed).standard_normal((rows, features))
-    return torch.from_numpy(drawn).float().cuda()
-
-
-def close(a, b, tolerance):
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
-    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
-
-
-def step(layer, x, gy):
-    """y and all gradients of a training step."""
-    value = x.detach().clone().requires_grad_(True)
-    y = layer(value)
-    return [y.detach(), *torch.autograd.grad(y, [value, *layer.parameters()], gy)]
 
 
 @needs_gpu

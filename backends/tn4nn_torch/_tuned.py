@@ -51,7 +51,8 @@ class Tuned:
         dtype = dtype_for(rows, cores)
         if dtype is None or not rows.is_cuda:
             return None
-        wanted = tuple(t.requires_grad for t in (*cores, rows)) if torch.is_grad_enabled() else (False,)
+        graded = torch.is_grad_enabled()
+        wanted = tuple(graded and t.requires_grad for t in (*cores, rows))
         key = (rows.shape[0], rows.dtype, dtype, wanted)
         found = self._found.get(key)
         if capturing(rows.device):  # somebody else's graph, which ours cannot be a part of
@@ -71,7 +72,6 @@ class Tuned:
     def _fastest(
         self, layer: _Planned, rows: Tensor, cores: Sequence[Tensor], dtype: torch.dtype, wanted: Sequence[bool]
     ) -> Way | None:
-        wanted = (*wanted, *[False] * (len(cores) + 1 - len(wanted)))
         best, least = None, _seconds(lambda cores, x: layer.run_program(x, cores), rows, cores, wanted)
         for way in self._ways(layer, rows, cores, dtype, wanted):
             seconds = _seconds(way, rows, cores, wanted)
@@ -83,7 +83,7 @@ class Tuned:
         self, layer: _Planned, rows: Tensor, cores: Sequence[Tensor], dtype: torch.dtype, wanted: Sequence[bool]
     ) -> Iterator[Way]:
         size, t = layer.planned_for(rows.shape[0]), layer.network.topology
-        programs = [layer.make_program(size), layer.make_program(size, minimize="flops")]
+        programs = [layer.program_for(rows.shape[0]), layer.make_program(size, minimize="flops")]
         features = math.prod(t.inputs.values()) + math.prod(t.outputs.values())
         small = 2 * features * rows.shape[0] * dtype.itemsize <= _LARGEST
         for steps in programs[: 1 + (programs[0] != programs[1])] if small else []:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pathlib
 import pickle
 import re
 import time
@@ -484,7 +485,82 @@ def test_a_way_of_another_network_is_refused():
         way.recipe(network("low_rank"))
 
 
-@pytest.mark.parametrize(("flag", "width"), [("-mno-avx512f", 32), ("-mno-avx", 16)])
+VECTORS = [("-mno-avx512f", 32), ("-mno-avx", 16)]
+
+ALONG = [  # legs of a, b and c, the group that the vectors lie along
+    ("mkh", "nkh", "mnh", "h"),
+    ("kmh", "knh", "nmh", "h"),
+    ("mkq", "nkq", "mn", "k"),
+    ("kmq", "nkq", "nm", "k"),
+    ("qkm", "nkq", "mn", "k"),  # a has no vectors
+    ("hkmq", "khnq", "hnm", "k"),
+    ("mkp", "pkn4", "mn4", "n"),  # pieces of four are written
+]
+
+
+def assert_tasks_agree(itemsize):
+    rng, dtype = np.random.default_rng(0), np.dtype(f"f{itemsize}")
+    library = _native.runtime(itemsize)
+    for a, b, c, along in ALONG:
+        for m, n, k in ((1, 1, 1), (3, 7, 2), (13, 5, 3), (5, 21, 9), (11, 14, 5), (9, 300, 2)):
+            sizes = {"m": m, "n": n, "k": k, "h": 21, "q": 32, "p": 3, "4": 4}
+            arrays = [rng.standard_normal([sizes[leg] for leg in legs]).astype(dtype) for legs in (a, b)]
+            made = np.full([sizes[leg] for leg in c], np.nan, dtype)
+            places = [_tasks.Place(i, 0, tuple(legs)) for i, legs in enumerate((a, b, c))]
+            task = dataclasses.replace(_tasks.contracted(*places), along=along)
+            task = dataclasses.replace(task, k=tuple(leg for leg in b if leg in task.k))
+            zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 5}
+            piece = _native.piece_of(([task], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
+            given = np.array([*(array.ctypes.data for array in (*arrays, made)), 0])
+            library.forward(piece.ctypes.data, 1, given.ctypes.data, 1, _native._parallel, None)
+            expected = np.einsum(f"{a},{b}->{c}".replace("4", "f"), *(array.astype("f8") for array in arrays))
+            assert np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max(), (a, b, c, m, n, k)
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_vectors_may_lie_along_every_group(itemsize):
+    assert_tasks_agree(itemsize)
+
+
+def test_the_gradient_of_a_small_core_has_its_vectors_along_the_rows():
+    net = tn.mpo((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(2)
+    way = ways(net, 2048, "train", cache=False)[0]
+    made = way.recipe(net)
+    back = made.back(made.passes, True, frozenset(range(5)))
+    assert {task.along for task in back if task.rows == "k"} >= {"k"}
+
+
+def test_what_lies_in_pieces_is_priced_above_what_lies_along_k():
+    at = {"h": 1, "m": 8, "k": 4096, "n": 8, "b_run": 1, "c_run": 1, "k_run": 16, "a_run": 16, "m_run": 1}
+    machine = tn.Machine()
+    seconds = {along: _tasks.task_seconds(_tasks.Shape(**at, along=along), machine) for along in "nk"}
+    assert seconds["k"] < seconds["n"] / 2
+    loose = _tasks.task_seconds(_tasks.Shape(**at | {"a_run": 1}, along="k"), machine)
+    assert loose > seconds["k"]
+    whole = _tasks.task_seconds(_tasks.Shape(**at | {"c_run": 4}, along="n"), machine)
+    assert whole < seconds["n"]
+
+
+def test_long_outputs_lie_in_large_pages():
+    setting = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[madvise]" not in setting.read_text():
+        pytest.skip("this kernel gives large pages to all who need them, or to none")
+    net = tn.low_rank(4096, 8).with_rank(2)
+    layer = TNLinear(net, bias=False)
+    assert layer.native_for(4096, 4) is not None
+    x = torch.ones(4096, 4096, requires_grad=True)  # more than an allocator keeps
+    (slope,) = torch.autograd.grad(layer(x).sum(), x)
+    held = {}
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            low, high = (int(n, 16) for n in line.split()[0].split("-"))
+        elif line.startswith("AnonHugePages"):
+            held[low, high] = int(line.split()[1]) << 10
+    middle = slope.data_ptr() + slope.nbytes // 2
+    assert next(size for (low, high), size in held.items() if low <= middle < high) > 0
+
+
+@pytest.mark.parametrize(("flag", "width"), VECTORS)
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
     if _compiled.platform.machine() not in ("x86_64", "AMD64"):
@@ -500,5 +576,6 @@ def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
             x = rows_of(net, 21, dtype=dtype)
             expected = (other.to(x.dtype)(x), *slopes(other, x))
             assert all(close(a, b) for a, b in zip((layer(x), *slopes(layer, x)), expected, strict=True))
+        assert_tasks_agree(itemsize)
     finally:
         _native.runtime.cache_clear()

@@ -2,12 +2,14 @@
  *
  * One task is c[h, m, n] (+)= sum_k a[h, m, k] * b[h, k, n]. Each of h, m, n, k stands for a group of legs, and a table
  * holds the offset of every value of a group in each array (as in TBLIS, Matthews, arXiv:1607.00291). n lies along
- * the vectors. b is copied into panels where its vectors do not lie in one piece or where it is read often.
+ * the vectors, or h or k where that lies in one piece in all arrays that hold it. b is copied into panels where its
+ * vectors do not lie in one piece or where it is read often.
  * A group that counts rows has its rows outermost: fewer rows are a prefix of the same table.
  */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
@@ -33,9 +35,12 @@
 #define NC 1536    /* of n at a time; a multiple of NV * W */
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 typedef REAL T __attribute__((vector_size(BYTES)));
+typedef REAL Four __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 typedef WHOLE I __attribute__((vector_size(BYTES)));
 
-enum { B_VECTORS = 1, C_VECTORS = 2, ADDS = 4, B_COLUMNS = 8, A_LINES = 16, ACROSS = 32 };
+enum {
+  B_VECTORS = 1, C_VECTORS = 2, ADDS = 4, B_COLUMNS = 8, A_LINES = 16, ACROSS = 32, DOTS = 64, C_FOURS = 128, A_RUNS = 256
+};
 
 typedef struct {
   long h, m, n, k;       /* sizes; of a group that counts rows, the size per row */
@@ -170,7 +175,16 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
 }
 
 /* Lines of vectors to places that do not lie in one piece. */
-static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int *cn, int add) {
+static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int *cn, int fours, int add) {
+  if (fours) { /* four numbers of a line make a piece */
+    for (int i = 0; i < mr; i++, from += NV * W)
+      for (long j = 0; j < n; j += 4) {
+        Four *to = (Four *)(c[i] + cn[j]), piece = *(const Four *)(from + j);
+        if (add) piece += *to;
+        *to = piece;
+      }
+    return;
+  }
   int beside = 1;
   while (beside < mr && c[beside] == c[0] + beside) beside++;
   if (beside == mr && mr > 1) { /* one number of each line makes a piece: piece by piece */
@@ -242,14 +256,14 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
           else tile1(mr, count, av, ak, bv, bk, to, to_n, adds && whole);
           if (whole) continue;
           for (int r = 0; r < mr; r++) to[r] = c + t->cm[i + r];
-          scatter(mr, left, held, to, cn + n0, adds);
+          scatter(mr, left, held, to, cn + n0, t->flags & C_FOURS, adds);
         }
       }
     }
   }
 }
 
-/* -- h along the vectors: where h lies in one piece in all three arrays ---------------------------------------- */
+/* -- h or k along the vectors: h where it lies in one piece in all arrays, k in pieces of whole vectors ----------- */
 
 #if defined(__AVX512F__)
 typedef int Some;
@@ -267,58 +281,113 @@ static inline __attribute__((always_inline)) V some_of(const REAL *p, Some some)
 }
 #endif
 
-enum { ACROSS_M = 4, ACROSS_N = 4 };
+/* A tile has SIDE lines and columns of vectors; FAR_K vectors along k and FAR_N along n at a time, where they are
+ * copied. */
+enum { SIDE = 4, FAR_K = 64, FAR_N = 256 };
+static int side[SIDE], far[FAR_K];
 
-/* One tile of c for n numbers of h, n at most W. */
+__attribute__((constructor)) static void fill_far(void) {
+  for (int i = 0; i < SIDE; i++) side[i] = i * (int)W;
+  for (int k = 0; k < FAR_K; k++) far[k] = k * SIDE * (int)W;
+}
+
+/* The sums of the numbers in each of W vectors, in the first of them. */
+static inline __attribute__((always_inline)) void fold(T *v) {
+  I lane;
+  for (int i = 0; i < W; i++) lane[i] = i;
+  #pragma GCC unroll 4
+  for (int s = 1; s < W; s *= 2) {
+    const I second = ((lane & s) != 0) & (int)W;
+    #pragma GCC unroll 16
+    for (int i = 0; i < W; i += 2 * s)
+      v[i] = __builtin_shuffle(v[i], v[i + s], lane + second) + __builtin_shuffle(v[i], v[i + s], (lane ^ s) + second);
+  }
+}
+
+/* One tile of c: for `left` numbers of h, at most W, or (`dot`) for one, where the vectors lie along k. a and b have
+ * `step` entries in the tables of k for each vector. */
 static inline __attribute__((always_inline)) void tile_across(
-    const int mt, const int nt, const int whole, long left, long count, const REAL *a, const int *am, const int *ak,
-    const REAL *b, const int *bk, const int *bn, REAL *c, const int *cm, const int *cn, int add) {
+    const int mt, const int nt, const int whole, const int dot, long left, long count, const REAL *a, const int *am,
+    const int *ak, long a_step, const REAL *b, const int *bk, long b_step, const int *bn, REAL *c, const int *cm,
+    const int *cn, int add) {
   const Some some = SOME(left);
-  V acc[ACROSS_M][ACROSS_N];
-  for (int i = 0; i < mt; i++) for (int j = 0; j < nt; j++) acc[i][j] = (V){0};
-  for (long k = 0; k < count; k++) {
-    V bv[ACROSS_N];
+  T acc[SIDE * SIDE];
+  for (int i = 0; i < SIDE * SIDE; i++) acc[i] = (T){0};
+  for (long k = 0; k < count; k++, ak += a_step, bk += b_step) {
+    V bv[SIDE];
     #pragma GCC unroll 4
-    for (int j = 0; j < nt; j++) bv[j] = whole ? *(const V *)(b + bk[k] + bn[j]) : some_of(b + bk[k] + bn[j], some);
+    for (int j = 0; j < nt; j++) bv[j] = whole ? *(const V *)(b + *bk + bn[j]) : some_of(b + *bk + bn[j], some);
     #pragma GCC unroll 4
     for (int i = 0; i < mt; i++) {
-      const V av = whole ? *(const V *)(a + am[i] + ak[k]) : some_of(a + am[i] + ak[k], some);
+      const V av = whole ? *(const V *)(a + am[i] + *ak) : some_of(a + am[i] + *ak, some);
       #pragma GCC unroll 4
-      for (int j = 0; j < nt; j++) acc[i][j] += av * bv[j];
+      for (int j = 0; j < nt; j++) acc[i * nt + j] += av * bv[j];
     }
   }
+  if (dot)
+    for (int from = 0; from < mt * nt; from += W) fold(acc + from);
   for (int i = 0; i < mt; i++)
     for (int j = 0; j < nt; j++) {
       REAL *to = c + cm[i] + cn[j];
-      if (whole && add) *(V *)to += acc[i][j];
-      else if (whole) *(V *)to = acc[i][j];
-      else for (long l = 0; l < left; l++) to[l] = acc[i][j][l] + (add ? to[l] : 0);
+      const int at = i * nt + j;
+      if (dot) *to = acc[at / W * W][at % W] + (add ? *to : 0);
+      else if (whole && add) *(V *)to += acc[at];
+      else if (whole) *(V *)to = acc[at];
+      else for (long l = 0; l < left; l++) to[l] = acc[at][l] + (add ? to[l] : 0);
     }
 }
 
-static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, int add) {
-  for (long h = 0; h < t->h; h += W) {
-    const long left = t->h - h < W ? t->h - h : W;
-    int mt = ACROSS_M;
-    for (long i = 0; i < m; i += mt) {
-      while (i + mt > m) mt = mt == 4 ? 2 : 1;
-      int nt = ACROSS_N;
-      for (long j = 0; j < n; j += nt) {
-        while (j + nt > n) nt = nt == 4 ? 2 : 1;
-        #define ONE(mt_, nt_, whole) \
-          tile_across(mt_, nt_, whole, left, k, a + h, t->am + i, t->ak, b + h, t->bk, t->bn + j, c + h, t->cm + i, t->cn + j, add)
-        #define BOTH(mt_, nt_) do { if (left == W) ONE(mt_, nt_, 1); else ONE(mt_, nt_, 0); } while (0)
-        if (mt == 4 && nt == 4) BOTH(4, 4);
-        else if (mt == 4 && nt == 2) BOTH(4, 2);
-        else if (mt == 4) BOTH(4, 1);
-        else if (mt == 2 && nt == 4) BOTH(2, 4);
-        else if (nt == 4) BOTH(1, 4);
-        else for (int r = 0; r < mt; r++) for (int q = 0; q < nt; q++) {
-          const long i1 = i + r, j1 = j + q;
-          if (left == W)
-            tile_across(1, 1, 1, left, k, a + h, t->am + i1, t->ak, b + h, t->bk, t->bn + j1, c + h, t->cm + i1, t->cn + j1, add);
-          else
-            tile_across(1, 1, 0, left, k, a + h, t->am + i1, t->ak, b + h, t->bk, t->bn + j1, c + h, t->cm + i1, t->cn + j1, add);
+/* Copies of vectors: to[k][SIDE], from lines that may lie a power of two apart and share a set of a cache. `loose`: of
+ * numbers that do not lie in one piece. */
+static void lay(const REAL *from, const int *of, const int *ok, long step, int loose, long lines, long count, REAL *to) {
+  for (long k = 0; k < count; k++, to += SIDE * W, ok += step)
+    for (long i = 0; i < lines; i++) {
+      const REAL *line = from + of[i];
+      if (loose) for (long l = 0; l < W; l++) to[i * W + l] = line[ok[l]];
+      else *(V *)(to + i * W) = *(const V *)(line + *ok);
+    }
+}
+
+static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, int dot, long left,
+                   REAL *scratch, int add) {
+  REAL *packed_a = scratch, *packed_b = scratch + MC * KC;
+  const int loose = dot && !(t->flags & A_RUNS);
+  const int pack_a = loose || (left == W && n > 2 * SIDE), pack_b = left == W && m > 2 * SIDE;
+  const long step = dot ? W : 1, vectors = k / step;
+  const long kc = pack_a || pack_b ? FAR_K : vectors, nc = pack_b ? FAR_N : n;
+  for (long n0 = 0; n0 < n; n0 += nc) {
+    const long n1 = n - n0 < nc ? n : n0 + nc;
+    for (long k0 = 0; k0 < vectors; k0 += kc) {
+      const long count = vectors - k0 < kc ? vectors - k0 : kc;
+      const int *ak = t->ak + k0 * step, *bk = t->bk + k0 * step;
+      if (pack_b)
+        for (long j = n0; j < n1; j += SIDE)
+          lay(b, t->bn + j, bk, step, 0, n1 - j < SIDE ? n1 - j : SIDE, count, packed_b + (j - n0) * count * W);
+      int mt = SIDE;
+      for (long i = 0; i < m; i += mt) {
+        while (i + mt > m) mt /= 2;
+        if (pack_a) lay(a, t->am + i, ak, step, loose, mt, count, packed_a);
+        int nt = SIDE;
+        for (long j = n0; j < n1; j += nt) {
+          while (j + nt > n1) nt /= 2;
+          const REAL *panel = packed_b + ((j - n0) / SIDE * SIDE * count + (j - n0) % SIDE) * W;
+          #define ONE(mt, nt, whole, dot) \
+            tile_across(mt, nt, whole, dot, left, count, pack_a ? packed_a : a, pack_a ? side : t->am + i, \
+                        pack_a ? far : ak, pack_a ? 1 : step, pack_b ? panel : b, pack_b ? far : bk, \
+                        pack_b ? 1 : step, pack_b ? side : t->bn + j, c, t->cm + i, t->cn + j, add || k0)
+          #define EACH(mt, nt) \
+            do { if (dot) ONE(mt, nt, 1, 1); else if (left == W) ONE(mt, nt, 1, 0); else ONE(mt, nt, 0, 0); } while (0)
+          switch (mt * 10 + nt) {
+            case 44: EACH(4, 4); break;
+            case 42: EACH(4, 2); break;
+            case 41: EACH(4, 1); break;
+            case 24: EACH(2, 4); break;
+            case 22: EACH(2, 2); break;
+            case 21: EACH(2, 1); break;
+            case 14: EACH(1, 4); break;
+            case 12: EACH(1, 2); break;
+            default: EACH(1, 1);
+          }
         }
       }
     }
@@ -328,15 +397,20 @@ static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m,
 static void contract(const Task *t, long rows, REAL **bases, REAL *scratch, int add) {
   const long m = t->rows == 1 ? t->m * rows : t->m, k = t->rows == 2 ? t->k * rows : t->k;
   const long n = t->rows == 3 ? t->n * rows : t->n;
+  const REAL *a = bases[t->at[0]] + t->at[1], *b = bases[t->at[2]] + t->at[3];
+  REAL *c = bases[t->at[4]] + t->at[5];
   if (t->flags & ACROSS) {
-    across(t, bases[t->at[0]] + t->at[1], bases[t->at[2]] + t->at[3], bases[t->at[4]] + t->at[5], m, k, n, add);
+    for (long h = 0; h < t->h; h += W)
+      across(t, a + h, b + h, c + h, m, k, n, 0, t->h - h < W ? t->h - h : W, scratch, add);
     return;
   }
   for (long h = 0; h < t->h; h++) {
-    const REAL *a = bases[t->at[0]] + t->at[1] + t->ah[h], *b = bases[t->at[2]] + t->at[3] + t->bh[h];
-    REAL *c = bases[t->at[4]] + t->at[5] + t->ch[h];
-    for (long n0 = 0; n0 < n; n0 += NC)
-      product(t, a, b, c, m, k, n - n0 < NC ? n - n0 : NC, t->bn + n0, t->cn + n0, scratch, add);
+    const REAL *ah = a + t->ah[h], *bh = b + t->bh[h];
+    REAL *ch = c + t->ch[h];
+    if (t->flags & DOTS) across(t, ah, bh, ch, m, k, n, 1, W, scratch, add);
+    else
+      for (long n0 = 0; n0 < n; n0 += NC)
+        product(t, ah, bh, ch, m, k, n - n0 < NC ? n - n0 : NC, t->bn + n0, t->cn + n0, scratch, add);
   }
 }
 
@@ -487,6 +561,17 @@ static void spread(const Head *p, int section, long rows, REAL **bases, long thr
   free(s.sums);
 }
 
+/* Asks for large pages where a long array begins to be written: fresh memory that comes in small ones costs more than a
+ * layer that reads and writes it once. NumPy does the same from this size on. */
+static void large_pages(const Head *p, long base, long rows, REAL *at) {
+#ifdef MADV_HUGEPAGE
+  const size_t page = 4096, bytes = (size_t)(rows * steps_of(p)[base]) * sizeof(REAL);
+  if (!at || bytes < 1 << 22) return;
+  const size_t from = ((size_t)at + page - 1) / page * page, to = ((size_t)at + bytes) / page * page;
+  madvise((void *)from, to - from, MADV_HUGEPAGE);
+#endif
+}
+
 /* y = x W^T. `given` holds cores, x, y, made: what the prologue makes, kept for the backward pass with the states where
  * the piece keeps those, or 0 where no backward pass follows. */
 void forward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
@@ -495,6 +580,7 @@ void forward(const long *piece, long rows, REAL *const *given, long threads, Par
   memset(bases, 0, sizeof bases);
   memcpy(bases, given, (p->cores + 3) * sizeof *bases);
   if (!bases[p->cores + 2]) bases[p->cores + 2] = made_in(p, mine);
+  large_pages(p, p->cores + 1, rows, bases[p->cores + 1]);
   once(p, AHEAD, bases, mine);
   spread(p, FORTH, rows, bases, threads, parallel, host);
 }
@@ -505,6 +591,7 @@ void backward(const long *piece, long rows, REAL *const *given, long threads, Pa
   REAL *bases[p->bases], *mine = room(p);
   memcpy(bases, given, sizeof bases);
   bases[p->cores + 6] = made_slopes_in(p, mine);
+  large_pages(p, p->cores + 5, rows, bases[p->cores + 5]);
   spread(p, BACK, rows, bases, threads, parallel, host);
   once(p, AFTER, bases, mine);
 }

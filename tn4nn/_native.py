@@ -26,7 +26,7 @@ from ._tasks import Offsets, Place, Recipe, Task, contracted, offsets, shape_of
 Piece = NDArray[np.int64]
 
 _LETTERS = {4: ("float", "int"), 8: ("double", "long")}
-_B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS = 1, 2, 4, 8, 16, 32
+_B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS, _DOTS, _C_FOURS, _A_RUNS = (1 << i for i in range(9))
 _HEAD, _TASK = 14, 21  # numbers of a piece's head and of a task in it
 _EXTRA: tuple[str, ...] = ()  # flags of the compiler, for tests of other vectors than this processor's
 _ROWS = {"": 0, "m": 1, "k": 2, "n": 3}
@@ -122,7 +122,10 @@ def _flat(task: Task, sizes: Mapping[str, int], block: int, width: int, tables: 
         (_ADDS, task.adds),
         (_B_COLUMNS, one.k_run % width == 0),
         (_A_LINES, one.a_run == one.k and task.rows != "k"),
-        (_ACROSS, task.across),
+        (_ACROSS, task.along == "h"),
+        (_DOTS, task.along == "k"),
+        (_C_FOURS, one.c_run % 4 == 0),
+        (_A_RUNS, one.a_run % width == 0),
     )
     found = [one.h, one.m, one.n, one.k, _ROWS[task.rows], sum(flag for flag, there in flags if there)]
     found += [n for place in (task.a, task.b, task.c) for n in (place.base, place.offset)]
@@ -257,6 +260,9 @@ _CHECKS = (
     ("pmq", "kmpn", "qkn"),
     ("mn", "po", "monp"),
     ("mkh", "onkh", "mnoh"),
+    ("hmkq", "nkhq", "hmn"),
+    ("kmq", "nkq", "nm"),
+    ("qmk", "nkq", "nm"),
 )
 
 
@@ -289,5 +295,8 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
 def _roles(places: Sequence[Place], legs: Sequence[str]) -> Iterable[Task]:
     yield contracted(places[0], places[1], places[2])
     yield contracted(places[1], places[0], places[2])
+    task = contracted(places[0], places[1], places[2])
     if all(each.endswith("h") for each in legs):
-        yield dataclasses.replace(contracted(places[0], places[1], places[2]), across=True)
+        yield dataclasses.replace(task, along="h")
+    if all(each.endswith("q") for each in legs[:2]):
+        yield dataclasses.replace(task, along="k")

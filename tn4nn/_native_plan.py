@@ -23,7 +23,7 @@ from ._plan import Cost, Machine, Search, is_path, restored_cost
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
-NATIVE_PLANNER = 8  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 9  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
 _FEWEST, _FEWEST_LARGE = 5, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long

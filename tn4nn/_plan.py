@@ -49,7 +49,7 @@ class Machine:
         vector_s: seconds for moving one vector.
         columns: seconds for packing one vector out of columns, in `vector_s`.
         scatter: seconds for moving one number out of a vector, in `vector_s`.
-        across: how many times slower tiles are whose vectors lie along h.
+        across: how many times slower tiles are whose vectors lie along h or k.
         far_s: seconds for reading a number on a cache line of its own.
         task_s: seconds for starting a task.
         call_s: seconds for a call.
@@ -70,7 +70,7 @@ class Machine:
     vector_s: float = 0.35e-9
     columns: float = 3.2
     scatter: float = 0.94
-    across: float = 1.1
+    across: float = 0.95
     far_s: float = 1.5e-9
     task_s: float = 0.1e-6
     call_s: float = 3.1e-6

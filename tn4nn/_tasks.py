@@ -80,7 +80,8 @@ class Task:
         n: of b and c.
         rows: which group counts the rows of the batch, as its slowest leg: "m", "k", "n", or "".
         adds: later blocks of rows add to c instead of writing it.
-        across: the vectors lie along h instead.
+        along: which group the vectors lie along: "n"; "h" where it lies in one piece in all three; "k" where it lies in
+            pieces of whole vectors in b, and best in a too.
     """
 
     a: Place
@@ -92,7 +93,7 @@ class Task:
     n: Legs
     rows: str
     adds: bool = False
-    across: bool = False
+    along: str = "n"
 
 
 def contracted(a: Place, b: Place, c: Place, adds: bool = False) -> Task:
@@ -151,7 +152,7 @@ class Shape(NamedTuple):
     k_run: int
     a_run: int
     m_run: int
-    across: bool
+    along: str
 
     @property
     def macs(self) -> int:
@@ -175,19 +176,16 @@ def shape_of(task: Task, sizes: Mapping[str, int], rows: int) -> Shape:
         k_run,
         a_run,
         run_length(task.m, task.a.legs, sizes),
-        task.across,
+        task.along,
     )
 
 
 def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     """Predicted seconds of a task in the native runtime, its arrays in the second-level cache."""
-    h, m, k, n, b_run, c_run, k_run, a_run, m_run, across = shape
+    h, m, k, n, b_run, c_run, k_run, a_run, m_run, along = shape
     width = machine.vector_bytes // itemsize
-    if across:
-        vectors, tiles = -(-h // width), -(-m // 4) * -(-n // 4)
-        macs_per_s = machine.tile_macs_per_s / machine.across
-        work = vectors * (m * n * k / macs_per_s * width + tiles * machine.tile_s / 2)
-        return work + vectors * k * (m * -(-n // 4) + n * -(-m // 4)) * machine.vector_s / 4 + machine.task_s
+    if along != "n":
+        return _across_seconds(shape, machine, width) + machine.task_s
     vectors = -(-n // width)
     b_vectors, c_vectors = b_run % width == 0, c_run % width == 0
     tiles = -(-m // 8) * -(-vectors // 3)
@@ -199,9 +197,24 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
         seconds += m * k * -(-vectors // 3) * machine.far_s
     if n > 6 * width and (n > 8 * width or a_run == k) and k >= 16:
         seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
+    scattered = width * machine.scatter * (0.4 if c_run % 4 == 0 else 1)
     stores = -(-k // 256) if k > 256 and n > 6 * width else 1
-    seconds += m * vectors * (1 if c_vectors else width * machine.scatter) * machine.vector_s * stores
+    seconds += m * vectors * (1 if c_vectors else scattered) * machine.vector_s * stores
     return h * seconds + machine.task_s
+
+
+def _across_seconds(shape: Shape, machine: Machine, width: int) -> float:
+    """The same for vectors along h or k, in tiles of 4 x 4 of them: what they compute, read and write."""
+    m, n, dots = shape.m, shape.n, shape.along == "k"
+    times, deep = (shape.h, shape.k // width) if dots else (-(-shape.h // width), shape.k)
+    tiles = -(-m // 4) * -(-n // 4)
+    bare = max(0.0, m * -(-n // 4) + n * -(-m // 4) - m * n / 2)  # loads that no multiplication hides
+    seconds = m * n * deep * width * machine.across / machine.tile_macs_per_s
+    seconds += deep * (m + n + 1.2 * bare) * machine.vector_s
+    if dots and shape.a_run % width:
+        seconds += m * shape.k * machine.far_s
+    seconds += tiles * machine.tile_s * (6 if dots else 1) + (0 if dots else 4 * m * n * machine.vector_s)
+    return times * seconds
 
 
 def task_bytes(shape: Shape, itemsize: int) -> int:
@@ -213,15 +226,18 @@ def task_bytes(shape: Shape, itemsize: int) -> int:
 @functools.lru_cache(maxsize=1 << 14)
 def _best(a: Place, b: Place, c: Place, adds: bool, sizes: frozenset[tuple[str, int]], rows: int, item: int) -> Task:
     known, machine = dict(sizes), Machine(vector_bytes=vector_bytes())
-    options = []
+    width, options = machine.vector_bytes // item, list[Task]()
     for first, second in ((a, b), (b, a)):
         task = contracted(first, second, c, adds)
         ks = dict.fromkeys((task.k, tuple(leg for leg in second.legs if leg in task.k)))
         ns = dict.fromkeys((task.n, tuple(leg for leg in second.legs if leg in task.n)))
         options += [dataclasses.replace(task, k=k, n=n) for k in ks for n in ns]
+        for k in ks:
+            if run_length(k, second.legs, known) % width == 0:
+                options.append(dataclasses.replace(task, k=k, along="k"))
         last = len(task.h)
         if last and len({p.legs[-last:] for p in (a, b, c)}) == 1 and task.rows != "n":
-            options.append(dataclasses.replace(task, h=c.legs[-last:], across=True))
+            options.append(dataclasses.replace(task, h=c.legs[-last:], along="h"))
     return min(options, key=lambda t: task_seconds(shape_of(t, known, rows), machine, item))
 
 

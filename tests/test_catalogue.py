@@ -82,7 +82,7 @@ FORMULAS = [
     (tn.peps(I4, O4), "xyha,hXYb,auvc,bcst->yYvtxXus"),
     (tn.mera(I4, O4), "XYuvab,xyac,bstd,cd->yYvtxXus"),
     (tn.tucker(I2, O2), "xa,Xb,abcd,cy,dY->yYxX"),
-    (tn.cp(I2, O2), "xr,Xr,ry,rY->yYxX"),
+    (tn.cp(I2, O2), "xr,Xr,yr,Yr->yYxX"),
     (tn.block_term(I2, O2), "kxya,kXYb,kab->yYxX"),
     (tn.btt(I2, O2), "xXYr,rxyY->yYxX"),
     (tn.btt(I3, O3), "xXuva,axXYvb,bxyYv->yYvxXu"),
@@ -109,7 +109,7 @@ def test_every_topology_has_a_formula_here() -> None:
 @pytest.mark.parametrize(
     ("text", "made"),
     [
-        ("x0 r, x1 r, r y0, r y1", tn.cp(I2, O2)),
+        ("x0 r, x1 r, y0 r, y1 r", tn.cp(I2, O2)),
         ("x0 x1 y1 r0, r0 x0 y0 y1", tn.btt(I2, O2)),
         ("x0 x1 y1, x0 y0 y1", tn.monarch(I2, O2)),
     ],

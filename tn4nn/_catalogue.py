@@ -210,9 +210,10 @@ def tucker(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def cp(inputs: Modes, outputs: Modes) -> Topology:
-    """CP (canonical polyadic): one factor for each mode, all joined by one hyperedge r."""
+    """CP (canonical polyadic): one factor matrix, mode by rank, for each mode, all joined by one hyperedge r (Kolda and
+    Bader, SIAM Review 51(3), 2009)."""
     ins, outs = _modes(inputs), _modes(outputs)
-    cores = [(f"x{i}", "r") for i in range(len(ins))] + [("r", f"y{i}") for i in range(len(outs))]
+    cores = [(f"x{i}", "r") for i in range(len(ins))] + [(f"y{i}", "r") for i in range(len(outs))]
     return _made("cp", cores, ins, outs)
 
 

@@ -325,8 +325,12 @@ def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:
     best = min((pricer.way((), block) for block in blocks), key=score)
     layouts = [0] * (len(probe.passes) - 1)
     single = len(layouts) <= _SINGLY  # a longer chain has one layout for all of its states
+    batched = [
+        any(leg in step.reads[1].legs for leg in step.reads[0].legs if leg in step.makes.legs) for step in probe.passes
+    ]
     for position in reversed(range(len(layouts))) if single else range(1):
-        for code in LAYOUTS[1:]:
+        # the last order differs from the first only where both arrays hold a leg that stays
+        for code in LAYOUTS[1:] if (batched[position] if single else any(batched)) else LAYOUTS[1:-1]:
             changed = [code] * len(layouts)
             if single:
                 changed = [*layouts[:position], code, *layouts[position + 1 :]]

@@ -28,9 +28,10 @@ from ._program import BATCH, Legs
 Offsets = NDArray[np.int32]
 
 
-LAYOUTS = range(4)
+LAYOUTS = range(5)
 """Leg orders of a new state: 0, the operand's legs innermost; 1, those that the state keeps innermost; 2, as the next
-pass sums them, the summed ones innermost; 3, the same with the summed ones outermost."""
+pass sums them, the summed ones innermost; 3, the same with the summed ones outermost; 4, the legs that stay of
+those that both had, innermost in the operand too."""
 
 
 class Place(NamedTuple):
@@ -425,17 +426,22 @@ class _Builder:
             k = tuple(leg for leg in state if leg in held and leg not in made)
             m = tuple(leg for leg in state if leg not in held)
             n = tuple(sorted(held - set(state), key=order.index))
-            found[operand] = (*h, *k, *n)
             state = self.final if position == len(chain) - 1 else self._layout(position, (h, m, n), chain)
+            found[operand] = (*k, *n, *h) if self._code(position) == 4 else (*h, *k, *n)
             found[node] = state
         return found
+
+    def _code(self, position: int) -> int:
+        return self.layouts[position] if position < len(self.layouts) else 0
 
     def _layout(self, position: int, groups: tuple[Legs, Legs, Legs], chain: Chain) -> Legs:
         """The leg order of a new state; see LAYOUTS."""
         h, m, n = groups
-        code = self.layouts[position] if position < len(self.layouts) else 0
+        code = self._code(position)
         if code < 2:
             return (*h, *m, *n) if code == 0 else (*h, *n, *m)
+        if code == 4:
+            return (*m, *n, *h)
         node, (_, operand) = chain[position + 1]
         held, made = self.legs[operand], self.legs[node]
         state = (*h, *m, *n)

@@ -297,7 +297,11 @@ class Recipe:
 
     def _task(self, a: Place, b: Place, c: Place, adds: bool = False) -> Task:
         rows = self.block if a.row or b.row else 1
-        return _best(a, b, c, adds, frozenset(self.sizes.items()), rows, self.itemsize)
+        return _best(a, b, c, adds, self._sized, rows, self.itemsize)
+
+    @functools.cached_property
+    def _sized(self) -> frozenset[tuple[str, int]]:
+        return frozenset(self.sizes.items())
 
     def ahead(self, steps: Iterable[Step]) -> tuple[Task, ...]:
         """The forward tasks of some steps."""

@@ -507,8 +507,8 @@ def assert_tasks_agree(itemsize):
             arrays = [rng.standard_normal([sizes[leg] for leg in legs]).astype(dtype) for legs in (a, b)]
             made = np.full([sizes[leg] for leg in c], np.nan, dtype)
             places = [_tasks.Place(i, 0, tuple(legs)) for i, legs in enumerate((a, b, c))]
-            task = dataclasses.replace(_tasks.contracted(*places), along=along)
-            task = dataclasses.replace(task, k=tuple(leg for leg in b if leg in task.k))
+            task = _tasks.contracted(*places)._replace(along=along)
+            task = task._replace(k=tuple(leg for leg in b if leg in task.k))
             zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 5}
             piece = _native.piece_of(([task], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
             given = np.array([*(array.ctypes.data for array in (*arrays, made)), 0])

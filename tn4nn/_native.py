@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import concurrent.futures
 import ctypes
-import dataclasses
 import functools
 import importlib.resources
 import math
@@ -297,6 +296,6 @@ def _roles(places: Sequence[Place], legs: Sequence[str]) -> Iterable[Task]:
     yield contracted(places[1], places[0], places[2])
     task = contracted(places[0], places[1], places[2])
     if all(each.endswith("h") for each in legs):
-        yield dataclasses.replace(task, along="h")
+        yield task._replace(along="h")
     if all(each.endswith("q") for each in legs[:2]):
-        yield dataclasses.replace(task, along="k")
+        yield task._replace(along="k")

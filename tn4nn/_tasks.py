@@ -67,8 +67,7 @@ class Bases:
         return ("x", "y", "made", "state", "dy", "dx", "dmade", "dstate")[base - first]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """c[h, m, n] = sum_k a[h, m, k] * b[h, k, n].
 
     Attributes:
@@ -232,13 +231,13 @@ def _best(a: Place, b: Place, c: Place, adds: bool, sizes: frozenset[tuple[str, 
         task = contracted(first, second, c, adds)
         ks = dict.fromkeys((task.k, tuple(leg for leg in second.legs if leg in task.k)))
         ns = dict.fromkeys((task.n, tuple(leg for leg in second.legs if leg in task.n)))
-        options += [dataclasses.replace(task, k=k, n=n) for k in ks for n in ns]
+        options += [task._replace(k=k, n=n) for k in ks for n in ns]
         for k in ks:
             if run_length(k, second.legs, known) % width == 0:
-                options.append(dataclasses.replace(task, k=k, along="k"))
+                options.append(task._replace(k=k, along="k"))
         last = len(task.h)
         if last and len({p.legs[-last:] for p in (a, b, c)}) == 1 and task.rows != "n":
-            options.append(dataclasses.replace(task, h=c.legs[-last:], along="h"))
+            options.append(task._replace(h=c.legs[-last:], along="h"))
     return min(options, key=lambda t: task_seconds(shape_of(t, known, rows), machine, item))
 
 

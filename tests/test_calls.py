@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _native
+from tn4nn import _native, _tasks
 
 torch = pytest.importorskip("torch")
 import tn4nn_torch  # noqa: E402
@@ -296,3 +296,14 @@ def test_a_library_that_does_not_load_is_not_used(untouched):
         tn4nn_torch.build_extension()
     layer = TNLinear(NETWORKS["ring"])
     assert layer(torch.zeros(2, 36)).shape == (2, 24)
+
+
+def test_what_is_made_of_cores_is_made_again_where_it_is_not_kept(extension, monkeypatch):
+    monkeypatch.setattr(_tasks, "_HELD", 0)
+    net = tn.mpo((4, 3, 5, 4), (3, 4, 4, 5)).with_rank(5)
+    ours, plain = layers(net)
+    x = rows_of(net, 600)
+    assert close(ours(x), plain(x))
+    assert all(close(a, b) for a, b in zip(slopes(ours, x), slopes(plain, x), strict=True))
+    assert used(ours)
+    assert [native.kept(600) for native in ours._natives.values()] == [0]

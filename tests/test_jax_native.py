@@ -10,6 +10,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import _native as core
+from tn4nn import _tasks
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
@@ -263,3 +264,12 @@ def test_threads_of_xla_give_the_same_numbers():
 
 def test_several_devices_take_the_program():
     assert run(_SLOPES, "--xla_force_host_platform_device_count=2") == ["False"]
+
+
+def test_what_is_made_of_cores_is_made_again_where_it_is_not_kept(monkeypatch):
+    monkeypatch.setattr(_tasks, "_HELD", 0)
+    monkeypatch.setitem(NETWORKS, "unkept", tn.mpo((4, 3, 5, 4), (3, 4, 4, 5)).with_rank(5))
+    ours, plain, cores, x = problem("unkept", 600)
+    agree(ours(cores, x), plain(cores, x))
+    gradients = [jax.jit(jax.grad(squares(f), argnums=(0, 1)))(cores, x) for f in (ours, plain)]
+    agree(*gradients)

@@ -509,7 +509,7 @@ def assert_tasks_agree(itemsize):
             places = [_tasks.Place(i, 0, tuple(legs)) for i, legs in enumerate((a, b, c))]
             task = _tasks.contracted(*places)._replace(along=along)
             task = task._replace(k=tuple(leg for leg in b if leg in task.k))
-            zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 5}
+            zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 6}
             piece = _native.piece_of(([task], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
             given = np.array([*(array.ctypes.data for array in (*arrays, made)), 0])
             library.forward(piece.ctypes.data, 1, given.ctypes.data, 1, _native._parallel, None)
@@ -579,3 +579,30 @@ def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
         assert_tasks_agree(itemsize)
     finally:
         _native.runtime.cache_clear()
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_much_that_is_made_of_cores_is_made_again_instead_of_kept(itemsize, threads):
+    net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
+    path = next(path for order, path in paths(net, 64) if order == "left to right, cores merged by 2+2")
+    layer, other = forced(net, path, 16, itemsize=itemsize), plain(net)
+    made = layer.native_for(64, itemsize)
+    assert made.recipe.lengths[made.recipe.bases.made] * itemsize > 10**6
+    assert made.kept(64) == made.recipe.held == 0
+    assert _native.native(recipe(net, path, 16, itemsize=itemsize, keep=True)).recipe.held > 0
+    x = rows_of(net, 64 * threads, dtype=np.float32 if itemsize == 4 else np.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, expected = (layer(x), *slopes(layer, x)), (other.to(x.dtype)(x), *slopes(other, x))
+        assert all(close(a, b) for a, b in zip(found, expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_plan_in_blocks_keeps_at_most_a_million_bytes_beside_x():
+    net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
+    for way in ways(net, 32, "train", cache=False):
+        if way.block < 32:
+            assert way.cost.saved <= 4 * 32 * 4096 + 10**6

@@ -428,6 +428,7 @@ typedef struct {
   long first[SECTIONS + 1]; /* the tasks of section s are first[s] .. first[s + 1] - 1 */
   long made, states, made_slopes, state_slopes; /* numbers in the memories that are not the caller's */
   long kept; /* numbers of the states of a row, where the caller keeps them, behind made; 0 where they are made again */
+  long held; /* of `made`, where the caller keeps it; 0 where it is made again */
 } Head;
 
 /* Numbers from one row to the next in each memory; 0 where it has no rows. */
@@ -585,12 +586,17 @@ void forward(const long *piece, long rows, REAL *const *given, long threads, Par
   spread(p, FORTH, rows, bases, threads, parallel, host);
 }
 
-/* Gradients: dx and those of the cores, where they are given and the piece has tasks for them. */
+/* Gradients: dx and those of the cores, where they are given and the piece has tasks for them. What the prologue makes
+ * is made again where it was not kept. */
 void backward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
   const Head *p = (const Head *)piece;
   REAL *bases[p->bases], *mine = room(p);
   memcpy(bases, given, sizeof bases);
   bases[p->cores + 6] = made_slopes_in(p, mine);
+  if (!bases[p->cores + 2]) {
+    bases[p->cores + 2] = made_in(p, mine);
+    once(p, AHEAD, bases, mine);
+  }
   large_pages(p, p->cores + 5, rows, bases[p->cores + 5]);
   spread(p, BACK, rows, bases, threads, parallel, host);
   once(p, AFTER, bases, mine);

@@ -26,7 +26,7 @@ Piece = NDArray[np.int64]
 
 _LETTERS = {4: ("float", "int"), 8: ("double", "long")}
 _B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS, _DOTS, _C_FOURS, _A_RUNS = (1 << i for i in range(9))
-_HEAD, _TASK = 14, 21  # numbers of a piece's head and of a task in it
+_HEAD, _TASK = 15, 21  # numbers of a piece's head and of a task in it
 _EXTRA: tuple[str, ...] = ()  # flags of the compiler, for tests of other vectors than this processor's
 _ROWS = {"": 0, "m": 1, "k": 2, "n": 3}
 _JOB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long)
@@ -97,8 +97,8 @@ def piece_of(
         cores: of the network.
         steps: for each memory, numbers from one row to the next.
         sums: for each memory that blocks of rows add to, its length; 0 for the others.
-        lengths: of what the prologue makes, of the states, and of the gradients of both; and of the states of a row
-            that the caller keeps.
+        lengths: of what the prologue makes, of the states, and of the gradients of both; of the states of a row that
+            the caller keeps, and of what it keeps of the prologue.
     """
     width = vector_bytes() // itemsize
     first = [0]
@@ -164,8 +164,8 @@ class Native:
 
     def kept(self, rows: int) -> int:
         """Numbers that a training step keeps beside x: what the prologue makes, and states."""
-        made, block = self.recipe.lengths[self.recipe.bases.made], self.recipe.block
-        return -(-made // 16) * 16 + -(-rows // block) * block * self.recipe.kept
+        held, block = self.recipe.held, self.recipe.block
+        return -(-held // 16) * 16 + -(-rows // block) * block * self.recipe.kept
 
     def piece(self, wanted: tuple[bool, ...] = ()) -> Piece:
         """All tasks for the gradients of x and of the cores that are wanted, forward pass included: one that keeps
@@ -193,7 +193,7 @@ class Native:
             cores=len(bases.slopes),
             steps=[rows.get(base, 0) for base in range(bases.count)],
             sums=self._sums(),
-            lengths=[*(recipe.lengths[base] for base in memories), recipe.kept if any(wanted) else 0],
+            lengths=[*(recipe.lengths[base] for base in memories), recipe.kept if any(wanted) else 0, recipe.held],
         )
 
     def _sums(self) -> list[int]:
@@ -206,7 +206,8 @@ class Native:
         return found
 
     def forward(self, rows: int, cores: Sequence[int], made: int, x: int, y: int, threads: int = 1) -> None:
-        """y = x W^T, all by address; fills `made` with `kept(rows)` numbers for the backward pass; 0: none follows."""
+        """y = x W^T, all by address; fills `made` with `kept(rows)` numbers for the backward pass; 0: none follows, or
+        nothing is kept."""
         given = array.array("q", (*cores, x, y, made))
         self.library.forward(self._places[made != 0], rows, given.buffer_info()[0], threads, _parallel, None)
 
@@ -281,7 +282,7 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
         made = np.empty(expected.shape, dtype)
         for task in _roles(places, (a_legs, b_legs, c_legs)):
             piece = piece_of(
-                ([task], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 5
+                ([task], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 6
             )
             given = (address * 4)(a.ctypes.data, b.ctypes.data, made.ctypes.data, None)
             made[:] = np.nan

@@ -285,7 +285,7 @@ class _Pricer:
         work = (held + row * r.block) * item
         seconds = moved = macs = 0.0
         for tasks, rows, times in (
-            (before, 1, 1),
+            (before, 1, 2 if train and not r.held else 1),
             (through, r.block, full),
             (through, left, 1 if left else 0),
             (after, 1, 1),
@@ -300,8 +300,8 @@ class _Pricer:
                 seconds += times * self._memory(task_bytes(shape, item), work if rows > 1 else 0)
         passes = 2 if train else 1
         seconds += passes * self.batch * row * item / self.machine.memory_bytes_per_s + self.machine.call_s
-        kept = r.lengths[b.made] * item
-        peak = self.batch * row * item + held * item + kept + (r.lengths[b.made_slopes] * item if train else 0)
+        made, kept = r.lengths[b.made] * item, r.held * item
+        peak = self.batch * row * item + held * item + made + (r.lengths[b.made_slopes] * item if train else 0)
         states = (full + (left > 0)) * rows_kept * item
         peak += states - rows_kept * item
         saved = self.batch * max(place.row for place in rows_in) * item + kept + states if train else 0

@@ -34,6 +34,9 @@ pass sums them, the summed ones innermost; 3, the same with the summed ones oute
 those that both had, innermost in the operand too."""
 
 
+_HELD = 10**6  # bytes of what the prologue makes that are kept beside x
+
+
 class Place(NamedTuple):
     """Where an array lies.
 
@@ -285,6 +288,13 @@ class Recipe:
     lengths: Mapping[int, int]
     layouts: tuple[int, ...]
     kept: int
+
+    @property
+    def held(self) -> int:
+        """Numbers of what the prologue makes that a training step keeps; 0 where there are so many that the backward
+        pass makes them again, unless it finds the states too."""
+        made = self.lengths[self.bases.made]
+        return made if self.kept or made * self.itemsize <= _HELD else 0
 
     def forth(self, train: bool) -> tuple[Task, ...]:
         """The tasks of a block of rows forward."""

@@ -132,14 +132,15 @@ def _call(native: Native, piece: Any, back: bool, places: Sequence[int], results
 def _cpu_rows(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
     bases = native.recipe.bases
     results = _rows_shapes(x, *cores, native=native, keep=keep)
-    places = [bases.x, *range(len(cores)), bases.y, bases.made]
+    # Where nothing is kept, the second result is a number that nobody reads.
+    places = [bases.x, *range(len(cores)), bases.y, bases.made if native.kept(1) else bases.gy]
     return list(_call(native, native.training if keep else native.piece(), False, places, results, x, *cores))
 
 
 def _cpu_slopes(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
     (x, *cores), made, gy, bases = given[:-2], given[-2], given[-1], native.recipe.bases
     targets = [bases.gx, *bases.slopes]
-    places = [bases.x, *range(len(cores)), bases.made, bases.gy]
+    places = [bases.x, *range(len(cores)), bases.made if native.kept(1) else bases.y, bases.gy]
     places += [target for target, needed in zip(targets, wanted, strict=True) if needed]
     results = _slopes_shapes(*given, native=native, wanted=wanted)
     return list(_call(native, native.piece(wanted), True, places, results, x, *cores, made, gy))

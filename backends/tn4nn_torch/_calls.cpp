@@ -51,8 +51,8 @@ struct Runtime : torch::CustomClassHolder {
   // Numbers that a training step keeps beside x; `Native.kept` in Python. The head of a piece holds them.
   int64_t kept(int64_t rows) const {
     const int64_t* head = keeping.data_ptr<int64_t>();
-    const int64_t block = head[3], made = head[9], states = head[13];
-    return (made + 15) / 16 * 16 + (rows + block - 1) / block * block * states;
+    const int64_t block = head[3], states = head[13], held = head[14];
+    return (held + 15) / 16 * 16 + (rows + block - 1) / block * block * states;
   }
 
   const std::string recipe;

@@ -285,7 +285,9 @@ def goal_line(label: str, goal: dict[str, Any]) -> str:
     if "mean" in goal:
         return f"{label}: {verdict}" + ("" if goal["mean"] is None else f" ({goal['mean']:.2f}, {goal['cells']} cells)")
     worst = ", ".join(f"{name} {value:.2f}" for name, value in goal["worst"].items())
-    return f"{label}: {verdict} ({goal['broken']} of {goal['cells']} break it{': ' + worst if worst else ''})"
+    more = ", ".join(f"{name} {value:.2f}" for name, value in goal.get("macs_over_dense", {}).items())
+    more = f"; of these, multiply-adds over dense's: {more}" if more else ""
+    return f"{label}: {verdict} ({goal['broken']} of {goal['cells']} break it{': ' + worst if worst else ''}{more})"
 
 
 # -- the command ---------------------------------------------------------------------------------------------

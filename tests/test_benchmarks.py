@@ -218,6 +218,18 @@ def test_page(bench, results, tmp_path):
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_goal_says_where_the_plan_computes_more_than_the_dense_layer(bench, results):
+    module = bench["step_time"]
+    cell = copy.deepcopy(next(c for c in results["cells"] if c["phase"] == "train"))
+    cell |= {"chi": 8, "batch": 32, "dense_params": 1 << 20}
+    cell["summary"]["torch"]["vs_dense"]["median"] = 2.5
+    label = "P2 ours / dense <= 0.8 at chi = 8"
+    for ours, end in ((300, "2.50; of these, multiply-adds over dense's: tiny/32/train 3.00)"), (70, "32/train 2.50)")):
+        for r in cell["rows"]:
+            r["macs"] = ours if r["peer"] == "tn4nn-torch" else 100
+        assert module.goal_line(label, module.goals([cell])[label]).endswith(end)
+
+
 def _app(bench):
     import typer
 

@@ -606,3 +606,15 @@ def test_a_plan_in_blocks_keeps_at_most_a_million_bytes_beside_x():
     for way in ways(net, 32, "train", cache=False):
         if way.block < 32:
             assert way.cost.saved <= 4 * 32 * 4096 + 10**6
+
+
+def test_one_bad_measurement_does_not_rule_a_way_out():
+    calls = 0
+
+    def disturbed():
+        nonlocal calls
+        calls += 1
+        time.sleep(0.03 if calls == 2 else 0.002)
+
+    steady, found = _native_plan._interleaved([lambda: time.sleep(0.004), disturbed])
+    assert found < steady

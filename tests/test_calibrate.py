@@ -237,6 +237,22 @@ def test_a_gpu_that_takes_twice_as_long(few, monkeypatch):
     assert _machine.kept("torch", "NVIDIA H200", "bfloat16") is None is _machine.kept("jax", "NVIDIA A100", "bfloat16")
 
 
+def test_nothing_more_is_run_when_the_time_is_over(few, monkeypatch):
+    place = Place("cpu", "float32", 4, False, None, None)
+
+    def slow(network, batch, place, machine):
+        for sample in invented(count=200):
+            time.sleep(0.01)
+            yield sample
+
+    monkeypatch.setattr(calibrating, "place_of", lambda *names: place)
+    monkeypatch.setattr(calibrating, "_program_samples", slow)
+    monkeypatch.setattr(calibrating, "PROGRAM_FIGURES", FIGURES)
+    found = tn.calibrate(backend="torch", time_limit=0.2)
+    assert found.samples <= 21
+    assert found.seconds < 1
+
+
 @pytest.mark.parametrize("name", ["torch", "jax"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("phase", ["forward", "train"])

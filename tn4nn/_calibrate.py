@@ -143,7 +143,10 @@ def calibrate(
     for network, batch in subject.asked:
         if time.perf_counter() - start > time_limit:
             break
-        samples += subject.samples(network, batch)
+        for sample in subject.samples(network, batch):
+            samples.append(sample)
+            if time.perf_counter() - start > time_limit:
+                break
         if progress is not None:
             title = f"{network.topology.name}, batch {batch}"
             progress(f"calibrating: {title}, {len(samples)} ways, {time.perf_counter() - start:.1f} s")

@@ -30,7 +30,7 @@ from ._network import Network
 from ._plan import PHASES, Machine, Plan, Search, seconds_of
 
 FIGURES = ("tile_macs_per_s", "tile_s", "vector_s", "far_s", "task_s", "call_s", "memory_bytes_per_s")
-PROGRAM_FIGURES = ("macs_per_s", "bytes_per_s", "strided", "op_s", "matrix_s", "pass_s", "step_s")
+PROGRAM_FIGURES: tuple[str, ...] = ("macs_per_s", "bytes_per_s", "strided", "op_s", "matrix_s", "pass_s", "step_s")
 NATIVE_DTYPES = {"float32": 4, "float64": 8}
 _RATES = ("tile_macs_per_s", "memory_bytes_per_s", "macs_per_s", "bytes_per_s")  # per second; the others are seconds
 _RANGE = 10.0  # how far from its default a figure may go

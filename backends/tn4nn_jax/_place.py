@@ -25,11 +25,11 @@ def place(device: Device | None, dtype: str) -> Place:
     Raises:
         BackendError: a device that cost models have no figures for.
     """
-    device = device or jax.devices()[0]
-    if device.platform not in ("cpu", "gpu"):
-        raise BackendError(f"calibrated are the devices 'cpu' and 'gpu', received {device.platform!r}")
-    name = device.device_kind if device.platform == "gpu" else CPU
-    run_of = functools.partial(_run_of, device, dtype)
+    where: Device = jax.devices()[0] if device is None else device
+    if where.platform not in ("cpu", "gpu"):
+        raise BackendError(f"calibrated are the devices 'cpu' and 'gpu', received {where.platform!r}")
+    name = where.device_kind if where.platform == "gpu" else CPU
+    run_of = functools.partial(_run_of, where, dtype)
     return Place(name, dtype, jnp.dtype(dtype).itemsize, True, run_of, jax.block_until_ready)
 
 

@@ -18,7 +18,7 @@ from _paths import BATCH, PathCost
 from _runners import JaxRunner, Runner, TorchRunner
 
 import tn4nn as tn
-from tn4nn._machine import gpu
+from tn4nn._machine import known
 
 # -- ours ----------------------------------------------------------------------------------------------------
 
@@ -45,8 +45,8 @@ def _tuned(cell: Cell) -> tn.Plan:
     import torch
 
     size = ITEM[cell.dtype]
-    figures = gpu(torch.cuda.get_device_name(cell.device)).machine(size)
-    return tn.plan(cell.network, cell.batch, cell.phase, machine=figures, itemsize=size)
+    figures = known("torch", torch.cuda.get_device_name(cell.device), cell.dtype, size)
+    return tn.plan(cell.network, cell.batch, cell.phase, **figures)
 
 
 def _tn4nn_torch(cell: Cell) -> Runner:

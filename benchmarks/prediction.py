@@ -1,11 +1,13 @@
-"""Predicted against measured time of the native runtime, over the whole catalogue.
+"""Predicted against measured time over the whole catalogue, of the native runtime or of a backend's programs.
 
     python benchmarks/prediction.py --json benchmarks/results/prediction.json
+    python benchmarks/prediction.py --runtime program --backend torch --device cuda --dtype bfloat16
 
 A cell is a topology of the catalogue, 1024 -> 1024, with all bonds at one rank, a batch and a phase. It is planned
 twice, with the cost model's default figures and with those of a calibration that is made first (none of whose networks
-is a cell), and the plan is run on random numbers in one thread. The clock counts the thread's own CPU seconds, the
-least of some rounds: what else runs on the core does not count, what it does to caches and memory does. Reported are
+is a cell), and the plan is run on random numbers, on the CPU in one thread. The clock counts the thread's own CPU
+seconds, the least of some rounds: what else runs on the core does not count, what it does to caches and memory does. Of
+programs it is the calibration's clock, which is the same on the CPU and counts all seconds on a GPU. Reported are
 Spearman's rank correlation and the median of |predicted / measured - 1|, over all cells and by kind.
 """
 # ruff: noqa: E402  numpy reads the number of threads when it is imported
@@ -25,6 +27,7 @@ from typing import Annotated, Any
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before numpy is imported
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
 import numpy as np
 import typer
@@ -37,9 +40,9 @@ from rich.console import Console
 from rich.table import Table
 
 import tn4nn as tn
-from tn4nn._calibrate import times_of
-from tn4nn._compiled import vector_bytes
-from tn4nn._native_plan import Way, _run_of
+from tn4nn._backend import Place, place_of
+from tn4nn._calibrate import clocked, program_times, times_of
+from tn4nn._native_plan import _run_of
 
 FEATURES = 1024
 RANKS = (2, 8, 32)
@@ -78,25 +81,34 @@ def seconds(run: Callable[[], object]) -> float:
     return best
 
 
-def cell(question: Question, machines: dict[str, tn.Machine]) -> dict[str, Any] | None:
-    """Predicted and measured seconds by machine, and the figure that most of the prediction comes from; None where
-    that takes too long."""
+def cell(question: Question, machines: dict[str, tn.Machine], place: Place | None = None) -> dict[str, Any] | None:
+    """Predicted and measured seconds by machine, in the native runtime or as programs at a place, and the figure that
+    most of the prediction comes from; None where that takes too long."""
     net, rank, batch, phase = question
     made: dict[str, Any] = {"topology": net.topology.name, "rank": rank, "params": net.num_params}
     made |= {"batch": batch, "phase": phase}
-    clocked: dict[Any, float] = {}
+    found: dict[Any, float] = {}
     for name, machine in machines.items():
-        way: Way | None = tn.plan(net, batch, phase, runtime="native", machine=machine).way
-        assert way is not None
-        if way.cost.predicted_s > LONGEST:
+        if place is None:
+            p = tn.plan(net, batch, phase, runtime="native", machine=machine)
+            way = p.way
+            assert way is not None
+            key: Any = way.path, way.layouts, way.block, way.keep
+            parts = times_of(net, way, batch, phase, 4, machine)
+        else:
+            p = tn.plan(net, batch, phase, machine=machine, itemsize=place.itemsize)
+            key, parts = p.path, program_times(p, machine)
+        if p.cost.predicted_s > LONGEST:
             return None
-        key = way.path, way.layouts, way.block, way.keep
-        if key not in clocked:
-            clocked[key] = seconds(_run_of(net, way, batch, phase, 4))
-        parts = times_of(net, way, batch, phase, 4, machine)
+        if key not in found:
+            found[key] = (
+                seconds(_run_of(net, p.way, batch, phase, 4))
+                if place is None
+                else clocked([place.run_of(p.program, p.input_shapes(), phase)], place)[0]
+            )
         made[name] = {
-            "predicted_s": way.cost.predicted_s,
-            "measured_s": clocked[key],
+            "predicted_s": p.cost.predicted_s,
+            "measured_s": found[key],
             "figure": max(parts, key=lambda figure: parts[figure]),
         }
     return made
@@ -138,6 +150,10 @@ def summary(cells: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]
 
 def main(
     only: Annotated[str | None, typer.Option(help="Topologies, by commas.")] = None,
+    runtime: Annotated[str, typer.Option(help="native or program.")] = "native",
+    backend: Annotated[str, typer.Option(help="Whose programs.")] = "torch",
+    device: Annotated[str | None, typer.Option(help="Of the programs.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the programs.")] = "float32",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
 ) -> None:
     """Compares predictions with the clock."""
@@ -145,12 +161,14 @@ def main(
     console = console if console.is_terminal else Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TN4NN_CACHE"] = folder  # the calibration is this run's own
-        calibration = tn.calibrate(progress=lambda line: console.print(line, highlight=False))
-        machines = {"default": tn.Machine(vector_bytes=vector_bytes()), "calibrated": calibration.machine}
+        asked: Any = {"device": device, "backend": backend, "dtype": dtype} if runtime == "program" else {}
+        place = place_of(backend, device, dtype) if asked else None
+        calibration = tn.calibrate(**asked, progress=lambda line: console.print(line, highlight=False))
+        machines = {"default": calibration.default, "calibrated": calibration.machine}
         cells: list[dict[str, Any]] = []
         left_out = 0
         for question in questions(tn.catalogue() if only is None else only.split(",")):
-            made = cell(question, machines)
+            made = cell(question, machines, place)
             if made is None:
                 left_out += 1
                 continue
@@ -162,7 +180,7 @@ def main(
             title = f"{made['topology']} rank {made['rank']}, batch {made['batch']}, {made['phase']}"
             console.print(f"{title:44} {told}", highlight=False)
     found = summary(cells, list(machines))
-    table = Table(title="Predicted against measured")
+    table = Table(title=f"Predicted against measured: {calibration.what}")
     for column in ("figures", "cells", "rank correlation", "median error", "median predicted / measured"):
         table.add_column(column)
     for name, all_of in found.items():

@@ -361,6 +361,21 @@ def test_predictions_are_of_what_is_run(bench, monkeypatch):
     assert set(found["default"]["by"]["topology"]) == {"mpo", "kronecker"}
 
 
+def test_predictions_of_programs_are_of_what_is_run(bench, monkeypatch):
+    prediction = bench["prediction"]
+    pytest.importorskip("torch")
+    monkeypatch.setattr(prediction, "FEATURES", 64)
+    monkeypatch.setattr(prediction, "BATCHES", (4,))
+    place = prediction.place_of("torch", None, "float32")
+    machines = {"default": tn.Machine(), "slow": tn.Machine(op_s=1e-2)}
+    for question in prediction.questions(["mpo"]):
+        net, _, batch, phase = question
+        one = prediction.cell(question, machines, place)
+        assert one["default"]["predicted_s"] == tn.plan(net, batch, phase).cost.predicted_s
+        assert 0 < one["default"]["measured_s"] < one["slow"]["predicted_s"]
+        assert one["slow"]["figure"] == "op_s"
+
+
 def test_rank_correlation(bench):
     spearman = bench["prediction"].spearman
     assert spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)

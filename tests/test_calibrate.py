@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
 
 import tn4nn as tn
 from tn4nn import _calibrate as calibrating
-from tn4nn import _native
-from tn4nn._calibrate import FIGURES, Sample
-from tn4nn._errors import TN4NNError
+from tn4nn import _machine, _native
+from tn4nn._backend import Place, place_of
+from tn4nn._calibrate import FIGURES, PROGRAM_FIGURES, Sample
+from tn4nn._errors import BackendError, TN4NNError
 from tn4nn._native_plan import candidates, ways
+from tn4nn._plan import Search
 
 TRUE = {
     "tile_macs_per_s": 1.7,
@@ -105,17 +109,27 @@ def test_calibrate_keeps_what_it_found_for_this_processor(native, monkeypatch, t
     assert found["seconds"] < 60
     assert found["after"] <= found["before"]
     assert dataclasses.asdict(tn.calibrated()) == found["machine"]
-    assert tn.calibrated(itemsize=8) is None
-    monkeypatch.setattr(calibrating, "processor", lambda: "another")
+    assert tn.calibrated("cpu", dtype="float32") == tn.calibrated(itemsize=4) == tn.calibrated()
+    assert tn.calibrated(itemsize=8) is None is tn.calibrated(dtype="float64")
+    assert found["default"]["tile_s"] == tn.Machine().tile_s
+    monkeypatch.setattr(_machine, "processor", lambda: "another")
     assert tn.calibrated() is None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"schema": 1, "machine": {"tile_s": 0.0}}', '{"schema": 1, "machine": {"speed": 2}}']
+    "text",
+    [
+        "",
+        "{}",
+        '{"schema": 1, "machine": {"tile_s": 0.0}}',
+        '{"schema": 1, "machine": {"tile_s": NaN}}',
+        '{"schema": 1, "machine": {"speed": 2}}',
+        '{"schema": 2, "machine": {}}',
+    ],
 )
 def test_a_file_that_cannot_be_read_counts_as_absent(monkeypatch, tmp_path, text):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
-    path = calibrating._file(4)
+    path = _machine._file("native", "cpu", "float32")
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert tn.calibrated() is None
@@ -123,8 +137,270 @@ def test_a_file_that_cannot_be_read_counts_as_absent(monkeypatch, tmp_path, text
 
 def test_no_runtime_and_too_little_time_are_told(native, monkeypatch, tmp_path):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
-    with pytest.raises(TN4NNError, match="needs a C compiler .* itemsize 4 or 8, received itemsize=2"):
-        tn.calibrate(itemsize=2)
+    with pytest.raises(TN4NNError, match=r"dtype 'float32' or 'float64', received dtype='float16': .* backend='torch'"):
+        tn.calibrate(dtype="float16")
     with pytest.raises(TN4NNError, match="seconds were enough for 0 ways: allow more time"):
         tn.calibrate(time_limit=-1.0)
     assert list(tmp_path.glob("machines/*")) == []
+
+
+# -- programs ---------------------------------------------------------------------------------------------------
+
+MPO = tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4)
+SLOW = dict(zip(PROGRAM_FIGURES, (1.7, 0.5, 0.8, 3.0, 2.0, 4.0, 2.5), strict=True))
+
+
+def plans(machine, networks=None):
+    """Candidates of all networks that a calibration runs."""
+    for network, batches in networks or calibrating._networks():
+        for batch in batches:
+            for phase in ("forward", "train"):
+                search = Search(network, batch, phase, "time", "apply", 4, machine)
+                yield from search.ranked(search.candidates(0, 1.0, None))
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """A cache of its own, one network, and few samples asked for."""
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrating, "_EACH", 0.5)
+    monkeypatch.setattr(calibrating, "_networks", lambda: iter([(tn.mpo((4, 4), (4, 4)).with_rank(2), (16,))]))
+
+
+@pytest.mark.parametrize("factors", [dict.fromkeys(PROGRAM_FIGURES, 1.0), SLOW, {**SLOW, "macs_per_s": 0.1}])
+def test_the_parts_of_a_program_are_its_whole(factors):
+    machine = calibrating.scaled(tn.Machine(), factors)
+    for p in plans(machine, [(MPO, (1, 1024)), (tn.monarch((32, 32), (32, 32)).with_ranks({}), (16,))]):
+        assert sum(calibrating.program_times(p, machine).values()) == pytest.approx(p.cost.predicted_s)
+
+
+def test_copies_take_as_long_as_their_figure_says():
+    machine = calibrating.scaled(tn.Machine(), SLOW)
+    assert machine.bytes_per_s == tn.Machine().bytes_per_s / 0.5
+    assert machine.strided / machine.bytes_per_s == pytest.approx(0.8 * tn.Machine().strided / tn.Machine().bytes_per_s)
+
+
+def test_the_fit_finds_the_machine_that_ran_the_programs(monkeypatch):
+    right, samples = calibrating.scaled(tn.Machine(), SLOW), []
+    for p in plans(tn.Machine()):
+        times = calibrating.program_times(p, tn.Machine())
+        seconds = sum(calibrating.program_times(p, right).values())
+        samples.append(Sample(p.order, times, seconds, lambda machine, p=p: calibrating.program_times(p, machine)))
+    factors, before, after = calibrating.judged(samples, tn.Machine())
+    assert after < 0.01 < 0.3 < before
+    well_known = ("macs_per_s", "strided", "op_s", "step_s")
+    assert {name: factors[name] for name in well_known} == pytest.approx({n: SLOW[n] for n in well_known}, rel=0.05)
+    # What a step counts, its multiply-adds or its bytes, has to be asked again.
+    monkeypatch.setattr(calibrating, "_REFITS", 0)
+    assert calibrating.judged(samples, tn.Machine())[2] > 2 * after
+
+
+def test_a_gpu_is_waited_for_and_the_cpus_seconds_are_those_that_it_worked():
+    waited = []
+
+    def run():
+        time.sleep(2e-3)
+        return len(waited)
+
+    def clocked(name):
+        return calibrating.clocked([run], Place(name, "float32", 4, False, None, waited.append))[0]
+
+    assert clocked("a GPU") >= 2e-3
+    assert len(waited) == 2 + calibrating._ROUNDS
+    assert clocked("cpu") < 1e-3
+
+
+def test_a_gpu_that_takes_twice_as_long(few, monkeypatch):
+    """No GPU: what it takes is made up."""
+    place = Place("NVIDIA H200", "bfloat16", 2, True, lambda program, shapes, phase: program, None)
+    asked = []
+    monkeypatch.setattr(calibrating, "place_of", lambda *names: asked.append(names) or place)
+    monkeypatch.setattr(calibrating, "clocked", lambda programs, place: [2e-5 * len(p.steps) for p in programs])
+    times = calibrating.program_times
+    monkeypatch.setattr(calibrating, "_program_samples", lambda network, batch, place, machine: [
+        Sample("", times(p, machine), 2 * p.cost.predicted_s, lambda m, p=p: times(p, m))
+        for p in plans(machine, [(network, (batch,))])
+    ])  # fmt: skip
+    lines = []
+    found = tn.calibrate("gpu", backend="jax", dtype="bfloat16", progress=lines.append)
+    default = _machine.gpu("NVIDIA H200").machine(2, compiled=True)
+    assert found.default == default
+    assert found.machine.macs_per_s == pytest.approx(default.macs_per_s / 2, rel=0.01)
+    assert found.machine.op_s == pytest.approx(2 * default.op_s, rel=0.03)
+    assert (found.before, found.after) == (pytest.approx(0.5), pytest.approx(0.0, abs=0.01))
+    assert any("low_rank, batch 8192" in line for line in lines)  # what keeps it busy
+    assert any("mpo, batch 16384" in line for line in lines)
+    assert "s: programs of jax on NVIDIA H200, bfloat16; median error" in str(found)
+    assert f"op_s                  {found.machine.op_s:.3g}  (default 3e-06)" in str(found)
+    assert tn.calibrated("gpu", backend="jax", dtype="bfloat16") == found.machine
+    assert set(asked) == {("jax", "gpu", "bfloat16")}
+    assert _machine.kept("torch", "NVIDIA H200", "bfloat16") is None is _machine.kept("jax", "NVIDIA A100", "bfloat16")
+
+
+def test_nothing_more_is_run_when_the_time_is_over(few, monkeypatch):
+    place = Place("cpu", "float32", 4, False, None, None)
+
+    def slow(network, batch, place, machine):
+        for sample in invented(count=200):
+            time.sleep(0.01)
+            yield sample
+
+    monkeypatch.setattr(calibrating, "place_of", lambda *names: place)
+    monkeypatch.setattr(calibrating, "_program_samples", slow)
+    monkeypatch.setattr(calibrating, "PROGRAM_FIGURES", FIGURES)
+    found = tn.calibrate(backend="torch", time_limit=0.2)
+    assert found.samples <= 21
+    assert found.seconds < 1
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("phase", ["forward", "train"])
+def test_what_is_timed_is_the_program(name, dtype, phase):
+    place = placed(name, dtype)
+    assert (place.name, place.dtype, place.compiled) == ("cpu", dtype, name == "jax")
+    p = tn.plan(MPO, 5, phase)
+    made = place.run_of(p.program, p.input_shapes(), phase)()
+    place.wait(made)
+    if phase == "forward":
+        made = (made,)
+    elif name == "jax":
+        made = (made[0], *made[1])  # y, gradients
+    shapes = [(5, 128)] if phase == "forward" else [*[(5, 128)] * (name == "jax"), *p.input_shapes()]
+    assert [tuple(array.shape) for array in made] == shapes
+    assert all(dtype in str(array.dtype) for array in made)
+    assert all(np.any(to_host(array)) for array in made)
+
+
+def to_host(array):
+    """Whatever a framework made, as numpy's float64."""
+    return np.asarray(array.detach().double() if hasattr(array, "detach") else array, np.float64)
+
+
+def placed(name, dtype="float32", device=None):
+    try:
+        tn.backend(name)
+    except BackendError as error:
+        pytest.skip(str(error))
+    return place_of(name, device, dtype)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_the_programs_of_a_backend_on_the_cpu(name, few):
+    placed(name)
+    found = tn.calibrate("cpu", backend=name)
+    assert found.what == f"programs of {name} on cpu, float32"
+    assert found.figures == PROGRAM_FIGURES
+    assert 4 <= found.samples <= 6
+    assert found.after <= found.before
+    assert tn.calibrated(backend=name) == found.machine
+    assert tn.calibrated(backend=name, dtype="bfloat16") is None is tn.calibrated()
+
+
+def test_a_torch_layer_plans_with_what_was_kept_and_an_older_one_goes_on(few):
+    torch = pytest.importorskip("torch")
+    from tn4nn_torch import TNLinear
+
+    older, x = TNLinear(MPO, seed=1, dtype="bfloat16"), torch.ones(64, 128, dtype=torch.bfloat16)
+    right = older(x)
+    assert older._figures == {}
+    machine = tn.Machine(op_s=1e-3)
+    _machine.keep("torch", "cpu", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(machine)})
+    newer = TNLinear(MPO, seed=1, dtype="bfloat16")
+    assert newer._figures == {"machine": machine, "itemsize": 2}
+    assert TNLinear(MPO)._figures == {}
+    assert torch.equal(older(x), right)
+    assert torch.allclose(newer(x), right, atol=0.05)
+    asked = older.program_for(64)
+    older.bfloat16()  # it goes through all that .to() does, and plans with the figures
+    assert older._figures == newer._figures
+    assert older.program_for(64) == newer.program_for(64)
+    assert len(older.program_for(64).program.steps) <= len(asked.program.steps)  # an operation is dear now
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_figures_of_a_gpu_are_those_kept_per_dtype_and_read_once(name, monkeypatch, tmp_path):
+    """No GPU: a name for one is enough."""
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    placed(name)
+    if name == "torch":
+        import torch
+        from tn4nn_torch import _triton
+
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+        kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+        def figures(dtype):
+            return _triton.figures_of(torch.device("cuda"), kinds[dtype])
+    else:
+        import jax.numpy as jnp
+        from tn4nn_jax import _device
+
+        card = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+        monkeypatch.setattr(_device.jax, "devices", lambda *kind: [card])
+
+        def figures(dtype):
+            return _device.figures(jnp.dtype(dtype))
+
+    table = {size: _machine.gpu("NVIDIA H200").machine(size, compiled=name == "jax") for size in (2, 4)}
+    assert figures("bfloat16") == {"machine": table[2], "itemsize": 2}
+    own = dataclasses.replace(table[2], macs_per_s=1e15)
+    _machine.keep(name, "NVIDIA H200", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(own)})
+    assert figures("bfloat16") == {"machine": own, "itemsize": 2}
+    assert figures("float16") == {"machine": table[2], "itemsize": 2}
+    assert figures("float32") == {"machine": table[4], "itemsize": 4}
+    for path in (tmp_path / "machines").iterdir():
+        path.unlink()
+    assert figures("bfloat16")["machine"] == own  # no file is asked again
+
+
+def test_the_kernel_of_a_gpu_is_compared_with_what_the_programs_take():
+    net, card = tn.btt((64, 64), (64, 64)).with_rank(1), _machine.gpu("NVIDIA H200")
+    fast = dataclasses.replace(card.machine(2), macs_per_s=1e18, bytes_per_s=1e16, op_s=1e-9, pass_s=1e-9, step_s=1e-9)
+    assert _machine.fused_path(net, 16384, "train", "time", 2, card) is not None
+    assert _machine.fused_path(net, 16384, "train", "time", 2, card, fast) is None
+
+
+def test_costs_are_predicted_with_what_was_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    before = tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s
+    slow = dataclasses.replace(tn.Machine(), tile_macs_per_s=1e6)
+    _machine.keep("native", "cpu", "float32", {"schema": 1, "machine": dataclasses.asdict(slow)})
+    assert tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s > 100 * before
+    assert tn.cost(MPO, [64], phases=["forward"], machine=tn.Machine()).rows[0].predicted_s == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "the native runtime runs on the CPU, received device='cuda': pass backend='torch'"),
+        ({"backend": "numpy"}, "the programs of backend 'numpy' cannot be calibrated: expected 'torch' or 'jax'"),
+        ({"backend": "troch"}, "unknown backend 'troch'.*torch"),
+        ({"backend": "torch", "dtype": "int8"}, "unknown dtype 'int8'.*bfloat16"),
+        ({"backend": "jax", "dtype": "int8"}, "computes in float32, .*received dtype 'int8'"),
+        ({"backend": "torch", "device": "mps"}, "calibrated are the devices 'cpu' and 'cuda', received device='mps'"),
+        ({"backend": "torch", "device": "cuda:99"}, "torch sees .* received .*'cuda:99'"),
+        ({"backend": "jax", "device": "gpu:99"}, "jax has no device 'gpu:99' here: use one of .*'cpu'"),
+    ],
+)
+def test_what_is_not_there_is_told_before_any_work(options, message, few, monkeypatch):
+    if options.get("backend") in ("torch", "jax"):
+        placed(options["backend"])
+    monkeypatch.setattr(calibrating, "Search", None)
+    for ask in (tn.calibrate, tn.calibrated):
+        with pytest.raises(BackendError, match=message):
+            ask(**options)
+
+
+def test_the_command_calibrates_a_backend(few, monkeypatch, tmp_path, capsys):
+    from tn4nn import _cli
+
+    placed("torch")
+    asked = ["calibrate", "--device", "cpu", "--backend", "torch", "--dtype", "bfloat16"]
+    monkeypatch.setattr(sys, "argv", ["tn4nn", *asked, "--json", str(tmp_path / "c.json")])
+    with pytest.raises(SystemExit) as end:
+        _cli.main()
+    assert end.value.code == 0
+    assert ": programs of torch on cpu, bfloat16; median error" in capsys.readouterr().out
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert dataclasses.asdict(tn.calibrated(backend="torch", dtype="bfloat16")) == found["machine"]

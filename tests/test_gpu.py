@@ -243,6 +243,24 @@ def test_jax_gives_the_numbers_of_float64(name, rows):
         assert close(torch.from_numpy(np.array(by_weights.weights[core])), right)
 
 
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_gpu_is_calibrated_and_layers_plan_with_what_was_found(backend, monkeypatch, tmp_path):
+    if backend == "jax":
+        on_jax()
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    found = tn.calibrate("cuda", backend=backend, dtype="bfloat16", time_limit=40.0)
+    assert found.after <= found.before
+    assert found.after < 0.5
+    assert tn.calibrated("cuda", backend=backend, dtype="bfloat16") == found.machine
+    if backend == "torch":
+        assert TNLinear(NETWORKS["mpo"], device="cuda", dtype="bfloat16")._figures["machine"] == found.machine
+    else:
+        import jax.numpy as jnp
+        from tn4nn_jax._device import figures
+
+        assert figures(jnp.bfloat16)["machine"] == found.machine
+
+
 def test_jax_prices_plans_with_the_gpus_figures():
     on_jax()
     import jax.numpy as jnp

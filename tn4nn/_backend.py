@@ -10,7 +10,7 @@ Laws of a backend, which `tn4nn.testing` checks:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ._errors import BackendError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ._layers import Layer
+    from ._program import Program
 
 GROUP = "tn4nn.backends"
 
@@ -121,8 +122,33 @@ class Trainer(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a backend runs programs, and how long they take there: what `calibrate` needs.
+
+    Attributes:
+        name: of the GPU, or "cpu".
+        dtype: of the numbers.
+        itemsize: bytes of one.
+        compiled: a program is launched as a whole, not operation by operation.
+        run_of: (program, shapes of its inputs, phase) -> a function that runs it on random numbers.
+        wait: waits until what such a function returned is there.
+    """
+
+    name: str
+    dtype: str
+    itemsize: int
+    compiled: bool
+    run_of: Callable[[Program, Sequence[tuple[int, ...]], str], Callable[[], Any]]
+    wait: Callable[[Any], object]
+
+
 class Backend(Protocol):
-    """What a framework brings. `name` is its entry point's name."""
+    """What a framework brings. `name` is its entry point's name.
+
+    A backend whose programs can be calibrated has `place(device: str | None, dtype: str) -> Place` too, which raises
+    BackendError where there is no such device or dtype.
+    """
 
     name: str
 
@@ -202,6 +228,19 @@ def backend(name: str) -> Backend:
         advice = _INSTALL.get(name, f"install what {table[name].value!r} needs")
         raise BackendError(f"backend {name!r} cannot be loaded ({error}): {advice}") from error
     return loaded
+
+
+def place_of(name: str, device: str | None, dtype: str) -> Place:
+    """Where a backend runs programs.
+
+    Raises:
+        BackendError: an unknown backend, device or dtype, a backend that is not installed or cannot be calibrated.
+    """
+    place = getattr(backend(name), "place", None)
+    if place is None:
+        raise BackendError(f"the programs of backend {name!r} cannot be calibrated: expected 'torch' or 'jax'")
+    found: Place = place(device, dtype)
+    return found
 
 
 def installed_backends() -> tuple[str, ...]:

@@ -401,12 +401,17 @@ def _decompose(
 
 @app.command("calibrate")
 def _calibrate(
-    itemsize: Annotated[int, typer.Option(help="Bytes of a number: 4 or 8.")] = 4,
+    device: Annotated[str | None, typer.Option(help="cpu, or the backend's word: cuda, gpu ...")] = None,
+    backend_: Annotated[
+        str | None, typer.Option("--backend", help="torch or jax: measure its programs, not the native runtime.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64; with a backend bfloat16 and float16 too.")] = "float32",
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which nothing new is run.")] = 40.0,
     json: Json = None,
 ) -> None:
-    """Measure this processor for the native runtime's cost model, in one thread, and keep the figures."""
-    found = calibrate(itemsize=itemsize, time_limit=time_limit, progress=_progress())
+    """Measure a device for the cost model and keep the figures: the native runtime of this processor, in one thread, or
+    a backend's programs."""
+    found = calibrate(device, backend=backend_, dtype=dtype, time_limit=time_limit, progress=_progress())
     _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
     if json is not None:
         write_json(json, found.to_dict())

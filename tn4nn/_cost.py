@@ -13,7 +13,7 @@ from ._catalogue import dense
 from ._errors import TN4NNError
 from ._growth import exponent
 from ._layers import Embedding
-from ._native_plan import Way, _interleaved, _layouts, _Pricer, _run_of
+from ._native_plan import Way, _interleaved, _layouts, _Pricer, _run_of, machine_here
 from ._network import Network
 from ._paths import Path, find_paths, greedy_path, legs_along
 from ._plan import PHASES, Cost, Machine, Search, _bytes, plan
@@ -199,7 +199,7 @@ def cost(
         batches: rows of x.
         phases: "forward", "train" or both.
         itemsize: 4 or 8 bytes of a number.
-        machine: figures of the cost model (default: one CPU core).
+        machine: figures of the cost model (default: this processor's, where calibrated; else one CPU core).
         measure: also run the rows of the native runtime, and numpy's product for dense, on random numbers; the least
             time of several interleaved rounds. What is predicted to take more than a second is left out.
         cache: False plans anew and stores nothing.
@@ -226,7 +226,7 @@ def cost(
     rows: list[CostRow] = []
     for batch in sizes:
         for phase in phases:
-            asked = _Question(network, batch, phase, itemsize, machine or Machine(), cache)
+            asked = _Question(network, batch, phase, itemsize, machine or machine_here(itemsize), cache)
             rows += asked.measured() if measure else [row for row, _ in asked.rows()]
     return CostReport(network, tuple(rows))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ._catalogue import like
 from ._errors import BudgetError
 from ._modes import balanced
+from ._native_plan import machine_here
 from ._network import Network
 from ._plan import RUNTIMES, Machine, Plan, _seconds, plan
 from ._topology import Topology
@@ -94,7 +95,7 @@ def explain(p: Plan, *, machine: Machine | None = None, cache: bool = True) -> E
 
     Args:
         p: the plan, of form "apply" and without a memory cap.
-        machine: figures of the cost model; those that the plan was made with.
+        machine: figures of the cost model; those that the plan was made with (default: as for `plan`).
         cache: False plans anew and stores nothing.
 
     Example:
@@ -105,7 +106,7 @@ def explain(p: Plan, *, machine: Machine | None = None, cache: bool = True) -> E
         >>> told.parts[0].text.startswith("t0 = matmul")
         True
     """
-    known = machine or Machine()
+    known = machine or machine_here(p.itemsize)
     parts = sorted(_parts(p, known), key=lambda part: -part.seconds)
     own = p.cost.predicted_s
     changes = [

@@ -1,17 +1,29 @@
-"""Figures of GPUs, for the cost model: data sheets, and what of them a program reaches.
+"""Figures of devices, for the cost model: those that a calibration has kept, else those of the GPUs' data sheets.
 
-The shares were measured on an H100 SXM (torch 2.11, CUDA 13); of the other GPUs only the data sheets are known. The
-CPU's figures are the defaults of `Machine`.
+The shares of a data sheet that a program reaches were measured on an H100 SXM (torch 2.11, CUDA 13); of the other GPUs
+only the data sheets are known. The CPU's figures are the defaults of `Machine`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path as File
+from typing import Any
 
+from ._compiled import processor
+from ._files import atomic_write, cache_folder
 from ._network import Network
 from ._paths import Path
 from ._plan import Machine, plan
 from ._stream import Pass, Stream, stream
+from ._topology import fingerprint_of
+
+SCHEMA = 1  # of the files that a calibration keeps
+CPU = "cpu"
 
 _REACHED = 0.75  # of the peak of matrix products, by a large one of the vendor's library
 _STREAMED = 0.85  # of the peak of memory
@@ -53,13 +65,16 @@ class Gpu:
             itemsize: bytes of one number.
             compiled: the program is launched as a whole, not operation by operation.
         """
+        op_s = _NODE if compiled else _OP
         return Machine(
             macs_per_s=_REACHED * self.macs_per_s(itemsize),
             bytes_per_s=_STREAMED * self.bytes_per_s,
             strided=2.0 if itemsize <= 2 else 1.3,  # legs of 4 to 64 that change places
-            op_s=_NODE if compiled else _OP,
+            op_s=op_s,
             matrix_s=1e-9,  # batched products run side by side
             edge=64.0 if itemsize <= 2 else 24.0,
+            pass_s=op_s,
+            step_s=op_s,
             kernel_macs_per_s=_TILED * self.macs_per_s(itemsize),
         )
 
@@ -83,11 +98,68 @@ def gpu(name: str) -> Gpu:
     return next((figures for part, figures in GPUS.items() if part in name), _H100)
 
 
-def fused_path(network: Network, batch: int, phase: str, minimize: str, itemsize: int, device: Gpu) -> Path | None:
-    """The path to run in one Triton kernel, or None where the program is expected to be faster."""
+def known(backend: str, name: str, dtype: str, itemsize: int, *, compiled: bool = False) -> dict[str, Any]:
+    """What a plan of the programs that a backend runs on a device is told: `machine` and `itemsize`.
+
+    Args:
+        backend: whose programs.
+        name: of the GPU, or "cpu".
+        dtype: of the numbers.
+        itemsize: their bytes.
+        compiled: see `Gpu.machine`.
+
+    Returns:
+        The figures that `calibrate` has kept, else those of the GPU's data sheet; nothing for a CPU that was not
+        calibrated, whose figures are the defaults.
+    """
+    machine = kept(backend, name, dtype)
+    if machine is None and name == CPU:
+        return {}
+    return {"machine": machine or gpu(name).machine(itemsize, compiled=compiled), "itemsize": itemsize}
+
+
+def kept(runtime: str, name: str, dtype: str) -> Machine | None:
+    """The figures that a calibration has kept for a runtime ("native", or a backend), a device and a dtype; None where
+    there are none that can be read. Looked for on disk once a process."""
+    return _read(_file(runtime, name, dtype))
+
+
+def keep(runtime: str, name: str, dtype: str, found: Mapping[str, Any]) -> None:
+    """Puts a calibration, as plain data, on disk."""
+    atomic_write(_file(runtime, name, dtype), json.dumps(found).encode())
+    _read.cache_clear()
+
+
+def _file(runtime: str, name: str, dtype: str) -> File:
+    device = processor() if name == CPU else name
+    return cache_folder() / "machines" / f"{fingerprint_of([runtime, device, dtype])}.json"
+
+
+@functools.cache
+def _read(path: File) -> Machine | None:
+    try:
+        data = json.loads(path.read_bytes())
+        machine = Machine(**data["machine"])
+        sound = data["schema"] == SCHEMA and all(0 < figure < math.inf for figure in dataclasses.astuple(machine))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return machine if sound else None
+
+
+def fused_path(
+    network: Network,
+    batch: int,
+    phase: str,
+    minimize: str,
+    itemsize: int,
+    device: Gpu,
+    machine: Machine | None = None,
+) -> Path | None:
+    """The path to run in one Triton kernel, or None where the program is expected to be faster, which is priced with
+    `machine` (default: the data sheet's)."""
     if minimize == "flops":
         return None
-    figures = device.machine(itemsize)
+    figures = machine or device.machine(itemsize)
     fewest = plan(network, batch, phase, minimize="flops", machine=figures, itemsize=itemsize)
     best = plan(network, batch, phase, minimize=minimize, machine=figures, itemsize=itemsize)
     rows = stream(network, fewest.path)

@@ -42,6 +42,8 @@ class Machine:
         op_s: seconds for calling one array operation.
         matrix_s: seconds for starting one matrix of a batched product.
         edge: a matrix dimension at which a product runs at half speed.
+        pass_s: seconds for a forward pass, whatever is in it.
+        step_s: seconds for a training step, whatever is in it: autograd, for the most part.
         kernel_macs_per_s: multiply-adds of a kernel of small tiles on a GPU, per second.
         vector_bytes: of the native runtime's vectors; this and what follows is the native runtime's.
         tile_macs_per_s: multiply-adds of its tiles, per second.
@@ -63,6 +65,8 @@ class Machine:
     op_s: float = 2.5e-6
     matrix_s: float = 0.1e-6
     edge: float = 4.0
+    pass_s: float = 2e-6
+    step_s: float = 30e-6  # 9e-6 compiled by XLA, 80e-6 in torch's autograd
     kernel_macs_per_s: float = 22e9
     vector_bytes: int = 64
     tile_macs_per_s: float = 47e9
@@ -553,8 +557,8 @@ class Search:
             peak += (math.prod(self.network.topology.inputs.values()) + self.network.out_features) * self.batch * item
         if self.phase == "train":
             # Reverse mode does each product twice more; measured, it also moves the memory twice more.
-            return Cost(3 * macs, 3 * moved, peak, saved * loops, 3 * seconds)
-        return Cost(macs, moved, peak, 0, seconds)
+            return Cost(3 * macs, 3 * moved, peak, saved * loops, 3 * seconds + machine.step_s)
+        return Cost(macs, moved, peak, 0, seconds + machine.pass_s)
 
     def made(self, order: str, path: Path, sliced: tuple[str, ...] = (), rows: int = 0) -> Plan:
         """A plan, priced."""
@@ -687,16 +691,21 @@ def is_path(path: Path, tensors: int) -> bool:
 
 
 def _seconds(work: Work, itemsize: int, machine: Machine) -> float:
+    return sum(seconds for _, seconds in seconds_of(work, itemsize, machine))
+
+
+def seconds_of(work: Work, itemsize: int, machine: Machine) -> tuple[tuple[str, float], ...]:
+    """The predicted seconds of a step, by the figures of the machine that they come from."""
     if not work.macs and not work.moved:
-        return machine.op_s / 4  # a view
-    seconds = work.moved * itemsize / machine.bytes_per_s
-    if work.copies:
-        seconds *= machine.strided
+        return (("op_s", machine.op_s / 4),)  # a view
+    memory = work.moved * itemsize / machine.bytes_per_s * (machine.strided if work.copies else 1)
     if work.gemm[1]:
         batch, m, k, n = work.gemm
         share = math.prod(dim / (dim + machine.edge) for dim in (m, k, n))
-        seconds = max(seconds, work.macs / (machine.macs_per_s * share) + batch * machine.matrix_s)
-    return seconds + machine.op_s
+        macs, matrices = work.macs / (machine.macs_per_s * share), batch * machine.matrix_s
+        if macs + matrices > memory:
+            return ("macs_per_s", macs), ("matrix_s", matrices), ("op_s", machine.op_s)
+    return ("strided" if work.copies else "bytes_per_s", memory), ("op_s", machine.op_s)
 
 
 def _memory(

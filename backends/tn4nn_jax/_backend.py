@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import NDArray
 
-from tn4nn._backend import Trainer, TrainSpec
+from tn4nn._backend import Place, Trainer, TrainSpec
 from tn4nn._layers import Layer
 
-from ._device import to_host
+from ._device import checked_dtype, device_of, to_host
 from ._modules import JaxModule, Options, made, run_options
+from ._place import place
 from ._trainer import JaxTrainer
 
 
@@ -99,6 +100,10 @@ class JaxBackend:
             BackendError: an unknown loss, optimizer, precision or device.
         """
         return JaxTrainer(model, weights, spec)
+
+    def place(self, device: str | None, dtype: str) -> Place:
+        """Where programs run, for `tn4nn.calibrate`."""
+        return place(device_of(device), checked_dtype(dtype))
 
     def versions(self) -> dict[str, str]:
         """Versions of jax, jaxlib and optax."""

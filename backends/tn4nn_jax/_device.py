@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from tn4nn._errors import BackendError
-from tn4nn._machine import gpu
+from tn4nn._machine import CPU, known
 
 Device = Any  # jax.Device, which type checkers take for a variable
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -62,11 +62,10 @@ def device_of(name: str | None) -> Device | None:
 
 
 def figures(dtype: Any) -> dict[str, Any]:
-    """What a plan for jax's own device and a dtype is told; nothing on the CPU."""
-    device, size = jax.devices()[0], np.dtype(dtype).itemsize
-    if device.platform != "gpu":
-        return {}
-    return {"machine": gpu(device.device_kind).machine(size, compiled=True), "itemsize": size}
+    """What a plan for jax's own device and a dtype is told; nothing on a CPU that was not calibrated."""
+    kind, device = np.dtype(dtype), jax.devices()[0]
+    name = device.device_kind if device.platform == "gpu" else CPU
+    return known("jax", name, kind.name, kind.itemsize, compiled=True)
 
 
 def to_device(array: Any, dtype: Any, device: Device | None) -> jax.Array:

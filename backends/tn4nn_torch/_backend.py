@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tn4nn._layers as layers
-from tn4nn._backend import TrainSpec
+from tn4nn._backend import Place, TrainSpec
 from tn4nn._errors import BackendError
 
-from ._modules import to_module
+from ._modules import dtype_of, to_module
+from ._place import place
 from ._trainer import TorchTrainer
 
 
@@ -92,6 +93,10 @@ class TorchBackend:
         """See `Backend.trainer`."""
         checked_device(spec.device)
         return TorchTrainer(model, weights, spec)
+
+    def place(self, device: str | None, dtype: str) -> Place:
+        """Where programs run, for `tn4nn.calibrate`."""
+        return place(checked_device(device), dtype_of(dtype))
 
     def versions(self) -> dict[str, str]:
         """torch's version, and its threads."""

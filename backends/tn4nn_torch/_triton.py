@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tn4nn._machine import Gpu, fused_path, gpu
+from tn4nn._machine import CPU, Gpu, fused_path, gpu, known
 from tn4nn._network import Network
 from tn4nn._program import run
 from tn4nn._stream import Pass, Stream, stream
@@ -106,10 +106,14 @@ def gpu_of(device: torch.device) -> Gpu | None:
 
 
 def figures(core: Tensor) -> dict[str, Any]:
-    """What a plan for this core's device and dtype is told; nothing on the CPU."""
-    found = gpu_of(core.device)
-    size = core.element_size()
-    return {} if found is None else {"machine": found.machine(size), "itemsize": size}
+    """What a plan for this core's device and dtype is told; nothing on a CPU that was not calibrated."""
+    return figures_of(core.device, core.dtype)
+
+
+def figures_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The same for any device and dtype."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else CPU
+    return known("torch", name, str(dtype).removeprefix("torch."), dtype.itemsize)
 
 
 def capturing(device: torch.device) -> bool:
@@ -124,8 +128,11 @@ def chosen(
     network: Network, batch: int, phase: str, minimize: str, device: torch.device, dtype: torch.dtype
 ) -> Fused | None:
     """The kernel for a network, where the cost model prefers it to the program; None on the CPU."""
-    figures_of = gpu_of(device)
-    path = figures_of and fused_path(network, batch, phase, minimize, dtype.itemsize, figures_of)
+    card = gpu_of(device)
+    if card is None:
+        return None
+    machine = figures_of(device, dtype)["machine"]
+    path = fused_path(network, batch, phase, minimize, dtype.itemsize, card, machine)
     return fused(stream(network, path), device, dtype) if path else None
 
 

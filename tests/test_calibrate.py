@@ -11,7 +11,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import _calibrate as calibrating
-from tn4nn import _machine, _native
+from tn4nn import _compiled, _machine, _native, _native_plan
 from tn4nn._backend import Place, place_of
 from tn4nn._calibrate import FIGURES, PROGRAM_FIGURES, Sample
 from tn4nn._errors import BackendError, TN4NNError
@@ -109,8 +109,9 @@ def test_calibrate_keeps_what_it_found_for_this_processor(native, monkeypatch, t
     assert found["seconds"] < 60
     assert found["after"] <= found["before"]
     assert dataclasses.asdict(tn.calibrated()) == found["machine"]
-    assert tn.calibrated("cpu", dtype="float32") == tn.calibrated(itemsize=4) == tn.calibrated()
-    assert tn.calibrated(itemsize=8) is None is tn.calibrated(dtype="float64")
+    assert tn.calibrated("cpu", dtype="float32") == tn.calibrated() == _native_plan.machine_here(4)
+    assert tn.calibrated(dtype="float64") is None
+    assert _native_plan.machine_here(8) == tn.Machine(vector_bytes=_compiled.vector_bytes())
     assert found["default"]["tile_s"] == tn.Machine().tile_s
     monkeypatch.setattr(_machine, "processor", lambda: "another")
     assert tn.calibrated() is None

@@ -161,16 +161,13 @@ def calibrate(
     return found
 
 
-def calibrated(
-    device: str | None = None, *, backend: str | None = None, dtype: str = "float32", itemsize: int | None = None
-) -> Machine | None:
+def calibrated(device: str | None = None, *, backend: str | None = None, dtype: str = "float32") -> Machine | None:
     """The figures that `calibrate` has kept, or None where there are none that can be read.
 
     Args:
         device: see `calibrate`.
         backend: see `calibrate`.
         dtype: see `calibrate`.
-        itemsize: bytes of a number, instead of the dtype of the native runtime.
 
     Raises:
         BackendError: an unknown backend, or one that is not installed or has no such device or dtype.
@@ -184,8 +181,6 @@ def calibrated(
         place = place_of(backend, device, dtype)
         return kept(backend, place.name, place.dtype)
     _check_native(device)
-    if itemsize is not None:
-        dtype = next((name for name, size in NATIVE_DTYPES.items() if size == itemsize), dtype)
     return kept("native", CPU, dtype)
 
 

@@ -104,7 +104,7 @@ def machine_here(itemsize: int = 4) -> Machine:
     """The figures of this processor: those that `calibrate` has kept, else the defaults with its vectors."""
     from ._calibrate import calibrated
 
-    return calibrated(itemsize=itemsize) or Machine(vector_bytes=vector_bytes())
+    return calibrated(dtype=f"float{8 * itemsize}") or Machine(vector_bytes=vector_bytes())
 
 
 def within(memory: int, network: Network, batch: int, phase: str, **options: Any) -> tuple[Way, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from ._als import Als
 from ._budget import checked_budget, rank_caps
 from ._errors import BudgetError, TopologyError
+from ._gauss_newton import refined
 from ._init import rng_for
 from ._network import Network
 from ._svd import Array, checked_error, checked_rank
@@ -142,12 +143,11 @@ class Fitter:
             return made if self.whitener is None else _unwhitened(network, made, self.corner, self.whitener)
         als = Als(self.target, network)
         self.require(als.bytes)
-        if made is not None:
-            return als.run([made], sweeps)
-        starts = list(self._starts(network))
-        if self.target.covariance is not None:  # what fits W is a good start, and cheap to find
+        starts = list(self._starts(network)) if made is None else [made]
+        if made is None and self.target.covariance is not None:  # what fits W is a good start, and cheap to find
             starts = [Als(dataclasses.replace(self.target, covariance=None), network).run(starts, sweeps)]
-        return als.run(starts, sweeps)
+        found = als.run(starts, sweeps)
+        return found if sweeps is not None else refined(als, found, self.memory)
 
     def _starts(self, network: Network) -> Iterator[dict[str, Array]]:
         within = _tree_within(network)

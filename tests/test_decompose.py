@@ -712,13 +712,31 @@ def holed(value: float) -> np.ndarray:
         (random(6, 6), MPO, {"rank": 1, "inputs": random(5, 4)}, tn.ShapeError, "inputs must be a batch of shape"),
         (random(6, 6), MPO, {"rank": 1, "inputs": -np.eye(6)}, tn.DataError, "negative eigenvalues"),
         (random(6, 6), MPO, {"rank": 1, "ordering": [0, 1]}, tn.TopologyError, "permutes 2 neurons, the layer has 6"),
-        (random(6, 6), MPO, {"rank": 1, "dtype": "complex64"}, tn.ShapeError, "float32 or float64, received dtype="),
+        (random(6, 6), MPO, {"rank": 1, "dtype": "complex64"}, tn.ShapeError, "'float32' or 'float64', received dtype="),
+        (random(6, 6), MPO, {"rank": 1, "inputs": np.zeros((5, 6))}, tn.DataError, "everywhere: give some that vary"),
+        (None, MPO, {"rank": 1}, tn.ShapeError, "W must hold numbers that numpy has, received NoneType"),
+        (1e200 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "in magnitude, whose square is out of range: scale W"),
+        (1e-200 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "scale W to between 1e-120 and 1e+120"),
+        (1e100 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "out of the range of float32, with entries up to"),
+        (1e-100 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "scale W, or take dtype='float64'"),
         (random(6, 6), MPO, {"rank": 1, "memory": 100}, tn.BudgetError, "100 may be used: ask for smaller ranks"),
     ],
 )  # fmt: skip
 def test_bad_input(w: object, onto: object, options: dict, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=re.escape(text)):
         tn.decompose(w, onto, **options)  # type: ignore[arg-type]
+
+
+def test_complex_inputs_make_complex_weights() -> None:
+    """They were cut down to their real parts."""
+    x = random(40, 6) + 1j * np.random.default_rng(1).standard_normal((40, 6)) * [1, 2, 3, 4, 5, 6]
+    net = tn.low_rank(6, 6).with_rank(2)
+    result = tn.decompose(random(6, 6), net, inputs=x, compare_random=False)
+    assert {array.dtype for array in result.weights.values()} == {np.dtype("complex64")}
+    values, vectors = np.linalg.eigh(x.T @ x.conj() / len(x))
+    weighed = random(6, 6) @ (vectors * np.sqrt(values))
+    spectrum = np.linalg.svd(weighed, compute_uv=False)
+    assert result.output_error == pytest.approx(np.linalg.norm(spectrum[2:]) / np.linalg.norm(spectrum), rel=1e-3)
 
 
 def test_memory_is_refused_for_loops_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -20,7 +21,7 @@ from ._network import Network
 from ._svd import Array, checked_error, checked_rank
 from ._target import Target
 from ._topology import Core, Topology, nearest
-from ._tree import Tails, Tree, energies_of, full_ranks, grown, holders_of, shrunk, sweep, tree_of
+from ._tree import Tails, Tree, energies_of, first_svd, full_ranks, grown, holders_of, shrunk, sweep, tree_of
 
 METHODS = ("auto", "svd", "als")
 _REMEMBERED = 8  # covariances whose eigenvectors are kept
@@ -123,8 +124,20 @@ class Fitter:
         """The spectra at every edge of the tree of what ranks are chosen on."""
         assert self.tree is not None
         if self._tails is None:
-            self._tails = Tails(self.tree, energies_of(self.tree, self._seen))
+            first = self._first[1] if self.tree.edges else None
+            self._tails = Tails(self.tree, energies_of(self.tree, self._seen, first))
         return self._tails
+
+    @functools.cached_property
+    def _first(self) -> tuple[Array, Array]:
+        """The decomposition that the spectra and all sweeps start with: on a pair of cores it is all of the work."""
+        assert self.tree is not None
+        return first_svd(self.tree, self._seen)
+
+    def _swept(self, tensor: Array, network: Network) -> dict[str, Array]:
+        assert self.tree is not None
+        first = self._first[0] if self.tree.edges and tensor is self._seen else None
+        return sweep(self.tree, tensor, network.ranks, first)
 
     def require(self, need: int) -> None:
         """BudgetError where `need` bytes are more than may be used."""
@@ -137,7 +150,7 @@ class Fitter:
 
     def fit(self, network: Network, sweeps: int | None = None) -> dict[str, Array]:
         """Weights at the ranks of a network."""
-        made = None if self.tree is None else sweep(self.tree, self.tensor, network.ranks)
+        made = None if self.tree is None else self._swept(self.tensor, network)
         if self.method == "svd":
             assert made is not None
             return made if self.whitener is None else _unwhitened(network, made, self.corner, self.whitener)
@@ -162,7 +175,7 @@ class Fitter:
     def swept_error(self, network: Network) -> float:
         """The error of the sweep of a tree at these ranks, before any least squares."""
         assert self.tree is not None
-        made = sweep(self.tree, self._seen, network.ranks)
+        made = self._swept(self._seen, network)
         root = self.tree.topology.cores[self.tree.root].name
         return -float(np.linalg.norm(made[root]))  # all others are isometries: what is kept, so what is lost
 

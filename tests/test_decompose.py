@@ -12,10 +12,11 @@ import pytest
 import tn4nn as tn
 import tn4nn._als as als
 import tn4nn._fit as fit
+import tn4nn._tree as tree
 from tn4nn import testing
 from tn4nn._fit import Fitter
 from tn4nn._gauss_newton import GaussNewton, refined
-from tn4nn._svd import rank_for
+from tn4nn._svd import left_svd, rank_for, singular_values
 from tn4nn._target import target_of
 from tn4nn._tree import full_ranks, grown, tree_of
 
@@ -680,6 +681,19 @@ def test_a_canonical_form_needs_a_tree() -> None:
         tn.canonicalise(net, {})
 
 
+@pytest.mark.parametrize("asked", [{"rank": 3}, {"params": 100}, {"error": 0.5}])
+def test_the_first_decomposition_is_made_once(asked: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spectra and every sweep start with it, and with two cores it is all there is."""
+    made = []
+    monkeypatch.setattr(tree, "left_svd", lambda matrix: made.append(1) or left_svd(matrix))
+    monkeypatch.setattr(tree, "singular_values", lambda matrix: made.append(1) or singular_values(matrix))
+    result = tn.decompose(random(18, 24), tn.low_rank(24, 18), compare_random=False, **asked)
+    assert len(made) == 1
+    spectrum = np.linalg.svd(random(18, 24), compute_uv=False)
+    rank = result.network.ranks["a0"]
+    assert result.error == pytest.approx(np.linalg.norm(spectrum[rank:]) / np.linalg.norm(spectrum), rel=1e-5)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------
 
 MPO = tn.mpo((2, 3), (3, 2))
@@ -712,7 +726,7 @@ def holed(value: float) -> np.ndarray:
         (random(6, 6), MPO, {"rank": 1, "inputs": random(5, 4)}, tn.ShapeError, "inputs must be a batch of shape"),
         (random(6, 6), MPO, {"rank": 1, "inputs": -np.eye(6)}, tn.DataError, "negative eigenvalues"),
         (random(6, 6), MPO, {"rank": 1, "ordering": [0, 1]}, tn.TopologyError, "permutes 2 neurons, the layer has 6"),
-        (random(6, 6), MPO, {"rank": 1, "dtype": "complex64"}, tn.ShapeError, "'float32' or 'float64', received dtype="),
+        (random(6, 6), MPO, {"rank": 1, "dtype": "complex64"}, tn.ShapeError, "'float32' or 'float64', received"),
         (random(6, 6), MPO, {"rank": 1, "inputs": np.zeros((5, 6))}, tn.DataError, "everywhere: give some that vary"),
         (None, MPO, {"rank": 1}, tn.ShapeError, "W must hold numbers that numpy has, received NoneType"),
         (1e200 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "in magnitude, whose square is out of range: scale W"),

@@ -140,7 +140,8 @@ def decompose(
     """A network of any topology that is near a given matrix.
 
     On a tree of cores (low rank, MPO, tree, Tucker, Kronecker, and BTT and Monarch block by block) by singular
-    value decompositions, on any other graph by alternating least squares.
+    value decompositions, on any other graph by alternating least squares, and small ones then by steps of all cores at
+    once.
 
     Args:
         W: of shape (out_features, in_features), real or complex, of any dtype. It is copied.

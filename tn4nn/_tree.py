@@ -261,12 +261,18 @@ class Tails:
 
     def change(self, bond: str, ranks: Mapping[str, int], step: int) -> tuple[float, float]:
         """How much less is dropped after a step of one bond: in squared norm, and of -ln of the product."""
-        i, after = self.edge_of[bond], {**ranks, bond: ranks[bond] + step}
-        dropped, logs = (self._read(of, i, ranks) - self._read(of, i, after) for of in (self.dropped, self.logs))
+        i = self.edge_of[bond]
+        wide, last = self._wide(i, ranks), len(self.dropped[i]) - 1
+        before, after = min(wide, last), min(wide // ranks[bond] * (ranks[bond] + step), last)
+        dropped, logs = (float(of[i][before] - of[i][after]) for of in (self.dropped, self.logs))
         return dropped, logs
 
+    def _wide(self, i: int, ranks: Mapping[str, int]) -> int:
+        """The size of all bonds of edge `i` together."""
+        return math.prod([ranks[bond] for bond in self.edges[i].bonds])
+
     def _read(self, of: Sequence[Array], i: int, ranks: Mapping[str, int]) -> float:
-        return float(of[i][min(math.prod(ranks[bond] for bond in self.edges[i].bonds), len(of[i]) - 1)])
+        return float(of[i][min(self._wide(i, ranks), len(of[i]) - 1)])
 
 
 def full_ranks(tree: Tree, dropped: Tails, caps: Mapping[str, int]) -> dict[str, int]:
@@ -353,4 +359,4 @@ class _Costs:
 
     def step(self, bond: str, ranks: Mapping[str, int]) -> int:
         """What one rank more or less of a bond costs."""
-        return sum(c * math.prod(ranks[b] for b in bonds if b != bond) for c, bonds in self.terms if bond in bonds)
+        return sum([c * math.prod([ranks[b] for b in bonds if b != bond]) for c, bonds in self.terms if bond in bonds])

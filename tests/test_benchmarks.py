@@ -31,6 +31,8 @@ NAMES = (
     "prediction",
     "decomposition",
     "minilm",
+    "replaced_layer",
+    "swamps",
     "step_time",
     "render_performance",
 )
@@ -443,6 +445,26 @@ def test_decompositions_lose_in_words(bench, decompositions):
     data = {**decompositions, "verdicts": [first]}
     assert any(line.startswith("not on kernel, low_rank: 1.500 times the error of numpy") for line in made.lines(data))
     assert "| kernel | low_rank | broken | ValueError: it cannot |" in made.page(data)
+
+
+def test_steps_after_least_squares(bench):
+    made = bench["swamps"]
+    names = [f"{name}, {net.topology.name}" for name, _, net in made.problems()]
+    assert len(names) == 26
+    net = made.cp3(3, 2)
+    row = made.measure(made.exact(net, 0) + 0.1 * np.random.default_rng(0).standard_normal((3, 9)), net)
+    assert 0 < row["steps"] <= row["als"] * (1 + 1e-9)
+    assert row["als_on"] <= row["als"] * (1 + 1e-9)
+
+
+def test_a_layer_replaced(bench):
+    made = bench["replaced_layer"]
+    assert list(made.onto()) == ["low rank", "mpo, D = 16", "mpo", "tree", "ring", "peps", "cp"]
+    figures = {"seconds": 1.0, "converted": 90.0, "trained on": 95.0}
+    row = {"params": 15_000, "plain": figures, "inputs": {**figures, "converted": 93.0}}
+    title, _, cells = made.table({"dense": 98.0, "rows": {"mpo": row}})
+    assert title == "Test accuracy, dense 98.00 %"
+    assert cells == [["mpo", "15,000", "90.0", "95.0", "93.0", "95.0"]]
 
 
 # -- a transformer ---------------------------------------------------------------------------------------------------

@@ -11,9 +11,12 @@ import pytest
 
 import tn4nn as tn
 import tn4nn._als as als
+import tn4nn._fit as fit
+import tn4nn._tree as tree
 from tn4nn import testing
 from tn4nn._fit import Fitter
-from tn4nn._svd import rank_for
+from tn4nn._gauss_newton import GaussNewton, refined
+from tn4nn._svd import left_svd, rank_for, singular_values
 from tn4nn._target import target_of
 from tn4nn._tree import full_ranks, grown, tree_of
 
@@ -490,6 +493,98 @@ def test_large_systems_go_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch
         assert getattr(steps, measure) == pytest.approx(getattr(direct, measure), rel=0.1, abs=0.01)
 
 
+# -- all cores at once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["real", "complex", "weighed"])
+@pytest.mark.parametrize("name", tn.catalogue())
+def test_what_steps_are_made_of(name: str, kind: str) -> None:
+    """J^H J and the error, against derivatives of W by every parameter."""
+    net = built(name).with_rank(2, clip=True)
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape: int) -> np.ndarray:
+        made = rng.standard_normal(shape)
+        return made + 1j * rng.standard_normal(shape) if kind == "complex" else made
+
+    w, weights = numbers(18, 24), {core: numbers(*shape) for core, shape in net.shapes.items()}
+    x = numbers(40, 24) if kind == "weighed" else None
+    target = target_of(w, net.topology, x, None)
+    steps = GaussNewton(als.Als(target, net))
+    flat = np.concatenate([weights[core].ravel() for core in net.shapes])
+    columns = []
+    for core, shape in net.shapes.items():
+        columns += [net.to_dense({**weights, core: one.reshape(shape)}) for one in np.eye(math.prod(shape))]
+    jacobian = np.stack(columns)
+    metric = np.eye(24) if x is None else target.ridged
+    wanted = np.einsum("aoi,boi->ab", jacobian.conj() @ metric, jacobian)
+    np.testing.assert_allclose(steps._gram(steps._arrays(flat), flat.dtype), wanted, atol=1e-12 * abs(wanted).max())
+    off = w - net.to_dense(weights)
+    lost, whole = (np.vdot(m, m @ metric).real for m in (off, w))
+    assert steps._lost(flat) == pytest.approx(lost / whole)
+
+
+def nearly_collinear() -> tuple[np.ndarray, tn.Network]:
+    """Six terms of CP whose factors have cosines of 0.9."""
+    net = tn.topology("y r, a r, b r", {"a": 12, "b": 12}, {"y": 12}).with_rank(6)
+    mixing = np.linalg.cholesky(0.9 + 0.1 * np.eye(6)).T
+    rng = np.random.default_rng(1)
+    weights = {core: np.linalg.qr(rng.standard_normal(shape))[0] @ mixing for core, shape in net.shapes.items()}
+    return net.to_dense(weights), net
+
+
+def product_of_matrices() -> tuple[np.ndarray, tn.Network]:
+    """The tensor of 2 x 2 times 2 x 2 matrices, of rank 7 (Strassen 1969)."""
+    one = np.eye(2)
+    tensor = np.einsum("iI,jJ,kK->ijJkKI", one, one, one).reshape(4, 16)
+    return tensor, tn.topology("y r, a r, b r", {"a": 4, "b": 4}, {"y": 4}).with_rank(7)
+
+
+def inverse_distance() -> np.ndarray:
+    grid = np.linspace(0, 1, 64)
+    return 1 / (0.1 + np.abs(grid[:, None] - grid[None, :]))
+
+
+def hilbert(n: int) -> np.ndarray:
+    return 1 / (1 + np.add.outer(np.arange(n), np.arange(n)))
+
+
+SWAMPS = {
+    # (W, network), the error that is reached, and one that least squares alone stay above
+    "collinear": (nearly_collinear(), 1e-8, 1e-6),
+    "product": (product_of_matrices(), 1e-9, 3e-8),
+    "ring": ((inverse_distance(), tn.ring((4,) * 3, (4,) * 3).with_rank(3)), 6e-4, 1.4e-3),
+    "complete": ((hilbert(81), tn.complete((3,) * 4, (3,) * 4).with_rank(2)), 6e-4, 2e-3),
+    "cp": ((hilbert(64), tn.cp((4,) * 3, (4,) * 3).with_rank(6)), 7e-4, 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", SWAMPS)
+def test_cores_that_have_to_change_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (w, net), reached, above = SWAMPS[name]
+
+    def error() -> float:
+        return tn.decompose(w, net, dtype="float64", compare_random=False).error
+
+    assert error() < reached
+    monkeypatch.setattr(fit, "refined", lambda als, weights, memory: weights)
+    assert error() > above
+
+
+def test_steps_are_for_small_networks_and_enough_memory() -> None:
+    (w, net), reached, above = SWAMPS["collinear"]
+    target = target_of(w, net.topology, None, None)
+    steps = GaussNewton(als.Als(target, net))
+    room = steps.als.bytes + steps.bytes
+    assert room > 3 * 8 * net.num_params**2
+    # Memory that least squares fit in, and steps do not: W is 12 x 144.
+    assert tn.decompose(w, net, dtype="float64", compare_random=False, memory=room).error < reached
+    assert tn.decompose(w, net, dtype="float64", compare_random=False, memory=room - 1).error > above
+    large = tn.ring((4,) * 3, (4,) * 3).with_rank(16)
+    start = {core: array.astype(float) for core, array in large.init(0).items()}
+    assert refined(als.Als(target_of(random(64, 64), large.topology, None, None), large), start, 2**40) is start
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_programs_and_einsum_contract_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(als, "_QUICK", math.inf)
@@ -586,6 +681,19 @@ def test_a_canonical_form_needs_a_tree() -> None:
         tn.canonicalise(net, {})
 
 
+@pytest.mark.parametrize("asked", [{"rank": 3}, {"params": 100}, {"error": 0.5}])
+def test_the_first_decomposition_is_made_once(asked: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spectra and every sweep start with it, and with two cores it is all there is."""
+    made = []
+    monkeypatch.setattr(tree, "left_svd", lambda matrix: made.append(1) or left_svd(matrix))
+    monkeypatch.setattr(tree, "singular_values", lambda matrix: made.append(1) or singular_values(matrix))
+    result = tn.decompose(random(18, 24), tn.low_rank(24, 18), compare_random=False, **asked)
+    assert len(made) == 1
+    spectrum = np.linalg.svd(random(18, 24), compute_uv=False)
+    rank = result.network.ranks["a0"]
+    assert result.error == pytest.approx(np.linalg.norm(spectrum[rank:]) / np.linalg.norm(spectrum), rel=1e-5)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------
 
 MPO = tn.mpo((2, 3), (3, 2))
@@ -618,13 +726,31 @@ def holed(value: float) -> np.ndarray:
         (random(6, 6), MPO, {"rank": 1, "inputs": random(5, 4)}, tn.ShapeError, "inputs must be a batch of shape"),
         (random(6, 6), MPO, {"rank": 1, "inputs": -np.eye(6)}, tn.DataError, "negative eigenvalues"),
         (random(6, 6), MPO, {"rank": 1, "ordering": [0, 1]}, tn.TopologyError, "permutes 2 neurons, the layer has 6"),
-        (random(6, 6), MPO, {"rank": 1, "dtype": "complex64"}, tn.ShapeError, "float32 or float64, received dtype="),
+        (random(6, 6), MPO, {"rank": 1, "dtype": "complex64"}, tn.ShapeError, "'float32' or 'float64', received"),
+        (random(6, 6), MPO, {"rank": 1, "inputs": np.zeros((5, 6))}, tn.DataError, "everywhere: give some that vary"),
+        (None, MPO, {"rank": 1}, tn.ShapeError, "W must hold numbers that numpy has, received NoneType"),
+        (1e200 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "in magnitude, whose square is out of range: scale W"),
+        (1e-200 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "scale W to between 1e-120 and 1e+120"),
+        (1e100 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "out of the range of float32, with entries up to"),
+        (1e-100 * random(6, 6), MPO, {"rank": 1}, tn.DataError, "scale W, or take dtype='float64'"),
         (random(6, 6), MPO, {"rank": 1, "memory": 100}, tn.BudgetError, "100 may be used: ask for smaller ranks"),
     ],
 )  # fmt: skip
 def test_bad_input(w: object, onto: object, options: dict, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=re.escape(text)):
         tn.decompose(w, onto, **options)  # type: ignore[arg-type]
+
+
+def test_complex_inputs_make_complex_weights() -> None:
+    """They were cut down to their real parts."""
+    x = random(40, 6) + 1j * np.random.default_rng(1).standard_normal((40, 6)) * [1, 2, 3, 4, 5, 6]
+    net = tn.low_rank(6, 6).with_rank(2)
+    result = tn.decompose(random(6, 6), net, inputs=x, compare_random=False)
+    assert {array.dtype for array in result.weights.values()} == {np.dtype("complex64")}
+    values, vectors = np.linalg.eigh(x.T @ x.conj() / len(x))
+    weighed = random(6, 6) @ (vectors * np.sqrt(values))
+    spectrum = np.linalg.svd(weighed, compute_uv=False)
+    assert result.output_error == pytest.approx(np.linalg.norm(spectrum[2:]) / np.linalg.norm(spectrum), rel=1e-3)
 
 
 def test_memory_is_refused_for_loops_too() -> None:

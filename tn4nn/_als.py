@@ -27,18 +27,19 @@ _STEPS = 8  # of conjugate gradients from the core before
 _EXACTNESS = 2.0  # a system is solved directly where that costs at most so many times these steps
 _QUICK = 4e6  # multiply-adds up to which a program is quicker than numpy.einsum, which is parsed at each call
 _PULL = 1e-10  # towards the core before, of the mean eigenvalue of N: keeps singular systems quiet
+ENOUGH = 1e-15  # squared error, relative: below it is rounding
 _SETTLED = 1e-5  # relative change of the squared error in a sweep below which nothing is expected any more
 _SWEEPS = (12, 1000)  # fewest and most
 _WORK = 4e10  # multiply-adds that all sweeps together may take
 _OPS = Ops(np.reshape, np.transpose, np.matmul, np.multiply, lambda a, axis, i: np.take(a, i, axis), np.concatenate)
 
 
-def _primed(leg: str) -> str:
+def primed(leg: str) -> str:
     return leg + ":"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Contraction:
+class Contraction:
     """Tensors by name of their array, along a path, or by a program where that is quicker."""
 
     tensors: tuple[Legs, ...]
@@ -65,8 +66,8 @@ class _Update:
     unknown: Legs
     free: Legs
     large: bool
-    normal: _Contraction
-    right: _Contraction
+    normal: Contraction
+    right: Contraction
     macs: int
 
 
@@ -83,7 +84,7 @@ class Als:
         t = network.topology
         self.weighed = frozenset(t.inputs) - set(t.kept) if target.covariance is not None else frozenset[str]()
         self.metric = tuple(leg for leg in t.inputs if leg in held_modes(t)) if self.weighed else ()
-        self.metric += tuple(_primed(leg) for leg in self.metric if leg in self.weighed)
+        self.metric += tuple(primed(leg) for leg in self.metric if leg in self.weighed)
         self.fixed: dict[str, Array] = {}
         matrix = target.padded
         if self.weighed:
@@ -94,7 +95,7 @@ class Als:
         self.fixed[":target"] = target.tensor(matrix)
         if not self.weighed:
             self.scale = float(np.linalg.norm(self.fixed[":target"]) ** 2) or 1.0
-        self.sizes = {**network.sizes, **{_primed(leg): size for leg, size in network.sizes.items()}}
+        self.sizes = {**network.sizes, **{primed(leg): size for leg, size in network.sizes.items()}}
         self.updates = [self._update(i) for i in range(len(t.cores))]
 
     # -- what is contracted -----------------------------------------------------------------------------------
@@ -107,34 +108,34 @@ class Als:
         batch = tuple(leg for leg in core.legs if leg not in unknown and leg in around)
         free = tuple(leg for leg in core.legs if leg not in unknown and leg not in batch)
         names = [other.name for other in others]
-        right = self._contraction(
+        right = self.contraction(
             [*(other.legs for other in others), held_modes(self.network.topology)],
-            [*map(_primed, names), ":target"],
+            [*map(primed, names), ":target"],
             (*batch, *unknown, *free),
         )
         # The network beside its conjugate, without this core: N, or with it once: N times the core.
-        tensors = [*(other.legs for other in others), *(self._bra(other.legs) for other in others)]
-        arrays = [*names, *map(_primed, names)]
+        tensors = [*(other.legs for other in others), *(self.bra(other.legs) for other in others)]
+        arrays = [*names, *map(primed, names)]
         if self.weighed:
             tensors, arrays = [*tensors, self.metric], [*arrays, ":metric"]
-        outer = (*batch, *map(_primed, unknown))
-        normal = self._contraction(tensors, arrays, (*outer, *unknown))
-        times = self._contraction([core.legs, *tensors], [":unknown", *arrays], (*outer, *free))
-        k, steps = self._size(unknown), _STEPS * self._macs(times)
-        direct = self._macs(normal) + self._size(batch) * k * k * (k + self._size(free))
+        outer = (*batch, *map(primed, unknown))
+        normal = self.contraction(tensors, arrays, (*outer, *unknown))
+        times = self.contraction([core.legs, *tensors], [":unknown", *arrays], (*outer, *free))
+        k, steps = self.size(unknown), _STEPS * self.macs_of(times)
+        direct = self.macs_of(normal) + self.size(batch) * k * k * (k + self.size(free))
         large = direct > _EXACTNESS * steps
-        macs = self._macs(right) + (steps if large else direct)
+        macs = self.macs_of(right) + (steps if large else direct)
         return _Update(core.name, core.legs, batch, unknown, free, large, times if large else normal, right, macs)
 
-    def _bra(self, legs: Legs) -> Legs:
+    def bra(self, legs: Legs) -> Legs:
         """Legs of a conjugated core: open ones are summed with those of the core itself, unless inputs are weighed."""
         modes = self.network.topology.modes
-        return tuple(leg if leg in modes and leg not in self.weighed else _primed(leg) for leg in legs)
+        return tuple(leg if leg in modes and leg not in self.weighed else primed(leg) for leg in legs)
 
-    def _macs(self, job: _Contraction) -> int:
+    def macs_of(self, job: Contraction) -> int:
         return path_macs(job.tensors, job.output, self.sizes, job.path) if job.tensors else 0
 
-    def _contraction(self, tensors: Sequence[Legs], arrays: Sequence[str], output: Legs) -> _Contraction:
+    def contraction(self, tensors: Sequence[Legs], arrays: Sequence[str], output: Legs) -> Contraction:
         path: Path = ()
         if len(tensors) > EXHAUSTIVE:
             path = greedy_path(tensors, output, self.sizes)
@@ -147,9 +148,9 @@ class Als:
         if tensors and plain and path_macs(tensors, output, self.sizes, path) <= _QUICK:
             shape = tuple(self.sizes[leg] for leg in output)
             program = lower(tensors, output, self.sizes, path, names=arrays, output_shape=shape)
-        return _Contraction(tuple(tensors), tuple(arrays), output, path, program)
+        return Contraction(tuple(tensors), tuple(arrays), output, path, program)
 
-    def _size(self, legs: Iterable[str]) -> int:
+    def size(self, legs: Iterable[str]) -> int:
         return math.prod(self.sizes[leg] for leg in legs)
 
     @property
@@ -159,7 +160,7 @@ class Als:
         for update in self.updates:
             for job in (update.normal, update.right):
                 made = legs_along(job.tensors, job.output, job.path)
-                most = max([most, *(3 * self._size(legs) for legs in made)])
+                most = max([most, *(3 * self.size(legs) for legs in made)])
         item = self.fixed[":target"].itemsize
         return item * (most + sum(array.size for array in self.fixed.values()))
 
@@ -170,15 +171,18 @@ class Als:
 
     # -- fitting ----------------------------------------------------------------------------------------------
 
+    def arrays(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """All that contractions read: what is fixed, the cores and, primed, their conjugates."""
+        conjugates = {primed(name): core.conj() for name, core in weights.items()}
+        return {**self.fixed, **weights, **conjugates}
+
     def sweep(self, weights: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         """New cores, and the squared error of what is fitted, relative to the squared norm."""
-        arrays = dict(self.fixed)
-        for name, core in weights.items():
-            arrays[name], arrays[_primed(name)] = core, core.conj()
+        arrays = self.arrays(weights)
         lost = 1.0
         for update in self.updates:
             found, lost = self._solve(update, arrays)
-            arrays[update.core], arrays[_primed(update.core)] = found, found.conj()
+            arrays[update.core], arrays[primed(update.core)] = found, found.conj()
         return _balanced({update.core: arrays[update.core] for update in self.updates}), lost
 
     def _solve(self, update: _Update, arrays: Mapping[str, Array]) -> tuple[Array, float]:
@@ -195,7 +199,7 @@ class Als:
         self, update: _Update, arrays: Mapping[str, Array], before: Array, right: Array
     ) -> tuple[Array, Array]:
         """The core, and N times it."""
-        b, k, f = (self._size(legs) for legs in (update.batch, update.unknown, update.free))
+        b, k, f = (self.size(legs) for legs in (update.batch, update.unknown, update.free))
         # One core alone has nothing around it: it is the target itself.
         normal = update.normal.run(arrays).reshape(b, k, k) if update.normal.tensors else np.ones((b, k, k))
         pull = _PULL * np.trace(normal, axis1=1, axis2=2).real.mean() / k + np.finfo(float).tiny
@@ -228,7 +232,7 @@ class Als:
         return found, times
 
     def run(
-        self, starts: Sequence[Mapping[str, Array]], sweeps: int | None = None, enough: float = 1e-15
+        self, starts: Sequence[Mapping[str, Array]], sweeps: int | None = None, enough: float = ENOUGH
     ) -> dict[str, Array]:
         """Fits from the best of several starts: each gets some sweeps, and the best of them goes on, until the squared
         error is below `enough`."""
@@ -243,9 +247,7 @@ class Als:
         update, weights = self.updates[0], _balanced(start)
         if not update.normal.tensors:
             return weights
-        arrays = dict(self.fixed)
-        for name, core in weights.items():
-            arrays[name], arrays[_primed(name)] = core, core.conj()
+        arrays = self.arrays(weights)
         order = (*update.batch, *update.unknown, *update.free)
         core = weights[update.core].transpose([update.legs.index(leg) for leg in order])
         square = float(np.vdot(core, self._times(update, arrays, core)).real)
@@ -258,7 +260,7 @@ class Als:
         if update.large:
             back = [order.index(leg) for leg in update.legs]
             return update.normal.run({**arrays, ":unknown": core.transpose(back)}).reshape(core.shape)
-        b, k, f = (self._size(legs) for legs in (update.batch, update.unknown, update.free))
+        b, k, f = (self.size(legs) for legs in (update.batch, update.unknown, update.free))
         return (update.normal.run(arrays).reshape(b, k, k) @ core.reshape(b, k, f)).reshape(core.shape)
 
     def _go_on(
@@ -285,8 +287,8 @@ def _balanced(weights: Mapping[str, Array]) -> dict[str, Array]:
 def _metric(network: Network, covariance: Array, legs: Legs) -> Array:
     """The covariance over input legs and their primes; of kept legs the diagonal, or its mean."""
     ins = network.topology.inputs
-    number = {leg: i for i, leg in enumerate(ins)} | {_primed(leg): len(ins) + i for i, leg in enumerate(ins)}
-    second = [number[leg if leg in network.topology.kept else _primed(leg)] for leg in ins]
+    number = {leg: i for i, leg in enumerate(ins)} | {primed(leg): len(ins) + i for i, leg in enumerate(ins)}
+    second = [number[leg if leg in network.topology.kept else primed(leg)] for leg in ins]
     array = covariance.reshape([*ins.values(), *ins.values()])
     found = np.einsum(array, [*(number[leg] for leg in ins), *second], [number[leg] for leg in legs])
     return np.asarray(found / math.prod(size for leg, size in ins.items() if leg not in legs))

@@ -8,6 +8,7 @@ another. Everything is integer arithmetic in a fixed order: one question has one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -40,6 +41,11 @@ def rank_caps(topology: Topology) -> dict[str, int]:
         >>> tn.rank_caps(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)))
         {'a0': 16, 'a1': 448, 'a2': 16}
     """
+    return dict(_rank_caps(topology))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rank_caps(topology: Topology) -> dict[str, int]:
     cores, modes, bonds = topology.cores, topology.modes, set(topology.bonds)
     where: dict[str, list[int]] = {}
     for i, core in enumerate(cores):

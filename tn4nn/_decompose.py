@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._errors import ShapeError, TopologyError
+from ._errors import DataError, ShapeError, TopologyError
 from ._fit import Asked, Fitter, checked_memory, checked_method
 from ._gauge import balance
 from ._init import checked_seed, rng_for
@@ -140,7 +140,8 @@ def decompose(
     """A network of any topology that is near a given matrix.
 
     On a tree of cores (low rank, MPO, tree, Tucker, Kronecker, and BTT and Monarch block by block) by singular
-    value decompositions, on any other graph by alternating least squares.
+    value decompositions, on any other graph by alternating least squares, and small ones then by steps of all cores at
+    once.
 
     Args:
         W: of shape (out_features, in_features), real or complex, of any dtype. It is copied.
@@ -157,13 +158,13 @@ def decompose(
             the error of the outputs is made small instead of that of W.
         ordering: how the inputs are laid out before they are split into modes, as for `tn.Linear`.
         seed: of random starts.
-        dtype: of the weights; by default "float32", or "complex64" for a complex W.
+        dtype: of the weights; by default "float32", or "complex64" for a complex W or complex inputs.
         memory: bytes that may be used; by default half of what the machine has.
         compare_random: also fit a random matrix, to say whether W is any better than noise (about twice the time).
 
     Raises:
         ShapeError: W does not have the shape of the topology, or holds no numbers.
-        DataError: NaN or infinite entries, W zero everywhere.
+        DataError: NaN or infinite entries, W zero everywhere, numbers out of range.
         TopologyError: not exactly one of rank=, params=, error=; an unknown method, or "svd" on a graph with loops.
         TN4NNError: a seed that is no whole number.
         BudgetError: parameters that no ranks can meet, an error that was not reached, or too little memory.
@@ -186,19 +187,37 @@ def decompose(
     target = target_of(W, topology, inputs, order)
     asked = Asked(onto, rank, params, error)
     tree = tree_of(topology)
-    kind = _checked_dtype(dtype, target.w)
+    kind = _checked_dtype(dtype, target)
     fitter = Fitter(target, tree, checked_method(method, tree, topology), checked_seed(seed), checked_memory(memory))
     network, weights, notes = asked.answer(fitter)
-    weights = {name: np.ascontiguousarray(a, dtype=kind) for name, a in balance(network, weights).items()}
+    weights = _narrowed(balance(network, weights), kind)
     null = _random_error(fitter, network) if compare_random else None
     return _finished(fitter, network, weights, order, notes, null)
 
 
-def _checked_dtype(dtype: str | None, w: Array) -> str:
-    kinds = ("complex64", "complex128") if np.iscomplexobj(w) else ("float32", "float64")
+def _checked_dtype(dtype: str | None, target: Target) -> str:
+    kind = np.result_type(target.w, *([] if target.covariance is None else [target.covariance]))
+    kinds = ("complex64", "complex128") if kind.kind == "c" else ("float32", "float64")
     if dtype is not None and dtype not in kinds:
-        raise ShapeError(f"the weights of a {w.dtype} matrix are {' or '.join(kinds)}, received dtype={dtype!r}")
+        what = "complex" if kind.kind == "c" else "real"
+        raise ShapeError(
+            f"the weights of a {what} matrix are of dtype {' or '.join(map(repr, kinds))}, received dtype={dtype!r}"
+        )
     return dtype or kinds[0]
+
+
+def _narrowed(weights: Mapping[str, Array], kind: str) -> dict[str, Array]:
+    """Weights in the dtype in which they are given back."""
+    with np.errstate(over="ignore"):
+        made = {name: np.ascontiguousarray(a, dtype=kind) for name, a in weights.items()}
+    for name, a in made.items():
+        if not np.isfinite(a).all() or (weights[name].any() and not a.any()):
+            wide = "complex128" if kind.startswith("c") else "float64"
+            raise DataError(
+                f"core {name!r} of this W is out of the range of {kind}, with entries up to "
+                f"{float(np.abs(weights[name]).max()):.3g}: scale W, or take dtype={wide!r}"
+            )
+    return made
 
 
 def _random_error(fitter: Fitter, network: Network) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -14,12 +15,13 @@ import numpy as np
 from ._als import Als
 from ._budget import checked_budget, rank_caps
 from ._errors import BudgetError, TopologyError
+from ._gauss_newton import refined
 from ._init import rng_for
 from ._network import Network
 from ._svd import Array, checked_error, checked_rank
 from ._target import Target
 from ._topology import Core, Topology, nearest
-from ._tree import Tails, Tree, energies_of, full_ranks, grown, holders_of, shrunk, sweep, tree_of
+from ._tree import Tails, Tree, energies_of, first_svd, full_ranks, grown, holders_of, shrunk, sweep, tree_of
 
 METHODS = ("auto", "svd", "als")
 _REMEMBERED = 8  # covariances whose eigenvectors are kept
@@ -122,8 +124,20 @@ class Fitter:
         """The spectra at every edge of the tree of what ranks are chosen on."""
         assert self.tree is not None
         if self._tails is None:
-            self._tails = Tails(self.tree, energies_of(self.tree, self._seen))
+            first = self._first[1] if self.tree.edges else None
+            self._tails = Tails(self.tree, energies_of(self.tree, self._seen, first))
         return self._tails
+
+    @functools.cached_property
+    def _first(self) -> tuple[Array, Array]:
+        """The decomposition that the spectra and all sweeps start with: on a pair of cores it is all of the work."""
+        assert self.tree is not None
+        return first_svd(self.tree, self._seen)
+
+    def _swept(self, tensor: Array, network: Network) -> dict[str, Array]:
+        assert self.tree is not None
+        first = self._first[0] if self.tree.edges and tensor is self._seen else None
+        return sweep(self.tree, tensor, network.ranks, first)
 
     def require(self, need: int) -> None:
         """BudgetError where `need` bytes are more than may be used."""
@@ -136,18 +150,17 @@ class Fitter:
 
     def fit(self, network: Network, sweeps: int | None = None) -> dict[str, Array]:
         """Weights at the ranks of a network."""
-        made = None if self.tree is None else sweep(self.tree, self.tensor, network.ranks)
+        made = None if self.tree is None else self._swept(self.tensor, network)
         if self.method == "svd":
             assert made is not None
             return made if self.whitener is None else _unwhitened(network, made, self.corner, self.whitener)
         als = Als(self.target, network)
         self.require(als.bytes)
-        if made is not None:
-            return als.run([made], sweeps)
-        starts = list(self._starts(network))
-        if self.target.covariance is not None:  # what fits W is a good start, and cheap to find
+        starts = list(self._starts(network)) if made is None else [made]
+        if made is None and self.target.covariance is not None:  # what fits W is a good start, and cheap to find
             starts = [Als(dataclasses.replace(self.target, covariance=None), network).run(starts, sweeps)]
-        return als.run(starts, sweeps)
+        found = als.run(starts, sweeps)
+        return found if sweeps is not None else refined(als, found, self.memory)
 
     def _starts(self, network: Network) -> Iterator[dict[str, Array]]:
         within = _tree_within(network)
@@ -162,7 +175,7 @@ class Fitter:
     def swept_error(self, network: Network) -> float:
         """The error of the sweep of a tree at these ranks, before any least squares."""
         assert self.tree is not None
-        made = sweep(self.tree, self._seen, network.ranks)
+        made = self._swept(self._seen, network)
         root = self.tree.topology.cores[self.tree.root].name
         return -float(np.linalg.norm(made[root]))  # all others are isometries: what is kept, so what is lost
 

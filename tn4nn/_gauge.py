@@ -118,24 +118,37 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
     """
     network.check(weights)
     made, cores = wide(weights), network.topology.cores
+    squares = {name: np.real(array * array.conj()) for name, array in made.items()}
     holders = holders_of(network.topology)
+    places = {bond: [(cores[i].name, cores[i].legs.index(bond)) for i in holders[bond]] for bond in network.ranks}
+    scales = {bond: [np.ones(size)] * len(places[bond]) for bond, size in network.ranks.items()}
     for _ in range(_PASSES):
-        for bond in network.ranks:
-            _balance_bond([(cores[i].name, cores[i].legs.index(bond)) for i in holders[bond]], made)
+        for bond, where in places.items():
+            found = _balanced([_norms_along(squares[name], axis) for name, axis in where])
+            for (name, axis), scale in zip(where, found, strict=True):
+                squares[name] = squares[name] * _along(scale**2, axis, squares[name].ndim)
+            scales[bond] = [old * new for old, new in zip(scales[bond], found, strict=True)]
+    for bond, where in places.items():
+        for (name, axis), scale in zip(where, scales[bond], strict=True):
+            made[name] = made[name] * _along(scale, axis, made[name].ndim)
     return _narrow(made, weights)
 
 
-def _balance_bond(places: list[tuple[str, int]], made: dict[str, Array]) -> None:
-    norms = np.array([_norms_along(made[name], axis) for name, axis in places])
-    safe = np.where((norms > 0).all(axis=0), norms, 1.0)
-    scales = np.exp(np.log(safe).mean(axis=0)) / safe
-    for (name, axis), scale in zip(places, scales, strict=True):
-        made[name] = made[name] * scale.reshape([-1 if i == axis else 1 for i in range(made[name].ndim)])
+def _balanced(norms: list[Array]) -> list[Array]:
+    """What to multiply with for norms that are equal: their geometric mean."""
+    if not all(norm.all() for norm in norms):
+        zero = np.any([norm == 0 for norm in norms], axis=0)
+        norms = [np.where(zero, 1.0, norm) for norm in norms]
+    mean = np.exp(sum(map(np.log, norms)) / len(norms))
+    return [mean / norm for norm in norms]
 
 
-def _norms_along(array: Array, axis: int) -> Array:
-    others = tuple(i for i in range(array.ndim) if i != axis)
-    return np.asarray(np.sqrt(np.sum(np.real(array * array.conj()), axis=others)))
+def _along(values: Array, axis: int, ndim: int) -> Array:
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _norms_along(squares: Array, axis: int) -> Array:
+    return np.asarray(np.sqrt(np.add.reduce(squares, axis=tuple(i for i in range(squares.ndim) if i != axis))))
 
 
 def gauge_error(network: Network, before: Weights, after: Weights) -> float:

@@ -82,9 +82,15 @@ def find_paths(
 
 def greedy_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
     """One path, found at once: for oracles and estimates."""
+    legs = dict.fromkeys(leg for tensor in (*tensors, output) for leg in tensor)
+    return _greedy_path(tuple(tensors), output, tuple((leg, sizes[leg]) for leg in legs))
+
+
+@functools.lru_cache(maxsize=1024)
+def _greedy_path(tensors: tuple[Legs, ...], output: Legs, sizes: tuple[tuple[str, int], ...]) -> Path:
     if len(tensors) <= 4:
-        return find_paths(tensors, output, sizes)[0]
-    return _call("optimize_greedy", *_lettered(tensors, output, sizes), use_ssa=True)
+        return find_paths(tensors, output, dict(sizes))[0]
+    return _call("optimize_greedy", *_lettered(tensors, output, dict(sizes)), use_ssa=True)
 
 
 def legs_along(tensors: Sequence[Iterable[str]], output: Iterable[str], path: Path) -> list[frozenset[str]]:

@@ -104,7 +104,7 @@ def target_of(W: ArrayLike, topology: Topology, inputs: ArrayLike | None, orderi
 
 
 def _covariance(inputs: Any, features: int) -> Array:
-    x = checked_array(inputs, "inputs", 2)
+    x = checked_array(inputs, "inputs", 2, "give some that vary, or none")
     if x.shape[1] != features:
         raise ShapeError(
             f"inputs must be a batch of shape (rows, {features}) or a covariance of shape ({features}, {features}), "

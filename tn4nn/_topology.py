@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -289,7 +290,7 @@ class Topology:
             data.get("name", "custom"),
         )
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that are equal for equal topologies, on every machine and in every process.
         The name for tables does not count."""

@@ -9,6 +9,7 @@ bond only makes the singular value decomposition at that bond one of blocks, one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -63,6 +64,7 @@ class Tree:
         return not t.kept and all(len(edge.bonds) == 1 and not edge.shared for edge in self.edges)
 
 
+@functools.lru_cache(maxsize=1024)
 def tree_of(topology: Topology, root: int | None = None) -> Tree | None:
     """The tree of a topology about a core (by default the last one), or None where it is none."""
     holders = holders_of(topology)
@@ -158,23 +160,35 @@ def _blocks(tensor: Array, legs: Legs, shared: Legs, rows: Legs) -> tuple[Array,
     return moved.reshape([math.prod(size[leg] for leg in part) for part in (shared, rows, columns)]), columns
 
 
-def energies_of(tree: Tree, tensor: Array) -> list[Array]:
-    """For each edge the squared singular values of the tensor across it, largest first, summed over blocks."""
+def first_svd(tree: Tree, tensor: Array) -> tuple[Array, Array]:
+    """(U, s) of the tensor across the first edge of a tree: what `energies_of` and `sweep` start with."""
+    edge = tree.edges[0]
+    matrices, _ = _blocks(tensor, held_modes(tree.topology), edge.shared, edge.inner)
+    return left_svd(matrices)
+
+
+def energies_of(tree: Tree, tensor: Array, first: Array | None = None) -> list[Array]:
+    """For each edge the squared singular values of the tensor across it, largest first, summed over blocks; `first` are
+    the singular values at the first edge, where they are known."""
     legs = held_modes(tree.topology)
     found = []
-    for edge in tree.edges:
-        matrices, _ = _blocks(tensor, legs, edge.shared, edge.inner)
-        found.append(np.sum(singular_values(matrices) ** 2, axis=0))
+    for i, edge in enumerate(tree.edges):
+        if i or first is None:
+            values = singular_values(_blocks(tensor, legs, edge.shared, edge.inner)[0])
+        else:
+            values = first
+        found.append(np.sum(values**2, axis=0))
     return found
 
 
-def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int]) -> dict[str, Array]:
+def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int], first: Array | None = None) -> dict[str, Array]:
     """The cores of a tensor at given ranks, by singular value decompositions from the leaves to the root.
 
     Every step keeps the best `rank` left singular vectors of what is left of the tensor, so the squared error
     is exactly the sum of the squares that are dropped, and at most the sum over bonds of the tails of the
     tensor's own spectra (the hierarchical SVD of Grasedyck 2010; TT-SVD, Oseledets 2011, on a chain).
-    All cores but the root are isometries towards it. Ranks beyond what there is are filled with zeros.
+    All cores but the root are isometries towards it. Ranks beyond what there is are filled with zeros. `first` is
+    U of `first_svd`, where it is known.
     """
     cores, legs = tree.topology.cores, held_modes(tree.topology)
     size = {**tree.topology.modes, **ranks}
@@ -183,7 +197,7 @@ def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int]) -> dict[str, Arra
         link = (f":{i}",)  # all bonds of the edge as one leg
         rows = tuple(leg for leg in legs if leg in _held(tree, edge, i) and leg not in edge.shared)
         blocks, columns = _blocks(tensor, legs, edge.shared, rows)
-        u, _ = left_svd(blocks)
+        u = left_svd(blocks)[0] if i or first is None else first
         r = math.prod(ranks[bond] for bond in edge.bonds)
         if u.shape[-1] < r:
             u = np.pad(u, ((0, 0), (0, 0), (0, r - u.shape[-1])))
@@ -247,12 +261,18 @@ class Tails:
 
     def change(self, bond: str, ranks: Mapping[str, int], step: int) -> tuple[float, float]:
         """How much less is dropped after a step of one bond: in squared norm, and of -ln of the product."""
-        i, after = self.edge_of[bond], {**ranks, bond: ranks[bond] + step}
-        dropped, logs = (self._read(of, i, ranks) - self._read(of, i, after) for of in (self.dropped, self.logs))
+        i = self.edge_of[bond]
+        wide, last = self._wide(i, ranks), len(self.dropped[i]) - 1
+        before, after = min(wide, last), min(wide // ranks[bond] * (ranks[bond] + step), last)
+        dropped, logs = (float(of[i][before] - of[i][after]) for of in (self.dropped, self.logs))
         return dropped, logs
 
+    def _wide(self, i: int, ranks: Mapping[str, int]) -> int:
+        """The size of all bonds of edge `i` together."""
+        return math.prod([ranks[bond] for bond in self.edges[i].bonds])
+
     def _read(self, of: Sequence[Array], i: int, ranks: Mapping[str, int]) -> float:
-        return float(of[i][min(math.prod(ranks[bond] for bond in self.edges[i].bonds), len(of[i]) - 1)])
+        return float(of[i][min(self._wide(i, ranks), len(of[i]) - 1)])
 
 
 def full_ranks(tree: Tree, dropped: Tails, caps: Mapping[str, int]) -> dict[str, int]:
@@ -339,4 +359,4 @@ class _Costs:
 
     def step(self, bond: str, ranks: Mapping[str, int]) -> int:
         """What one rank more or less of a bond costs."""
-        return sum(c * math.prod(ranks[b] for b in bonds if b != bond) for c, bonds in self.terms if bond in bonds)
+        return sum([c * math.prod([ranks[b] for b in bonds if b != bond]) for c, bonds in self.terms if bond in bonds])

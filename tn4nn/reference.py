@@ -48,14 +48,23 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         needed = set(output).union(*(legs[i] for i in waiting))
         both = (*legs[a], *(leg for leg in legs[b] if leg not in legs[a]))
         made = tuple(leg for leg in both if leg in needed)
-        number = {leg: i for i, leg in enumerate(both)}
-        axes_a, axes_b, axes = ([number[leg] for leg in t] for t in (legs[a], legs[b], made))
-        known.append(np.einsum(known[a], axes_a, known[b], axes_b, axes, optimize=True))  # through BLAS
+        known.append(_pair(known[a], legs[a], known[b], legs[b], made))
         legs.append(made)
         waiting.add(len(legs) - 1)
     number = {leg: i for i, leg in enumerate(legs[-1])}
     result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output if leg in number])
     return result.reshape([sizes.get(leg, 1) for leg in output])
+
+
+def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, made: Legs) -> Array:
+    """Two tensors through BLAS; `made` holds legs of the first, then of the second that the first has not."""
+    shared = [leg for leg in legs_a if leg in legs_b]
+    if made == tuple(leg for leg in (*legs_a, *legs_b) if leg not in shared):  # without einsum's parser
+        axes = [legs_a.index(leg) for leg in shared], [legs_b.index(leg) for leg in shared]
+        return np.tensordot(a, b, axes)
+    number = {leg: i for i, leg in enumerate(dict.fromkeys((*legs_a, *legs_b)))}
+    axes_a, axes_b, axes_made = ([number[leg] for leg in t] for t in (legs_a, legs_b, made))
+    return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_made, optimize=True))
 
 
 def _wide(array: Array) -> Array:

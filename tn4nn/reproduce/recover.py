@@ -54,14 +54,14 @@ def _recovered(original: Any, rule: dict[str, Any], data: Dataset, seed: int) ->
     sample = torch.as_tensor(data.x_train[:SAMPLE], device=next(original.parameters()).device)
     made = convert(original, {"0": {**rule, "params": PARAMS}}, inputs=sample)
     layer: Any = made.get_submodule("0")
-    row: dict[str, Any] = {"params": layer.network.num_params, "converted": _accuracy(made, data)}
+    row: dict[str, Any] = {"params": layer.network.num_params, "converted": accuracy(made, data)}
     (refined,) = refine(made, original, sample, steps=STEPS, seed=seed)
-    row |= {"error": refined.before, "refined_error": refined.after, "refined": _accuracy(made, data)}
-    _train_on(made, data, seed)
-    return row | {"trained on": _accuracy(made, data)}
+    row |= {"error": refined.before, "refined_error": refined.after, "refined": accuracy(made, data)}
+    train_on(made, data, seed)
+    return row | {"trained on": accuracy(made, data)}
 
 
-def _train_on(module: Any, data: Dataset, seed: int) -> None:
+def train_on(module: Any, data: Dataset, seed: int, epochs: int = EPOCHS) -> None:
     """An ordinary loop over an ordinary module."""
     import torch
 
@@ -69,9 +69,9 @@ def _train_on(module: Any, data: Dataset, seed: int) -> None:
     x, y = (torch.as_tensor(array, device=device) for array in (data.x_train, data.y_train.astype(np.int64)))
     loss: Any = torch.nn.functional.cross_entropy
     generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(module.parameters(), lr=LR)
-    steps = EPOCHS * (len(x) // BATCH)
+    steps = epochs * (len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
         for low in range(0, len(x) - BATCH + 1, BATCH):
             rows = order[low : low + BATCH]
@@ -81,7 +81,8 @@ def _train_on(module: Any, data: Dataset, seed: int) -> None:
             schedule.step()
 
 
-def _accuracy(module: Any, data: Dataset) -> float:
+def accuracy(module: Any, data: Dataset) -> float:
+    """On the test split, in percent."""
     import torch
 
     with torch.no_grad():

@@ -555,7 +555,7 @@ SWAMPS = {
     "product": (product_of_matrices(), 1e-9, 3e-8),
     "ring": ((inverse_distance(), tn.ring((4,) * 3, (4,) * 3).with_rank(3)), 6e-4, 1.4e-3),
     "complete": ((hilbert(81), tn.complete((3,) * 4, (3,) * 4).with_rank(2)), 6e-4, 2e-3),
-    "cp": ((hilbert(64), tn.cp((4,) * 3, (4,) * 3).with_rank(6)), 7e-4, 1e-3),
+    "cp": ((hilbert(64), tn.cp((4,) * 3, (4,) * 3).with_rank(6)), 2e-4, 4e-4),
 }
 
 
@@ -818,5 +818,5 @@ def test_what_cannot_be_rounded() -> None:
 
 
 def test_rows_of_different_lengths_are_no_matrix():
-    with pytest.raises(tn.ShapeError, match="received list .* of lists, rows of one length"):
+    with pytest.raises(tn.ShapeError, match="received list .*: give rows of one length"):
         tn.decompose([[1.0, 2.0], [3.0]], tn.low_rank(2, 2), rank=1)

@@ -74,6 +74,10 @@ def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     (tmp_path / "net.json").write_text(net.to_json())
     assert call(monkeypatch, "cost", tmp_path / "net.json", "--batches", "3", "--json", tmp_path / "f.json") == 0
     assert json.loads((tmp_path / "f.json").read_text()) == record
+    gpu = ["cost", tmp_path / "net.json", "--batches", "3", "--device", "H100", "--itemsize", "2"]
+    assert call(monkeypatch, *gpu, "--json", tmp_path / "g.json") == 0
+    rows = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert [row["runtime"] for row in rows] == ["program"] * 12
     capsys.readouterr()
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     assert call(monkeypatch, "plan", tmp_path / "binary.json") == 1
@@ -182,6 +186,8 @@ def test_catalogue_and_version(monkeypatch, capsys):
         (["plan", "x0=4 x0=8 -> y0=4 : x0 a, a y0"], 1, "leg 'x0' has a size twice on one side"),
         (["plan", "missing.json"], 1, "missing.json"),
         (["cost", "xa,ay", "--shapes", "4x2,2x8", "--input-legs", "x", "--rank", "3"], 1, "has its ranks: leave"),
+        (["cost", "mpo", "--device", "Z80", "--batches", "4"], 1, "unknown GPU 'Z80': expected one of H200, H100"),
+        (["cost", "mpo", "--device", "H100", "--measure"], 1, "device='H100' is priced, with its own figures, and not"),
         (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),
         (["plan", "mpo", "--memory", "10"], 1, "no plan of 'mpo'"),
         (["cost", "x...a,ay", "--shapes", "4x2,2x8", "--input-legs", "x"], 1, "an equation with an ellipsis does not"),

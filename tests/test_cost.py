@@ -1,9 +1,11 @@
 """Costs of a network beside dense and other orders."""
 
+import dataclasses
+
 import pytest
 
 import tn4nn as tn
-from tn4nn import _native
+from tn4nn import _machine, _native
 from tn4nn._errors import TN4NNError
 
 NET = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(3)
@@ -137,6 +139,35 @@ def test_what_would_take_too_long_is_not_measured(monkeypatch):
 def test_the_machine_is_the_one_given():
     slow = tn.cost(NET, [64], phases=["forward"], machine=tn.Machine(macs_per_s=1e6, tile_macs_per_s=1e6))
     assert all(row.predicted_s > 0.9 * row.macs / 1e6 for row in slow.rows)
+
+
+def test_on_a_gpu_that_is_not_here():
+    wide = tn.cost(NET, [16, 4096], device="H100")
+    assert {row.runtime for row in wide.rows} == {"program"}
+    assert len(wide.rows) == 24
+    assert "train, ours, program: time ~ batch^" in str(wide)
+    half, old = tn.cost(NET, [4096], device="H100", itemsize=2), tn.cost(NET, [4096], device="A100")
+    of = {name: by_way(report)[4096, "train", "dense", "program"] for name, report in (("h", half), ("a", old))}
+    dense = by_way(wide)[4096, "train", "dense", "program"]
+    assert of["h"].predicted_s < dense.predicted_s < of["a"].predicted_s
+    assert of["h"].roofline_s < dense.roofline_s
+    assert of["h"].bytes_moved == dense.bytes_moved / 2
+
+
+def test_on_a_gpu_that_was_calibrated(monkeypatch, tmp_path):
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    slow = dataclasses.replace(tn.Machine(), macs_per_s=1e9)
+    _machine.keep("torch", "Voodoo 2", "float32", {"schema": _machine.SCHEMA, "machine": dataclasses.asdict(slow)})
+    report = tn.cost(NET, [64], device="Voodoo 2", cache=False)
+    assert by_way(report)[64, "forward", "dense", "program"].predicted_s > 64 * 64 * 64 / 1e9
+    with pytest.raises(TN4NNError, match="unknown GPU 'Voodoo 2': expected one of H200, .*or one that was calibrated"):
+        tn.cost(NET, [64], device="Voodoo 2", itemsize=8)
+
+
+@pytest.mark.parametrize("more", [{"measure": True}, {"machine": tn.Machine()}])
+def test_a_gpu_is_priced_with_its_own_figures_and_not_measured(more):
+    with pytest.raises(TN4NNError, match="device='H100' is priced, with its own figures, and not measured"):
+        tn.cost(NET, [16], device="H100", **more)
 
 
 def test_hyperedges_and_kept_legs_have_a_cost_too():

@@ -299,6 +299,10 @@ def _cost(
     input_legs: Annotated[str, typer.Option(help="The letters of an einsum equation that meet the input.")] = "",
     batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = ",".join(map(str, BATCHES)),
     measure: Annotated[bool, typer.Option("--measure", help="Also run it on random numbers, in one thread.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="A GPU that need not be here: H100, H200, H100 PCIe, A100, or a calibrated one.")
+    ] = None,
+    itemsize: Annotated[int, typer.Option(help="Bytes of a number: 4 or 8; on a GPU also 2.")] = 4,
     grown: Annotated[
         Path | None, typer.Option("--growth", help="Draw the growth with batch, rank and sites to this .png or .svg.")
     ] = None,
@@ -313,7 +317,7 @@ def _cost(
     if grown is not None:
         new_figure(grown)  # what cannot be drawn is said before the work
     _out.print(str(net), highlight=False, markup=False)
-    report = cost(net, _whole_numbers(batches) or [], measure=measure)
+    report = cost(net, _whole_numbers(batches) or [], measure=measure, device=device, itemsize=itemsize)
     _out.print(str(report), highlight=False, markup=False, soft_wrap=True)
     record = report.to_dict()
     if grown is not None:

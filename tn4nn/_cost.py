@@ -13,6 +13,7 @@ from ._catalogue import dense
 from ._errors import TN4NNError
 from ._growth import exponent
 from ._layers import Embedding
+from ._machine import machine_of
 from ._native_plan import Way, _interleaved, _layouts, _Pricer, _run_of, machine_here
 from ._network import Network
 from ._paths import Path, find_paths, greedy_path, legs_along
@@ -88,14 +89,16 @@ class CostReport:
         return {"schema": 1, "network": self.network.to_dict(), "rows": rows, "growth": self.growth()}
 
     def growth(self) -> dict[str, dict[str, float]]:
-        """By phase, the exponents e with which our native time, multiply-adds and memory grow as batch^e.
+        """By phase, the exponents e with which our time (on a CPU the native one), multiply-adds and memory grow as
+        batch^e.
 
         A least-squares line through the logarithms at all batches; empty for one batch alone. Memory is what is kept
         for backward, in a forward pass the largest array.
         """
         found = {}
         for phase in dict.fromkeys(row.phase for row in self.rows):
-            ours = [row for row in self.rows if (row.phase, row.way, row.runtime) == (phase, "ours", "native")]
+            first = self.rows[0].runtime
+            ours = [row for row in self.rows if (row.phase, row.way, row.runtime) == (phase, "ours", first)]
             if len({row.batch for row in ours}) > 1:
                 quantities: dict[str, list[float]] = {
                     "time": [row.predicted_s if row.measured_s is None else row.measured_s for row in ours],
@@ -124,7 +127,7 @@ class CostReport:
             )
         for phase, exponents in self.growth().items():
             grown = ", ".join(f"{name} ~ batch^{exponent:.2f}" for name, exponent in exponents.items())
-            lines.append(f"{phase}, ours, native: {grown}")
+            lines.append(f"{phase}, ours, {self.rows[0].runtime}: {grown}")
         lines.append("MACs are multiply-adds; bytes at the size of one number that was asked for")
         return "\n".join(lines)
 
@@ -163,6 +166,7 @@ def cost(
     phases: Sequence[str] = ...,
     itemsize: int = ...,
     machine: Machine | None = ...,
+    device: str | None = ...,
     measure: bool = ...,
     cache: bool = ...,
 ) -> CostReport: ...
@@ -174,6 +178,7 @@ def cost(
     phases: Sequence[str] = ...,
     itemsize: int = ...,
     machine: Machine | None = ...,
+    device: str | None = ...,
     measure: bool = ...,
     cache: bool = ...,
 ) -> CostReport | ModuleCost: ...
@@ -184,6 +189,7 @@ def cost(
     phases: Sequence[str] = PHASES,
     itemsize: int = 4,
     machine: Machine | None = None,
+    device: str | None = None,
     measure: bool = False,
     cache: bool = True,
 ) -> CostReport | ModuleCost:
@@ -192,20 +198,24 @@ def cost(
     For each batch and phase: our plan in the native runtime and as a program; the dense layer of the same features as
     one matrix product; W built first, x through the cores from left to right, cotengra's greedy order, and the order
     with the fewest FLOPs (exhaustive up to nine tensors, the best found above), these four in the native runtime too.
+    On a GPU all of them as programs, operation by operation.
 
     Args:
         network: what is applied; or a torch module, for a report on each of its linear layers and convolutions that
             stand on a network. A row of a convolution is one position of its output.
         batches: rows of x.
         phases: "forward", "train" or both.
-        itemsize: 4 or 8 bytes of a number.
+        itemsize: 4 or 8 bytes of a number; on a GPU also 2.
         machine: figures of the cost model (default: this processor's, where calibrated; else one CPU core).
+        device: a GPU, which need not be here: "H100", "H200", "H100 PCIe", "A100", or the full name of one that was
+            calibrated with torch. Instead of `machine`.
         measure: also run the rows of the native runtime, and numpy's product for dense, on random numbers; the least
             time of several interleaved rounds. What is predicted to take more than a second is left out.
         cache: False plans anew and stores nothing.
 
     Raises:
-        TN4NNError: an unknown phase, a batch below 1, no batch at all, a module without such layers.
+        TN4NNError: an unknown phase, a batch below 1, no batch at all, a module without such layers, an unknown GPU, a
+            GPU with a machine or to be measured.
 
     Example:
         >>> import tn4nn as tn
@@ -218,15 +228,24 @@ def cost(
     sizes = tuple(batches)
     if not sizes:
         raise TN4NNError("a cost needs at least one batch, received none")
-    if not isinstance(network, Network):
-        options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "measure": measure, "cache": cache}
-        return ModuleCost(
-            {name: cost(found, sizes, phases=phases, **options) for name, found in _networks(network).items()}
+    if device is not None and (measure or machine is not None):
+        raise TN4NNError(
+            f"device={device!r} is priced, with its own figures, and not measured: leave out machine= and measure=, or "
+            "run benchmarks/step_time.py on it"
         )
+    if not isinstance(network, Network):
+        options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "device": device, "measure": measure}
+        return ModuleCost(
+            {
+                name: cost(found, sizes, phases=phases, cache=cache, **options)
+                for name, found in _networks(network).items()
+            }
+        )
+    figures = machine or (machine_here(itemsize) if device is None else machine_of(device, itemsize))
     rows: list[CostRow] = []
     for batch in sizes:
         for phase in phases:
-            asked = _Question(network, batch, phase, itemsize, machine or machine_here(itemsize), cache)
+            asked = _Question(network, batch, phase, itemsize, figures, device is not None, cache)
             rows += asked.measured() if measure else [row for row, _ in asked.rows()]
     return CostReport(network, tuple(rows))
 
@@ -257,16 +276,21 @@ class _Question:
     phase: str
     itemsize: int
     machine: Machine
+    gpu: bool
     cache: bool
 
     def rows(self) -> Iterator[tuple[CostRow, Way | None]]:
         """Each row, with what the native runtime would run for it."""
-        for runtime in ("native", "program"):
+        for runtime in ("program",) if self.gpu else ("native", "program"):
             p = self._plan(self.network, runtime)
             yield self._row("ours", runtime, p.order, p.path, p.cost, p.block), p.way
         p = self._plan(dense((self.network.in_features,), (self.network.out_features,)).with_rank(1), "program")
         yield self._row("dense", "program", "one product", (), p.cost, 0), None
-        for name, path in self._others():
+        search = Search(self.network, self.batch, self.phase, "time", "apply", self.itemsize, self.machine)
+        for name, path in self._others(search):
+            if self.gpu:
+                yield self._row(name, "program", name, path, search.made(name, path).cost, 0), None
+                continue
             way = self.native(name, path)
             yield self._row(name, "native", name, path, way.cost, way.block), way
 
@@ -296,8 +320,7 @@ class _Question:
             cache=self.cache,
         )
 
-    def _others(self) -> list[tuple[str, Path]]:
-        search = Search(self.network, self.batch, self.phase, "time", "apply", self.itemsize, self.machine)
+    def _others(self, search: Search) -> list[tuple[str, Path]]:
         fewest = find_paths(search.tensors, search.output, search.sizes)[0]
         first = search.dense_first(greedy=len(search.tensors) > 24)
         greedy = greedy_path(search.tensors, search.output, search.sizes)

@@ -15,6 +15,7 @@ from pathlib import Path as File
 from typing import Any
 
 from ._compiled import processor
+from ._errors import TN4NNError
 from ._files import atomic_write, cache_folder
 from ._network import Network
 from ._paths import Path
@@ -96,6 +97,24 @@ def gpu(name: str) -> Gpu:
         4800000000000.0
     """
     return next((figures for part, figures in GPUS.items() if part in name), _H100)
+
+
+def machine_of(name: str, itemsize: int) -> Machine:
+    """Figures of a GPU that need not be here, for programs that run operation by operation: those that a calibration
+    with torch has kept under this name, else those of its data sheet.
+
+    Raises:
+        TN4NNError: neither.
+
+    Example:
+        >>> machine_of("H100", 2).macs_per_s > 5 * machine_of("A100", 4).macs_per_s
+        True
+    """
+    dtype = "bfloat16" if itemsize == 2 else f"float{8 * itemsize}"
+    found = kept("torch", name, dtype)
+    if found is None and not any(part in name for part in GPUS):
+        raise TN4NNError(f"unknown GPU {name!r}: expected one of {', '.join(GPUS)}, or one that was calibrated")
+    return found or gpu(name).machine(itemsize)
 
 
 def known(backend: str, name: str, dtype: str, itemsize: int, *, compiled: bool = False) -> dict[str, Any]:

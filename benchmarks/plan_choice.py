@@ -56,7 +56,7 @@ def cell(case: _workset.Case, batch: int, phase: str) -> dict[str, Any]:
 
 
 def _key(way: Way) -> tuple[Any, ...]:
-    return way.path, way.layouts, way.block
+    return way.path, way.layouts, way.block, way.keep
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ NAMES = (
     "prediction",
     "decomposition",
     "minilm",
+    "plan_choice",
     "replaced_layer",
     "swamps",
     "step_time",
@@ -218,6 +219,14 @@ def test_page(bench, results, tmp_path):
     assert "| tiny | 5 |" in text
     assert "## Training step" in text
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_ways_that_differ_in_what_they_keep_are_measured_apart(bench):
+    network = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(4)
+    every = tn._native_plan.candidates(network, 16, "train")
+    assert {way.keep for way in every} == {True, False}
+    key = bench["plan_choice"]._key
+    assert len({key(way) for way in every}) > len({key(way)[:3] for way in every})
 
 
 def test_a_goal_says_where_the_plan_computes_more_than_the_dense_layer(bench, results):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _native, _tasks
+from tn4nn import _native, _native_plan, _tasks
 
 torch = pytest.importorskip("torch")
 import tn4nn_torch  # noqa: E402
@@ -300,6 +300,7 @@ def test_a_library_that_does_not_load_is_not_used(untouched):
 
 def test_what_is_made_of_cores_is_made_again_where_it_is_not_kept(extension, monkeypatch):
     monkeypatch.setattr(_tasks, "_HELD", 0)
+    monkeypatch.setattr(_native_plan, "_KEEP", -1)
     net = tn.mpo((4, 3, 5, 4), (3, 4, 4, 5)).with_rank(5)
     ours, plain = layers(net)
     x = rows_of(net, 600)

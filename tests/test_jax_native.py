@@ -10,7 +10,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import _native as core
-from tn4nn import _tasks
+from tn4nn import _native_plan, _tasks
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
@@ -268,6 +268,7 @@ def test_several_devices_take_the_program():
 
 def test_what_is_made_of_cores_is_made_again_where_it_is_not_kept(monkeypatch):
     monkeypatch.setattr(_tasks, "_HELD", 0)
+    monkeypatch.setattr(_native_plan, "_KEEP", -1)
     monkeypatch.setitem(NETWORKS, "unkept", tn.mpo((4, 3, 5, 4), (3, 4, 4, 5)).with_rank(5))
     ours, plain, cores, x = problem("unkept", 600)
     agree(ours(cores, x), plain(cores, x))

@@ -618,3 +618,16 @@ def test_one_bad_measurement_does_not_rule_a_way_out():
 
     steady, found = _native_plan._interleaved([lambda: time.sleep(0.004), disturbed])
     assert found < steady
+
+
+def test_all_rows_at_once_may_keep_what_was_made_of_the_cores():
+    net = tn.ring((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(8)
+    every = [way for way in _native_plan.candidates(net, 32, "train") if way.order == "W first"]
+    at_once = {way.keep: way for way in every if way.block == 32}
+    assert at_once[True].cost.saved - at_once[False].cost.saved > 4 * 1024**2  # W, and what it was made of
+    assert at_once[True].cost.predicted_s < at_once[False].cost.predicted_s
+    assert {way.keep for way in every if way.block < 32} == {False}
+    layer, other = forced(net, at_once[True].path, 32, keep=True), plain(net)
+    x = rows_of(net, 32)
+    assert layer.native_for(32, 4).kept(32) > 1024**2
+    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))

@@ -23,7 +23,7 @@ from ._plan import Cost, Machine, Search, is_path, restored_cost
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
-NATIVE_PLANNER = 9  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 10  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
 _FEWEST, _FEWEST_LARGE = 5, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long
@@ -266,11 +266,14 @@ class _Pricer:
         return Way(self.order, self.path, tuple(layouts), block, self.cost(made), keep)
 
     def kept(self, way: Way) -> Way | None:
-        """The same with the states kept by a training step, where they may still lie in a cache when it goes back."""
+        """The same with all that a training step can keep, where the states may still lie in a cache when it goes back
+        and, of a plan in blocks, what is made of the cores is little too."""
         if self.phase != "train":
             return None
-        made = self.way(way.layouts, way.block, True)
-        return made if 0 < made.cost.saved - way.cost.saved <= _KEEP else None
+        r = recipe(self.network, self.path, way.block, itemsize=self.itemsize, layouts=way.layouts, keep=True)
+        made = dataclasses.replace(way, cost=self.cost(r), keep=True)
+        more, states = made.cost.saved - way.cost.saved, self.batch * r.kept * self.itemsize
+        return made if more > 0 and (more if way.block < self.batch else states) <= _KEEP else None
 
     def cost(self, r: Recipe) -> Cost:
         """The cost of a recipe at this batch."""

@@ -274,6 +274,7 @@ class Recipe:
         lengths: numbers in each memory that is not the caller's, by base.
         layouts: as they were asked for.
         kept: numbers of the states of a row that a training step keeps; 0 where it makes them again.
+        keep: a training step keeps all that it can read later on.
     """
 
     network: Network
@@ -288,13 +289,14 @@ class Recipe:
     lengths: Mapping[int, int]
     layouts: tuple[int, ...]
     kept: int
+    keep: bool
 
     @property
     def held(self) -> int:
         """Numbers of what the prologue makes that a training step keeps; 0 where there are so many that the backward
-        pass makes them again, unless it finds the states too."""
+        pass makes them again."""
         made = self.lengths[self.bases.made]
-        return made if self.kept or made * self.itemsize <= _HELD else 0
+        return made if self.keep or made * self.itemsize <= _HELD else 0
 
     def forth(self, train: bool) -> tuple[Task, ...]:
         """The tasks of a block of rows forward."""
@@ -421,7 +423,7 @@ class _Builder:
         kept = sum(self._numbers(layouts[node]) for node, _ in chain[:-1]) if self.keep else 0
         return Recipe(
             self.network, self.path, self.block, self.itemsize, self.sizes, self.bases, tuple(prologue), passes, stream,
-            self.lengths, self.layouts, kept,
+            self.lengths, self.layouts, kept, self.keep,
         )  # fmt: skip
 
     def _natural(self, node: int, pair: tuple[int, int]) -> Legs:

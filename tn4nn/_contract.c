@@ -2,8 +2,8 @@
  *
  * One task is c[h, m, n] (+)= sum_k a[h, m, k] * b[h, k, n]. Each of h, m, n, k stands for a group of legs, and a table
  * holds the offset of every value of a group in each array (as in TBLIS, Matthews, arXiv:1607.00291). n lies along
- * the vectors, or h or k where that lies in one piece in all arrays that hold it. b is copied into panels where its
- * vectors do not lie in one piece or where it is read often.
+ * the vectors, or h where it lies in one piece in all arrays, or k where it lies in pieces of whole vectors. b is copied
+ * into panels where its vectors do not lie in one piece or where it is read often.
  * A group that counts rows has its rows outermost: fewer rows are a prefix of the same table.
  */
 #include <pthread.h>

@@ -293,9 +293,9 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
 
 
 def _roles(places: Sequence[Place], legs: Sequence[str]) -> Iterable[Task]:
-    yield contracted(places[0], places[1], places[2])
-    yield contracted(places[1], places[0], places[2])
     task = contracted(places[0], places[1], places[2])
+    yield task
+    yield contracted(places[1], places[0], places[2])
     if all(each.endswith("h") for each in legs):
         yield task._replace(along="h")
     if all(each.endswith("q") for each in legs[:2]):

@@ -33,6 +33,8 @@
 #define KC 256     /* of k at a time, where b or a is copied */
 #define MC 96      /* of m at a time, where a is copied */
 #define NC 1536    /* of n at a time; a multiple of NV * W */
+#define LINE 64    /* bytes of a cache line */
+#define FETCHED (1 << 21) /* bytes of a block beyond which nothing is fetched ahead: no cache would hold it */
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 typedef REAL T __attribute__((vector_size(BYTES)));
 typedef REAL Four __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
@@ -42,12 +44,31 @@ enum {
   B_VECTORS = 1, C_VECTORS = 2, ADDS = 4, B_COLUMNS = 8, A_LINES = 16, ACROSS = 32, DOTS = 64, C_FOURS = 128, A_RUNS = 256
 };
 
+/* What the next block of rows reads and writes of x, y and their gradients, fetched a few lines with every tile of this
+ * block: legs are read in an order that the processor does not foresee, and one line after the other from memory takes
+ * two to three times as long as memory has to. */
+typedef struct { const char *at, *end; } Lines;
+typedef struct {
+  Lines lines[4];
+  long which, each, tiles; /* of the lines at hand; lines for a tile; tiles so far */
+} Ahead;
+
+static inline void fetch(Ahead *f) {
+  f->tiles++;
+  for (long left = f->each; left > 0 && f->which < 4;) {
+    Lines *l = f->lines + f->which;
+    if (l->at < l->end) __builtin_prefetch(l->at, 0, 2), l->at += LINE, left--;
+    else f->which++;
+  }
+}
+
 typedef struct {
   long h, m, n, k;       /* sizes; of a group that counts rows, the size per row */
   long rows;             /* which group counts rows: 1 for m, 2 for k, 3 for n */
   long flags;
   long at[6];            /* base and offset of a, b, c */
   const int *ah, *am, *ak, *bh, *bk, *bn, *ch, *cm, *cn;
+  Ahead *ahead;
 } Task;
 
 /* A task as it lies in a piece (see below): its tables by their distance from the start of the piece, in ints. */
@@ -65,16 +86,18 @@ __attribute__((constructor)) static void fill(void) {
   }
 }
 
-static inline __attribute__((always_inline)) void turn(T *v) {
+/* Exchanges the lines' numbers with the lowest bits of the lanes: of W vectors a transposition; of fewer, a power of two,
+ * the numbers i, i + count, ... of all of them lie side by side in vector i. */
+static inline __attribute__((always_inline)) void turn(T *v, const int count) {
   I lane;
   for (int i = 0; i < W; i++) lane[i] = i;
   #pragma GCC unroll 4
-  for (int s = 1; s < W; s *= 2) {
+  for (int s = 1; s < count; s *= 2) {
     I up = (lane & s) != 0;
     I low = (up & (lane - s + W)) | (~up & lane);
     I high = (up & (lane + W)) | (~up & (lane + s));
     #pragma GCC unroll 16
-    for (int i = 0; i < W; i++) if (!(i & s)) {
+    for (int i = 0; i < count; i++) if (!(i & s)) {
       T a = v[i], b = v[i | s];
       v[i] = __builtin_shuffle(a, b, low);
       v[i | s] = __builtin_shuffle(a, b, high);
@@ -160,7 +183,7 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
         for (; k + W <= count; k += W) {
           T block[W];
           for (int i = 0; i < W; i++) block[i] = *(const V *)(b + bn[i] + bk[k]);
-          turn(block);
+          turn(block, W);
           for (int i = 0; i < W; i++) *(V *)(out + (k + i) * step) = block[i];
         }
       for (; k < count; k++) {
@@ -174,6 +197,31 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
   }
 }
 
+/* The same where the numbers of `beside` lines make a piece: piece by piece. */
+static inline __attribute__((always_inline)) void pieces(
+    const int beside, int mr, long n, const REAL *from, REAL *const *c, const int *cn, int add) {
+  for (int i = 0; i < mr; i += beside, from += beside * NV * W)
+    for (long j0 = 0; j0 < n; j0 += W) {
+      T v[MR];
+      REAL turned[MR * W];
+      #pragma GCC unroll 8
+      for (int r = 0; r < beside; r++) v[r] = *(const V *)(from + r * NV * W + j0);
+      turn(v, beside);
+      #pragma GCC unroll 8
+      for (int r = 0; r < beside; r++) *(V *)(turned + r * W) = v[r];
+      const long most = n - j0 < W ? n - j0 : W;
+      for (long j = 0; j < most; j++) {
+        const REAL *piece = turned + j % beside * W + j / beside * beside;
+        #pragma GCC unroll 2
+        for (int r = 0; r < beside; r += 4) {
+          Four *to = (Four *)(c[i] + cn[j0 + j] + r), four = *(const Four *)(piece + r);
+          if (add) four += *to;
+          *to = four;
+        }
+      }
+    }
+}
+
 /* Lines of vectors to places that do not lie in one piece. */
 static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int *cn, int fours, int add) {
   if (fours) { /* four numbers of a line make a piece */
@@ -185,19 +233,16 @@ static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int 
       }
     return;
   }
-  int beside = 1;
-  while (beside < mr && c[beside] == c[0] + beside) beside++;
-  if (beside == mr && mr > 1) { /* one number of each line makes a piece: piece by piece */
-    for (long j = 0; j < n; j++) {
-      REAL *to = c[0] + cn[j];
-      for (int i = 0; i < mr; i++) to[i] = from[i * NV * W + j] + (add ? to[i] : 0);
+  int beside = mr; /* lines whose numbers make a piece, as of every line that is a multiple of it */
+  for (int i = 1; i < mr; i++)
+    while (i % beside && c[i] != c[i - 1] + 1) beside /= 2;
+  if (beside == MR && MR <= W) pieces(MR, mr, n, from, c, cn, add);
+  else if (beside == 4 && W >= 4) pieces(4, mr, n, from, c, cn, add);
+  else
+    for (int i = 0; i < mr; i++, from += NV * W) {
+      if (add) for (long j = 0; j < n; j++) c[i][cn[j]] += from[j];
+      else for (long j = 0; j < n; j++) c[i][cn[j]] = from[j];
     }
-    return;
-  }
-  for (int i = 0; i < mr; i++, from += NV * W) {
-    if (add) for (long j = 0; j < n; j++) c[i][cn[j]] += from[j];
-    else for (long j = 0; j < n; j++) c[i][cn[j]] = from[j];
-  }
 }
 
 /* A copy of the lines of a: to[m][k]. */
@@ -245,6 +290,7 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
         int mr = MR;
         for (long i = m0; i < m1; i += mr) {
           while (i + mr > m1) mr /= 2;
+          fetch(t->ahead);
           const REAL *av[MR];
           REAL *to[MR], held[MR * NV * W];
           for (int r = 0; r < mr; r++) {
@@ -370,6 +416,7 @@ static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m,
         int nt = SIDE;
         for (long j = n0; j < n1; j += nt) {
           while (j + nt > n1) nt /= 2;
+          fetch(t->ahead);
           const REAL *panel = packed_b + ((j - n0) / SIDE * SIDE * count + (j - n0) % SIDE) * W;
           #define ONE(mt, nt, whole, dot) \
             tile_across(mt, nt, whole, dot, left, count, pack_a ? packed_a : a, pack_a ? side : t->am + i, \
@@ -437,28 +484,48 @@ static inline const long *steps_of(const Head *p) { return (const long *)(p + 1)
 static inline const long *sums_of(const Head *p) { return steps_of(p) + p->bases; }
 static inline const Flat *tasks_of(const Head *p) { return (const Flat *)(sums_of(p) + p->bases); }
 
-static void one(const Head *p, const Flat *f, long rows, REAL **bases, REAL *scratch, int add) {
+static void one(const Head *p, const Flat *f, long rows, REAL **bases, REAL *scratch, int add, Ahead *ahead) {
   const int *all = (const int *)p;
   const long *at = f->tables;
   Task t = {f->h, f->m, f->n, f->k, f->rows, f->flags, {0}, all + at[0], all + at[1], all + at[2], all + at[3],
-            all + at[4], all + at[5], all + at[6], all + at[7], all + at[8]};
+            all + at[4], all + at[5], all + at[6], all + at[7], all + at[8], ahead};
   memcpy(t.at, f->at, sizeof t.at);
   contract(&t, rows, bases, scratch, add);
 }
 
 static void once(const Head *p, int section, REAL **bases, REAL *scratch) {
-  for (long i = p->first[section]; i < p->first[section + 1]; i++) one(p, tasks_of(p) + i, 1, bases, scratch, 0);
+  Ahead nothing = {0};
+  for (long i = p->first[section]; i < p->first[section + 1]; i++)
+    one(p, tasks_of(p) + i, 1, bases, scratch, 0, &nothing);
+}
+
+/* What is to be fetched of the rows that come next, with as many tiles as the last block had. */
+static Ahead ahead_of(const Head *p, REAL **bases, long row, long rows, long tiles) {
+  const long all[] = {p->cores, p->cores + 1, p->cores + 4, p->cores + 5};
+  Ahead found = {0};
+  long bytes = 0;
+  for (int i = 0; i < 4; i++) {
+    const long step = steps_of(p)[all[i]] * (long)sizeof(REAL);
+    const char *from = (const char *)bases[all[i]];
+    if (from) found.lines[i] = (Lines){from + row * step, from + (row + rows) * step}, bytes += rows * step;
+  }
+  if (tiles && bytes <= FETCHED) found.each = bytes / LINE / tiles + 1;
+  return found;
 }
 
 static void blocks(const Head *p, int section, long rows, REAL **bases, REAL *scratch) {
   REAL *here[p->bases];
+  long tiles = 0;
   for (long row = 0; row < rows; row += p->block) {
-    const long now = rows - row < p->block ? rows - row : p->block;
+    const long left = rows - row, now = left < p->block ? left : p->block;
+    const long next = left - now < p->block ? left - now : p->block;
+    Ahead ahead = ahead_of(p, bases, row + now, next, tiles);
     for (long i = 0; i < p->bases; i++) here[i] = bases[i] + row * steps_of(p)[i];
     for (long i = p->first[section]; i < p->first[section + 1]; i++) {
       const Flat *f = tasks_of(p) + i;
-      one(p, f, now, here, scratch, row && f->flags & ADDS);
+      one(p, f, now, here, scratch, row && f->flags & ADDS, &ahead);
     }
+    tiles = ahead.tiles;
   }
 }
 
@@ -476,7 +543,6 @@ static void leave(void *room) {
 __attribute__((constructor)) static void open_rooms(void) { pthread_key_create(&rooms, leave); }
 __attribute__((destructor)) static void close_rooms(void) { pthread_key_delete(rooms); }
 
-#define LINE 64
 static inline long padded(long numbers) { return (numbers * (long)sizeof(REAL) + LINE - 1) / LINE * LINE / (long)sizeof(REAL); }
 
 /* The packing comes first, then states, their gradients, what the prologue makes, and its gradients. */

@@ -14,7 +14,7 @@ from ._errors import TN4NNError
 from ._growth import exponent
 from ._layers import Embedding
 from ._machine import machine_of
-from ._native_plan import Way, _interleaved, _layouts, _Pricer, _run_of, machine_here
+from ._native_plan import Way, _interleaved, _layouts, _Pricer, machine_here, runs_of
 from ._network import Network
 from ._paths import Path, find_paths, greedy_path, legs_along
 from ._plan import PHASES, Cost, Machine, Search, _bytes, plan
@@ -302,12 +302,17 @@ class _Question:
     def measured(self) -> list[CostRow]:
         """The rows, those of the native runtime and dense measured in turns."""
         found = list(self.rows())
-        runs = [self._run(row, way) for row, way in found]
-        times = iter(_interleaved([run for run in runs if run is not None]))
-        return [
-            row if run is None else dataclasses.replace(row, measured_s=next(times))
-            for (row, _), run in zip(found, runs, strict=True)
-        ]
+        short = [i for i, (row, _) in enumerate(found) if row.predicted_s <= _LONGEST]
+        ways = {i: way for i in short if (way := found[i][1]) is not None}
+        natives = runs_of(self.network, self.batch, self.phase, [*ways.values()], self.itemsize)
+        runs = dict(zip(ways, natives or (), strict=False))  # none without the runtime
+        runs |= {
+            i: _dense_run(self.network, self.batch, self.phase, self.itemsize)
+            for i in short
+            if found[i][0].way == "dense"
+        }
+        times = dict(zip(runs, _interleaved([*runs.values()]), strict=True))
+        return [dataclasses.replace(row, measured_s=times.get(i)) for i, (row, _) in enumerate(found)]
 
     def _plan(self, network: Network, runtime: str) -> Any:
         return plan(
@@ -360,16 +365,6 @@ class _Question:
         search = Search(self.network, rows, self.phase, "time", "apply", self.itemsize, self.machine)
         legs = legs_along(search.tensors, search.output, path)[len(search.tensors) : -1]
         return max((math.prod(search.sizes[leg] for leg in on) for on in legs), default=0) * self.itemsize
-
-    def _run(self, row: CostRow, way: Way | None) -> Callable[[], object] | None:
-        if row.predicted_s > _LONGEST:
-            return None
-        if row.way == "dense":
-            return _dense_run(self.network, self.batch, self.phase, self.itemsize)
-        found: Callable[[], object] | None = (
-            None if way is None else _run_of(self.network, way, self.batch, self.phase, self.itemsize)
-        )
-        return found
 
 
 def _dense_run(network: Network, batch: int, phase: str, itemsize: int) -> Callable[[], object]:

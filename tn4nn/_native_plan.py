@@ -7,10 +7,11 @@ A candidate is a contraction path, the leg orders of its states, and a block of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,10 @@ from ._plan import Cost, Machine, Search, is_path, restored_cost
 from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
-NATIVE_PLANNER = 10  # raised when the same question may find another answer: old cache files then rest
+if TYPE_CHECKING:
+    from ._native import Native
+
+NATIVE_PLANNER = 11  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
 _FEWEST, _FEWEST_LARGE = 5, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long
@@ -362,38 +366,43 @@ def _blocks(probe: Recipe, batch: int) -> list[int]:
 
 def measured(network: Network, batch: int, phase: str, found: Sequence[Way], itemsize: int = 4) -> tuple[Way, ...]:
     """The ways in the order of their measured times; as they were where there is no runtime."""
-    runs = [_run_of(network, way, batch, phase, itemsize) for way in found]
-    if any(run is None for run in runs):
+    runs = runs_of(network, batch, phase, found, itemsize)
+    if runs is None:
         return tuple(found)
-    times = _interleaved([run for run in runs if run is not None])
-    made = [dataclasses.replace(way, measured_s=seconds) for way, seconds in zip(found, times, strict=True)]
+    made = [dataclasses.replace(way, measured_s=s) for way, s in zip(found, _interleaved(runs), strict=True)]
     return tuple(sorted(made, key=lambda way: way.measured_s or 0.0))
 
 
-def _run_of(network: Network, way: Way, batch: int, phase: str, itemsize: int) -> Any:
+def runs_of(
+    network: Network, batch: int, phase: str, found: Sequence[Way], itemsize: int = 4
+) -> list[Callable[[], object]] | None:
+    """What runs each of the ways once, all on the same random numbers: a way finds them in the caches as the one before
+    has left them, however many there are. None where there is no runtime."""
     from ._native import native
 
-    made = native(way.recipe(network, itemsize))
-    if made is None:
+    natives = [native(way.recipe(network, itemsize)) for way in found]
+    ready = [made for made in natives if made is not None]
+    if len(ready) < len(found):
         return None
     rng, kind = np.random.default_rng(0), np.float32 if itemsize == 4 else np.float64
-    t, sizes = network.topology, network.sizes
+    t, sizes, train = network.topology, network.sizes, phase == "train"
     cores = [rng.standard_normal([sizes[leg] for leg in core.legs], dtype=kind) for core in t.cores]
     x = rng.standard_normal((batch, math.prod(t.inputs.values())), dtype=kind)
     y = rng.standard_normal((batch, math.prod(t.outputs.values())), dtype=kind)
     gy, gx, slopes = np.ones_like(y), np.empty_like(x), [np.empty_like(c) for c in cores]
-    kept = np.empty(made.kept(batch) if phase == "train" else 0, kind)
-    at = [c.ctypes.data for c in cores]
-    places = [array.ctypes.data if array.size else 0 for array in (kept, x, y, gy, gx)]
-    to = [s.ctypes.data for s in slopes]
+    kept = np.empty(max((made.kept(batch) for made in ready), default=0) if train else 0, kind)
+    arrays = (cores, x, y, gy, gx, kept, slopes)
+    at, to = [c.ctypes.data for c in cores], [s.ctypes.data for s in slopes]
+    places = [array.ctypes.data for array in (x, y, gy, gx)]
 
-    def run() -> object:
-        made.forward(batch, at, places[0], places[1], places[2])
-        if phase == "train":
-            made.backward(batch, at, places[0], places[1], places[3], places[4], to, (True,) * (1 + len(to)))
-        return (cores, x, y, gy, gx, kept, slopes)  # alive as long as the function is
+    def run(made: Native) -> object:
+        held = kept.ctypes.data if train and made.kept(batch) else 0
+        made.forward(batch, at, held, places[0], places[1])
+        if train:
+            made.backward(batch, at, held, places[0], places[2], places[3], to, (True,) * (1 + len(to)))
+        return arrays  # alive as long as the function is
 
-    return run
+    return [functools.partial(run, made) for made in ready]
 
 
 _HOPELESS = 1.3  # times the fastest: a way that slow is not run again

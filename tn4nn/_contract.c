@@ -251,6 +251,7 @@ static void lines(const Task *t, const REAL *a, const int *am, const int *ak, lo
     REAL *line = to + i * count;
     const REAL *from = a + am[i];
     if (t->flags & A_LINES) memcpy(line, from + ak[0], count * sizeof(REAL));
+    else if (t->flags & A_RUNS) for (long j = 0; j < count; j += W) *(V *)(line + j) = *(const V *)(from + ak[j]);
     else for (long j = 0; j < count; j++) line[j] = from[ak[j]];
   }
 }

@@ -252,7 +252,7 @@ def _pool(count: int) -> concurrent.futures.ThreadPoolExecutor:
 
 # -- the self-check ---------------------------------------------------------------------------------------------
 
-_SIZES = {"h": 21, "m": 5, "p": 16, "k": 6, "q": 32, "n": 16, "o": 3}
+_SIZES = {"h": 21, "m": 5, "p": 16, "k": 6, "q": 32, "n": 16, "o": 3, "f": 4}
 _CHECKS = (
     ("hmpk", "hkn", "hmpn"),
     ("kmp", "kno", "mpno"),
@@ -263,6 +263,8 @@ _CHECKS = (
     ("hmkq", "nkhq", "hmn"),
     ("kmq", "nkq", "nm"),
     ("qmk", "nkq", "nm"),
+    ("kp", "km", "mp"),
+    ("kof", "kn", "onf"),
 )
 
 

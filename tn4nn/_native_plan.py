@@ -40,6 +40,9 @@ _STATES = 1 << 28  # bytes of the states of a block, at most
 _PEAK = 1 << 31  # bytes above which a way is only taken where there is none below half of it
 _FEWEST_WRITTEN = 2  # of them from the search for fewest multiply-adds and elements written
 _SINGLY = 10  # states of a path whose layouts are improved one at a time
+FETCHED = 1 << 21  # bytes of x, y and their gradients that the runtime fetches ahead, of a block; as in `_contract.c`
+_UNFETCHED = 3.5  # times as long takes what is not fetched
+_FAR_CACHE, _NEARBY = 24 << 20, 0.25  # bytes that a later cache holds, where they take that share of memory's time
 _SILLY = 50  # times the fewest multiply-adds: paths beyond are not priced
 
 
@@ -284,12 +287,12 @@ class _Pricer:
         train, b, item = self.phase == "train", r.bases, self.itemsize
         before, through, after = _tasks_of(r, self.phase)
         full, left = divmod(self.batch, r.block)
-        rows_in, rows_out = r.passes[0].reads, r.passes[-1].makes.row
-        row = max(place.row for place in rows_in) + rows_out
+        rows_in, rows_out = max(place.row for place in r.passes[0].reads), r.passes[-1].makes.row
+        row = rows_in + rows_out
         rows_kept = r.kept * r.block if train else 0
         held = rows_kept or r.lengths[b.states]
         held += r.lengths[b.state_slopes] if train else 0
-        work = (held + row * r.block) * item
+        work = (held + (row + (rows_in if train else 0)) * r.block) * item
         seconds = moved = macs = 0.0
         for tasks, rows, times in (
             (before, 1, 2 if train and not r.held else 1),
@@ -305,15 +308,27 @@ class _Pricer:
                 moved += times * task_bytes(shape, item)
                 seconds += times * task_seconds(shape, self.machine, item)
                 seconds += times * self._memory(task_bytes(shape, item), work if rows > 1 else 0)
-        passes = 2 if train else 1
-        seconds += passes * self.batch * row * item / self.machine.memory_bytes_per_s + self.machine.call_s
+        seconds += self._streamed(rows_in, rows_out, r.block) + self.machine.call_s
         made, kept = r.lengths[b.made] * item, r.held * item
         peak = self.batch * row * item + held * item + made + (r.lengths[b.made_slopes] * item if train else 0)
         states = (full + (left > 0)) * rows_kept * item
         peak += states - rows_kept * item
-        saved = self.batch * max(place.row for place in rows_in) * item + kept + states if train else 0
+        saved = self.batch * rows_in * item + kept + states if train else 0
         seconds += 2 * states / self.machine.memory_bytes_per_s  # written by one pass, read by the other
         return Cost(int(macs), int(moved), peak, saved, seconds)
+
+    def _streamed(self, rows_in: int, rows_out: int, block: int) -> float:
+        """Seconds for x and y to come and go, and for their gradients."""
+        passes = [rows_in + rows_out] + ([2 * rows_in + rows_out] if self.phase == "train" else [])
+        rates = []
+        for numbers in passes:
+            fetched = block < self.batch and block * numbers * self.itemsize <= FETCHED
+            rates.append(1.0 if fetched else _UNFETCHED)
+        moved = sum(passes) * self.batch * self.itemsize
+        if moved <= _FAR_CACHE:
+            rates = [_NEARBY] * len(passes)
+        felt = sum(numbers * rate for numbers, rate in zip(passes, rates, strict=True))
+        return felt * self.batch * self.itemsize / self.machine.memory_bytes_per_s
 
     def _memory(self, moved: int, work: int) -> float:
         """Seconds that a task loses since what a block works on does not fit the cache."""
@@ -416,11 +431,13 @@ def _interleaved(runs: Sequence[Any], least: float = 2e-3, rounds: int = 5) -> l
         for i, run in enumerate(runs):
             if best[i] > ahead and turn > 2:  # once may have been the machine's fault
                 continue
+            if not turn:
+                run()  # the very first call meets fresh memory
             start = time.perf_counter()
             for _ in range(repeats[i]):
                 run()
             spent = (time.perf_counter() - start) / repeats[i]
-            if turn:  # the first time only warms up and says how long a call takes
+            if turn:  # the first time only says how long a call takes
                 best[i] = min(best[i], spent)
             else:
                 repeats[i] = max(1, min(1000, int(least / max(1e-7, spent))))

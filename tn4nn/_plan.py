@@ -78,7 +78,7 @@ class Machine:
     far_s: float = 1.5e-9
     task_s: float = 0.1e-6
     call_s: float = 3.1e-6
-    cache_bytes: int = 1_900_000
+    cache_bytes: int = 1_000_000
     memory_bytes_per_s: float = 44e9
 
 

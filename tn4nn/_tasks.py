@@ -155,6 +155,9 @@ class Shape(NamedTuple):
     k_run: int
     a_run: int
     m_run: int
+    cm_run: int  # of m in c
+    b_step: int  # numbers from one to the next along k or n in b, whichever is less
+    c_step: int  # the same along n in c
     along: str
 
     @property
@@ -165,45 +168,67 @@ class Shape(NamedTuple):
 
 def shape_of(task: Task, sizes: Mapping[str, int], rows: int) -> Shape:
     """The shape of a task for that many rows."""
+    a, b, c = task.a, task.b, task.c
     h, m, k, n = (math.prod(sizes[leg] for leg in group) for group in (task.h, task.m, task.k, task.n))
-    b_run, c_run = run_length(task.n, task.b.legs, sizes), run_length(task.n, task.c.legs, sizes)
-    k_run, a_run = run_length(task.k, task.b.legs, sizes), run_length(task.k, task.a.legs, sizes)
     count = {"m": (rows, 1, 1), "k": (1, rows, 1), "n": (1, 1, rows), "": (1, 1, 1)}[task.rows]
     return Shape(
         h,
         m * count[0],
         k * count[1],
         n * count[2],
-        b_run,
-        c_run,
-        k_run,
-        a_run,
-        run_length(task.m, task.a.legs, sizes),
+        run_length(task.n, b.legs, sizes),
+        run_length(task.n, c.legs, sizes),
+        run_length(task.k, b.legs, sizes),
+        run_length(task.k, a.legs, sizes),
+        run_length(task.m, a.legs, sizes),
+        run_length(task.m, c.legs, sizes),
+        min(_step(task.k, b, sizes), _step(task.n, b, sizes)),
+        _step(task.n, c, sizes),
         task.along,
     )
 
 
+def _step(group: Legs, place: Place, sizes: Mapping[str, int]) -> int:
+    """Numbers from one value of a group to the next; those of a row where it has no legs."""
+    if not group:
+        return place.row
+    return math.prod(sizes[leg] for leg in place.legs[place.legs.index(group[-1]) + 1 :])
+
+
 def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     """Predicted seconds of a task in the native runtime, its arrays in the second-level cache."""
-    h, m, k, n, b_run, c_run, k_run, a_run, m_run, along = shape
+    h, m, k, n, b_run, c_run, k_run, a_run, m_run, cm_run, b_step, c_step, along = shape
     width = machine.vector_bytes // itemsize
     if along != "n":
         return _across_seconds(shape, machine, width) + machine.task_s
     vectors = -(-n // width)
     b_vectors, c_vectors = b_run % width == 0, c_run % width == 0
-    tiles = -(-m // 8) * -(-vectors // 3)
-    seconds = m * vectors * k * width / machine.tile_macs_per_s + tiles * machine.tile_s
+    panels = -(-vectors // 3)
+    seconds = m * vectors * k * width / machine.tile_macs_per_s + -(-m // 8) * panels * machine.tile_s
+    if m * min(vectors, 3) < _IN_FLIGHT:
+        seconds += panels * k * (_IN_FLIGHT - m * min(vectors, 3)) * width / machine.tile_macs_per_s
     if not (b_vectors and (m < 64 or k * n * itemsize <= 1 << 15)):
-        each = 1 if b_vectors else machine.columns if k_run % width == 0 and n >= width else width
-        seconds += vectors * k * each * machine.vector_s + (b_run == k_run == 1 < n) * n * k * machine.far_s
+        each = 1.0 if b_vectors else machine.columns if k_run % width == 0 and n >= width else width
+        if not b_vectors and b_step * itemsize >= _LINE:
+            each *= 1.6
+        seconds += vectors * k * each * machine.vector_s
     if a_run == m_run == 1 < m * k:
-        seconds += m * k * -(-vectors // 3) * machine.far_s
+        seconds += m * k * panels * machine.far_s
     if n > 6 * width and (n > 8 * width or a_run == k) and k >= 16:
         seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
-    scattered = width * machine.scatter * (0.4 if c_run % 4 == 0 else 1)
     stores = -(-k // 256) if k > 256 and n > 6 * width else 1
-    seconds += m * vectors * (1 if c_vectors else scattered) * machine.vector_s * stores
-    return h * seconds + machine.task_s
+    each = machine.vector_s / width
+    if not c_vectors:
+        beside = next((lines for lines in (8, 4) if cm_run % lines == 0), 1)
+        each = machine.scatter * machine.vector_s * (0.4 if c_run % 4 == 0 or beside > 1 else 1)
+        if c_step and c_step * itemsize % _PAGE == 0 and n > width:  # all in one set of a cache
+            each = max(each, 2 * machine.far_s / beside)
+    seconds += m * vectors * width * each * stores
+    return h * (seconds + 3 * machine.tile_s) + machine.task_s
+
+
+_IN_FLIGHT = 4  # products that a processor begins before the first is done
+_LINE, _PAGE = 64, 4096  # bytes of a cache line, and between lines that share a set of the first-level cache
 
 
 def _across_seconds(shape: Shape, machine: Machine, width: int) -> float:
@@ -215,7 +240,7 @@ def _across_seconds(shape: Shape, machine: Machine, width: int) -> float:
     seconds = m * n * deep * width * machine.across / machine.tile_macs_per_s
     seconds += deep * (m + n + 1.2 * bare) * machine.vector_s
     if dots and shape.a_run % width:
-        seconds += m * shape.k * machine.far_s
+        seconds += m * shape.k * machine.vector_s
     seconds += tiles * machine.tile_s * (6 if dots else 1) + (0 if dots else 4 * m * n * machine.vector_s)
     return times * seconds
 

@@ -656,8 +656,9 @@ def test_rows_that_memory_has_to_bring_are_priced_by_what_is_fetched(batch):
     net = tn.mpo((8, 8, 8, 8), (1, 2, 5, 1)).with_rank(4)
     [(order, path), *_] = _native_plan.paths(net, batch)
     pricer = _native_plan._Pricer(net, path, order, batch, "forward", 4, tn.Machine())
-    few, many = (pricer._streamed(4096, 10, block) for block in (16, 512))
+    few, some, many = (pricer._streamed(4096, 10, block) for block in (16, 64, 512))
     assert many == pytest.approx(few * (3.5 if batch == 4096 else 1.0))
+    assert few < some < many if batch == 4096 else few == some
 
 
 def test_numbers_a_page_apart_cost_more_to_write():

@@ -21,7 +21,7 @@ from ._errors import TN4NNError
 from ._network import Network
 from ._paths import EXHAUSTIVE, SMALL, Path, Progress, find_paths
 from ._plan import Cost, Machine, Search, is_path, restored_cost
-from ._tasks import LAYOUTS, Recipe, Shape, Task, recipe, shape_of, task_bytes, task_seconds
+from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ FETCHED = 1 << 21  # bytes of x, y and their gradients that the runtime fetches 
 _UNFETCHED = 3.5  # times as long takes what is not fetched
 _AHEAD, _CROWDED = 0.4, 0.65  # share of the cache that rows ahead may fill; power of how much longer they take beyond
 _FAR_CACHE, _NEARBY = 24 << 20, 0.25  # bytes that a later cache holds, where they take that share of memory's time
-_IN_PIECES = 3  # times as long takes what is read a vector at a time
 _SILLY = 50  # times the fewest multiply-adds: paths beyond are not priced
 
 
@@ -309,7 +308,7 @@ class _Pricer:
                 macs += times * shape.macs
                 moved += times * task_bytes(shape, item)
                 seconds += times * task_seconds(shape, self.machine, item)
-                seconds += times * self._memory(shape, work if rows > 1 else 0)
+                seconds += times * self._memory(task_bytes(shape, item), work if rows > 1 else 0)
         seconds += self._streamed(rows_in, rows_out, r.block) + self.machine.call_s
         made, kept = r.lengths[b.made] * item, r.held * item
         peak = self.batch * row * item + held * item + made + (r.lengths[b.made_slopes] * item if train else 0)
@@ -332,14 +331,13 @@ class _Pricer:
         """How much longer the rows of a block take to come than where the cache holds these and the next block's."""
         if block == self.batch or ahead > FETCHED:
             return _UNFETCHED
-        return min(_UNFETCHED, max(1.0, ahead / (_AHEAD * self.machine.cache_bytes)) ** _CROWDED)
+        crowded: float = max(1.0, ahead / (_AHEAD * self.machine.cache_bytes)) ** _CROWDED
+        return min(_UNFETCHED, crowded)
 
-    def _memory(self, shape: Shape, work: int) -> float:
+    def _memory(self, moved: int, work: int) -> float:
         """Seconds that a task loses since what a block works on does not fit the cache."""
-        moved = task_bytes(shape, self.itemsize)
         within = min(1.0, self.machine.cache_bytes / max(work, moved))
-        pieces = _IN_PIECES if shape.along == "h" else 1  # a vector here, a vector there
-        return (1 - within) * pieces * moved / self.machine.memory_bytes_per_s
+        return (1 - within) * moved / self.machine.memory_bytes_per_s
 
 
 def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:

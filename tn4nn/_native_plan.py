@@ -336,8 +336,9 @@ class _Pricer:
 
     def _memory(self, moved: int, work: int) -> float:
         """Seconds that a task loses since what a block works on does not fit the cache."""
-        within = min(1.0, self.machine.cache_bytes / max(work, moved))
-        return (1 - within) * moved / self.machine.memory_bytes_per_s
+        held = max(work, moved)
+        within, far = min(1.0, self.machine.cache_bytes / held), max(0.0, 1 - _FAR_CACHE / held)
+        return (1 - within + 2 * far) * moved / self.machine.memory_bytes_per_s
 
 
 def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:

@@ -220,7 +220,7 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     each = machine.vector_s / width
     if not c_vectors:
         beside = next((lines for lines in (8, 4) if cm_run % lines == 0), 1)
-        each = machine.scatter * machine.vector_s * (0.4 if c_run % 4 == 0 or beside > 1 else 1)
+        each = machine.scatter * machine.vector_s * (0.6 if c_run % 4 == 0 or beside > 1 else 1)
         if c_step and c_step * itemsize % _PAGE == 0 and n > width:  # all in one set of a cache
             each = max(each, 2 * machine.far_s / beside)
     seconds += m * vectors * width * each * stores

@@ -42,7 +42,7 @@ from rich.table import Table
 import tn4nn as tn
 from tn4nn._backend import Place, place_of
 from tn4nn._calibrate import clocked, program_times, times_of
-from tn4nn._native_plan import _run_of
+from tn4nn._native_plan import runs_of
 
 FEATURES = 1024
 RANKS = (2, 8, 32)
@@ -101,11 +101,12 @@ def cell(question: Question, machines: dict[str, tn.Machine], place: Place | Non
         if p.cost.predicted_s > LONGEST:
             return None
         if key not in found:
-            found[key] = (
-                seconds(_run_of(net, p.way, batch, phase, 4))
-                if place is None
-                else clocked([place.run_of(p.program, p.input_shapes(), phase)], place)[0]
-            )
+            if place is None:
+                [run] = runs_of(net, batch, phase, [way]) or [None]
+                assert run is not None, "the native runtime needs a C compiler"
+                found[key] = seconds(run)
+            else:
+                [found[key]] = clocked([place.run_of(p.program, p.input_shapes(), phase)], place)
         made[name] = {
             "predicted_s": p.cost.predicted_s,
             "measured_s": found[key],

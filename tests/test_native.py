@@ -681,3 +681,12 @@ def test_numbers_a_page_apart_cost_more_to_write():
     beside = _tasks.task_seconds(_tasks.Shape(**at | {"cm_run": 8}, c_step=1024), machine)
     assert apart > near
     assert apart > beside
+
+
+def test_paths_whose_products_alone_take_too_long_are_not_priced():
+    net = tn.build("peps", 2**12, 2**12, grid=(3, 4), pad=False).with_rank(2)
+    found = paths(net, 256)
+    orders = {way.order for way in _native_plan.candidates(net, 256, "train")}
+    assert any(order == "W first" for order, _ in found)
+    assert "W first" not in orders
+    assert {way.order for way in _native_plan.candidates(net, 256, "train", "memory")} > orders

@@ -44,6 +44,7 @@ FETCHED = 1 << 21  # bytes of x, y and their gradients that the runtime fetches 
 _UNFETCHED = 3.5  # times as long takes what is not fetched
 _AHEAD, _CROWDED = 0.4, 0.65  # share of the cache that rows ahead may fill; power of how much longer they take beyond
 _FAR_CACHE, _NEARBY = 24 << 20, 0.25  # bytes that a later cache holds, where they take that share of memory's time
+_BEYOND = 1.5  # times the best predicted so far
 _SILLY = 50  # times the fewest multiply-adds: paths beyond are not priced
 
 
@@ -192,8 +193,13 @@ def candidates(
     machine = machine or machine_here(itemsize)
     start = time.monotonic()
     found = paths(network, batch, phase, seed=seed, time_limit=time_limit, progress=progress)
+    search = Search(network, batch, phase, "time", "apply", itemsize, machine)
+    passes = (3 if phase == "train" else 1) / machine.tile_macs_per_s
     made: list[Way] = []
     for i, (order, path) in enumerate(found, 1):
+        best = min((way.cost.predicted_s for way in made), default=math.inf)
+        if minimize == "time" and len(search.tensors) > EXHAUSTIVE and passes * search.macs_of(path) > _BEYOND * best:
+            continue  # its multiply-adds alone take longer: nothing is left to price
         made += _layouts(_Pricer(network, path, order, batch, phase, itemsize, machine), minimize)
         spent = time.monotonic() - start
         if progress is not None:
@@ -304,7 +310,7 @@ class _Pricer:
             if not times:
                 continue
             for task in tasks:
-                shape = shape_of(task, r.sizes, rows)
+                shape = r.shape(task, rows)
                 macs += times * shape.macs
                 moved += times * task_bytes(shape, item)
                 seconds += times * task_seconds(shape, self.machine, item)

@@ -26,6 +26,7 @@ _ROUNDS = 8  # rounds of the random search
 _TRIALS = 64  # greedy trials in a round
 _AGAIN = 32  # annealings of the best tree, at most
 _PATIENCE = 8  # of them without gain, after which the search ends
+_LITTLE_PATIENCE = 2  # of all annealings without gain, after which that of a small network ends
 _SUBTREE = 6  # tensors of the subtrees that are reordered exhaustively
 _LAST: tuple[dict[str, Any], ...] = (  # and how this is done at the end
     {"subtree_size": 9},
@@ -142,8 +143,8 @@ def _search(
 ) -> list[Path]:
     trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
     score = functools.partial(_score, minimize=minimize)
-    start, idle = time.monotonic(), 0
-    rounds, again = (_ROUNDS, _AGAIN) if len(inputs) > SMALL else (_ROUNDS // 2, _ROUNDS // 4)
+    start, idle, small = time.monotonic(), 0, len(inputs) <= SMALL
+    rounds, again = (_ROUNDS // 2, _ROUNDS // 4) if small else (_ROUNDS, _AGAIN)
     if not thorough:
         rounds, again = rounds // 2, again // 2
     # What needs least memory is not annealed.
@@ -160,12 +161,12 @@ def _search(
             tree = _annealed(min(trees, key=score), minimize, hot, seed + step, start + time_limit)
         tree = _reordered(tree, minimize, subtree_size=_SUBTREE)
         better = not trees or score(tree) < min(map(score, trees))
-        idle = 0 if better or step < 2 * rounds else idle + 1
+        idle = 0 if better or step < (rounds if small else 2 * rounds) else idle + 1
         trees.append(tree)
         spent = time.monotonic() - start
         if progress is not None:
             progress(f"path search {step + 1}/{steps}: best {min(map(score, trees)):.3g}, {spent:.1f} s")
-        if spent > time_limit or idle == _PATIENCE:
+        if spent > time_limit or idle == (_LITTLE_PATIENCE if small else _PATIENCE):
             break
     for how in _LAST if thorough else ():
         if time.monotonic() - start <= time_limit:

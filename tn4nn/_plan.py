@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ._cache import plans as _cache
 from ._errors import TN4NNError
 from ._network import Network
-from ._paths import Path, chain_path, find_paths, greedy_path, path_macs, slice_legs
+from ._paths import EXHAUSTIVE, Path, chain_path, find_paths, greedy_path, path_macs, slice_legs
 from ._program import BATCH, Legs, Program, Work, lower, trace
 from ._topology import fingerprint_of
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 Phase = Literal["forward", "train"]
 Form = Literal["apply", "gather", "dense"]
-PLANNER = 6  # raised when the planner may find another plan for the same question: old cache files then rest
+PLANNER = 7  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
 _FEWEST, _FEWEST_WRITTEN = 5, 2  # paths of the two searches that are lowered to be priced
+_FEWEST_LARGE = 3  # of the first, of a network that was not searched exhaustively: lowering takes long
 _SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
 
 
@@ -453,7 +454,8 @@ class Search:
             )
 
         found: dict[Path, str] = {}
-        for path in find("flops", 0.5)[:_FEWEST]:
+        few = len(self.tensors) <= EXHAUSTIVE
+        for path in find("flops", 0.5)[: _FEWEST if few else _FEWEST_LARGE]:
             found.setdefault(path, "fewest MACs found")
         for path in find("combo", 0.4)[:_FEWEST_WRITTEN]:
             found.setdefault(path, "fewest MACs and writes found")

@@ -252,6 +252,11 @@ def task_bytes(shape: Shape, itemsize: int) -> int:
 
 
 @functools.lru_cache(maxsize=1 << 14)
+def _shape(task: Task, sizes: frozenset[tuple[str, int]], rows: int) -> Shape:
+    return shape_of(task, dict(sizes), rows)
+
+
+@functools.lru_cache(maxsize=1 << 14)
 def _best(a: Place, b: Place, c: Place, adds: bool, sizes: frozenset[tuple[str, int]], rows: int, item: int) -> Task:
     known, machine = dict(sizes), Machine(vector_bytes=vector_bytes())
     width, options = machine.vector_bytes // item, list[Task]()
@@ -338,6 +343,10 @@ class Recipe:
     @functools.cached_property
     def _sized(self) -> frozenset[tuple[str, int]]:
         return frozenset(self.sizes.items())
+
+    def shape(self, task: Task, rows: int) -> Shape:
+        """The shape of one of its tasks; many recipes share a task."""
+        return _shape(task, self._sized, rows)
 
     def ahead(self, steps: Iterable[Step]) -> tuple[Task, ...]:
         """The forward tasks of some steps."""

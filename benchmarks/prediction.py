@@ -102,9 +102,9 @@ def cell(question: Question, machines: dict[str, tn.Machine], place: Place | Non
             return None
         if key not in found:
             if place is None:
-                [run] = runs_of(net, batch, phase, [way]) or [None]
-                assert run is not None, "the native runtime needs a C compiler"
-                found[key] = seconds(run)
+                runs = runs_of(net, batch, phase, [way])
+                assert runs is not None, "the native runtime needs a C compiler"
+                found[key] = seconds(runs[0])
             else:
                 [found[key]] = clocked([place.run_of(p.program, p.input_shapes(), phase)], place)
         made[name] = {

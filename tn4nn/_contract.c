@@ -197,7 +197,14 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
   }
 }
 
-/* The same where the numbers of `beside` lines make a piece: piece by piece. */
+/* Four numbers that make a piece, to (or onto) their place. */
+static inline __attribute__((always_inline)) void put(REAL *to, const REAL *from, int add) {
+  Four four = *(const Four *)from;
+  if (add) four += *(const Four *)to;
+  *(Four *)to = four;
+}
+
+/* Lines of vectors where the numbers of `beside` lines make a piece: piece by piece. */
 static inline __attribute__((always_inline)) void pieces(
     const int beside, int mr, long n, const REAL *from, REAL *const *c, const int *cn, int add) {
   for (int i = 0; i < mr; i += beside, from += beside * NV * W)
@@ -213,11 +220,7 @@ static inline __attribute__((always_inline)) void pieces(
       for (long j = 0; j < most; j++) {
         const REAL *piece = turned + j % beside * W + j / beside * beside;
         #pragma GCC unroll 2
-        for (int r = 0; r < beside; r += 4) {
-          Four *to = (Four *)(c[i] + cn[j0 + j] + r), four = *(const Four *)(piece + r);
-          if (add) four += *to;
-          *to = four;
-        }
+        for (int r = 0; r < beside; r += 4) put(c[i] + cn[j0 + j] + r, piece + r, add);
       }
     }
 }
@@ -226,11 +229,7 @@ static inline __attribute__((always_inline)) void pieces(
 static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int *cn, int fours, int add) {
   if (fours) { /* four numbers of a line make a piece */
     for (int i = 0; i < mr; i++, from += NV * W)
-      for (long j = 0; j < n; j += 4) {
-        Four *to = (Four *)(c[i] + cn[j]), piece = *(const Four *)(from + j);
-        if (add) piece += *to;
-        *to = piece;
-      }
+      for (long j = 0; j < n; j += 4) put(c[i] + cn[j], from + j, add);
     return;
   }
   int beside = mr; /* lines whose numbers make a piece, as of every line that is a multiple of it */

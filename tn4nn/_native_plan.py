@@ -20,8 +20,8 @@ from ._compiled import processor, vector_bytes
 from ._errors import TN4NNError
 from ._network import Network
 from ._paths import EXHAUSTIVE, SMALL, Path, Progress, find_paths
-from ._plan import Cost, Machine, Search, is_path, restored_cost
-from ._tasks import LAYOUTS, Recipe, Task, recipe, shape_of, task_bytes, task_seconds
+from ._plan import FEWEST, FEWEST_LARGE, FEWEST_WRITTEN, Cost, Machine, Search, is_path, restored_cost
+from ._tasks import LAYOUTS, Recipe, Task, recipe, task_bytes, task_seconds
 from ._topology import fingerprint_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 NATIVE_PLANNER = 11  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
-_FEWEST, _FEWEST_LARGE = 5, 3  # of them from the search for fewest multiply-adds: pricing a large one takes long
 _KEEP = 1 << 19  # bytes of states that a training step may keep; making more of them again is faster
 _KEPT = 4  # blocks of a path that stay candidates
 _TRIED = 8  # candidates that are measured
@@ -38,7 +37,6 @@ _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _TABLES = 1 << 22  # entries of the largest table of offsets
 _STATES = 1 << 28  # bytes of the states of a block, at most
 _PEAK = 1 << 31  # bytes above which a way is only taken where there is none below half of it
-_FEWEST_WRITTEN = 2  # of them from the search for fewest multiply-adds and elements written
 _SINGLY = 10  # states of a path whose layouts are improved one at a time
 FETCHED = 1 << 21  # bytes of x, y and their gradients that the runtime fetches ahead, of a block; as in `_contract.c`
 _UNFETCHED = 3.5  # times as long takes what is not fetched
@@ -93,7 +91,7 @@ class TaskRow(NamedTuple):
 
 
 def _row(made: Recipe, when: str, task: Task, machine: Machine) -> TaskRow:
-    shape = shape_of(task, made.sizes, 1 if when == "once" else made.block)
+    shape = made.shape(task, 1 if when == "once" else made.block)
     a, b, c = (f"{made.bases.name(p.base)}[{' '.join(p.legs)}]" for p in (task.a, task.b, task.c))
     sizes = f"{shape.h} x {shape.m} x {shape.k} x {shape.n}"
     return TaskRow(f"{when}: {c} = {a} * {b}", sizes, shape.macs, task_seconds(shape, machine, made.itemsize))
@@ -233,12 +231,12 @@ def paths(
         return find_paths(search.tensors, search.output, sizes, minimize=minimize, thorough=thorough, **options)
 
     few = len(search.tensors) <= EXHAUSTIVE
-    most = _FEWEST if len(search.tensors) <= SMALL else _FEWEST_LARGE
+    most = FEWEST if len(search.tensors) <= SMALL else FEWEST_LARGE
     for rows in dict.fromkeys((batch, 1, 16, 256, 4096)) if few else (batch,):
         sizes = {**search.sizes, ":batch": rows}
         for path in find(sizes, "flops", 0.4)[: most if rows == batch else 1]:
             add(f"fewest MACs at batch {rows}" if rows != batch else "fewest MACs found", path)
-    for path in find(search.sizes, "combo", 0.25)[:_FEWEST_WRITTEN]:
+    for path in find(search.sizes, "combo", 0.25)[:FEWEST_WRITTEN]:
         add("fewest MACs and writes found", path)
     for path in find(search.sizes, "size", 0.05)[:1]:
         add("smallest intermediate found", path)
@@ -421,14 +419,14 @@ def runs_of(
     at, to = [c.ctypes.data for c in cores], [s.ctypes.data for s in slopes]
     places = [array.ctypes.data for array in (x, y, gy, gx)]
 
-    def run(made: Native) -> object:
-        held = kept.ctypes.data if train and made.kept(batch) else 0
+    def run(made: Native, held: int) -> object:
         made.forward(batch, at, held, places[0], places[1])
         if train:
             made.backward(batch, at, held, places[0], places[2], places[3], to, (True,) * (1 + len(to)))
         return arrays  # alive as long as the function is
 
-    return [functools.partial(run, made) for made in ready]
+    # What is looked up here is not measured.
+    return [functools.partial(run, made, kept.ctypes.data if train and made.kept(batch) else 0) for made in ready]
 
 
 _HOPELESS = 1.3  # times the fastest: a way that slow is not run again

@@ -144,9 +144,10 @@ def _search(
     trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
     score = functools.partial(_score, minimize=minimize)
     start, idle, small = time.monotonic(), 0, len(inputs) <= SMALL
-    rounds, again = (_ROUNDS // 2, _ROUNDS // 4) if small else (_ROUNDS, _AGAIN)
+    rounds, again, patience = (_ROUNDS // 2, _ROUNDS // 4, _LITTLE_PATIENCE) if small else (_ROUNDS, _AGAIN, _PATIENCE)
     if not thorough:
         rounds, again = rounds // 2, again // 2
+    patient = rounds if small else 2 * rounds  # the step from which a step without gain counts
     # What needs least memory is not annealed.
     steps = rounds if minimize == "size" else 2 * rounds + again
     for step in range(steps):
@@ -161,12 +162,12 @@ def _search(
             tree = _annealed(min(trees, key=score), minimize, hot, seed + step, start + time_limit)
         tree = _reordered(tree, minimize, subtree_size=_SUBTREE)
         better = not trees or score(tree) < min(map(score, trees))
-        idle = 0 if better or step < (rounds if small else 2 * rounds) else idle + 1
+        idle = 0 if better or step < patient else idle + 1
         trees.append(tree)
         spent = time.monotonic() - start
         if progress is not None:
             progress(f"path search {step + 1}/{steps}: best {min(map(score, trees)):.3g}, {spent:.1f} s")
-        if spent > time_limit or idle == (_LITTLE_PATIENCE if small else _PATIENCE):
+        if spent > time_limit or idle == patience:
             break
     for how in _LAST if thorough else ():
         if time.monotonic() - start <= time_limit:

@@ -27,8 +27,8 @@ PLANNER = 7  # raised when the planner may find another plan for the same questi
 PHASES = ("forward", "train")
 OBJECTIVES = ("time", "flops", "memory")
 RUNTIMES = ("program", "native")
-_FEWEST, _FEWEST_WRITTEN = 5, 2  # paths of the two searches that are lowered to be priced
-_FEWEST_LARGE = 3  # of the first, of a network that was not searched exhaustively: lowering takes long
+FEWEST, FEWEST_LARGE = 5, 3  # paths of the search for fewest multiply-adds that are priced: a large one takes long
+FEWEST_WRITTEN = 2  # of the search for fewest multiply-adds and elements written
 _SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
 
 
@@ -455,9 +455,9 @@ class Search:
 
         found: dict[Path, str] = {}
         few = len(self.tensors) <= EXHAUSTIVE
-        for path in find("flops", 0.5)[: _FEWEST if few else _FEWEST_LARGE]:
+        for path in find("flops", 0.5)[: FEWEST if few else FEWEST_LARGE]:
             found.setdefault(path, "fewest MACs found")
-        for path in find("combo", 0.4)[:_FEWEST_WRITTEN]:
+        for path in find("combo", 0.4)[:FEWEST_WRITTEN]:
             found.setdefault(path, "fewest MACs and writes found")
         for path in find("size", 0.1)[:1]:
             found.setdefault(path, "smallest intermediate found")

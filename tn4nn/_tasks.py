@@ -217,13 +217,13 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     if n > 6 * width and (n > 8 * width or a_run == k) and k >= 16:
         seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
     stores = -(-k // 256) if k > 256 and n > 6 * width else 1
-    each = machine.vector_s / width
+    number_s = machine.vector_s / width  # for writing a number
     if not c_vectors:
         beside = next((lines for lines in (8, 4) if cm_run % lines == 0), 1)
-        each = machine.scatter * machine.vector_s * (0.6 if c_run % 4 == 0 or beside > 1 else 1)
+        number_s = machine.scatter * machine.vector_s * (0.6 if c_run % 4 == 0 or beside > 1 else 1)
         if c_step and c_step * itemsize % _PAGE == 0 and n > width:  # all in one set of a cache
-            each = max(each, 2 * machine.far_s / beside)
-    seconds += m * vectors * width * each * stores
+            number_s = max(number_s, 2 * machine.far_s / beside)
+    seconds += m * vectors * width * number_s * stores
     return h * (seconds + 3 * machine.tile_s) + machine.task_s
 
 

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 import tn4nn_torch  # noqa: E402
 from tn4nn_torch import TNLinear, _calls  # noqa: E402
 from tn4nn_torch import _native as torch_native  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 if _native.runtime(4) is None or _calls.shutil.which("g++") is None:
     pytest.skip("no C++ compiler on this machine", allow_module_level=True)
@@ -44,15 +45,15 @@ def library(tmp_path_factory):
                 time.sleep(0.2)
         path = tn4nn_torch.build_extension()
     state = dict(vars(_calls._State))
-    _calls._State.apply = None  # other tests go on without it
-    yield path, state["apply"]
+    _calls._State.module = None  # other tests go on without it
+    yield path, state["module"]
     _calls._path.cache_clear()
 
 
 @pytest.fixture
 def extension(library, monkeypatch):
     """The extension in use."""
-    monkeypatch.setattr(_calls._State, "apply", library[1])
+    monkeypatch.setattr(_calls._State, "module", library[1])
     return library[0]
 
 
@@ -135,6 +136,86 @@ def test_gradients_that_do_not_lie_in_memory_as_they_are(extension):
     assert used(ours)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_watched_calls_and_other_cores_do_not_take_the_short_way(extension):
+    net = NETWORKS["mpo-5"]
+    ours, plain = layers(net, bias=False)
+    x, seen = rows_of(net, 6), []
+
+    def watched(value):
+        seen.append(_calls.quick(*given))
+        return ours(value)
+
+    assert close(ours(x), plain(x))
+    (found,) = ours._quick.values()
+    given = [_calls.ready(found), x, ours._parameters, ours._names, ours._own]
+    assert close(_calls.quick(*given), plain(x))
+    slope = torch.func.grad(lambda value: watched(value).sum())(x)
+    assert close(slope, torch.func.grad(lambda value: plain(value).sum())(x))
+    assert close(torch.vmap(watched)(x[:, None]), plain(x)[:, None])
+    with torch.autocast("cpu"):
+        assert watched(x).dtype is torch.bfloat16
+    with FlopCounterMode(display=False) as counter:
+        watched(x)
+    assert counter.get_total_flops() > 0
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        assert close(torch.autograd.forward_ad.unpack_dual(ours(dual)).tangent, plain(x))
+    for other in (torch._neg_view(x), torch._efficientzerotensor(6, 1024)):
+        assert _calls.quick(found.host, other, *given[2:]) is None
+        assert close(ours(other), plain(other))
+    own = ours.core2
+    ours.core2 = torch.nn.Parameter(2 * own.detach())
+    seen.append(_calls.quick(*given))
+    assert seen == [None] * len(seen)
+    assert len(seen) >= 5
+    assert close(ours(x), 2 * plain(x))
+
+
+@pytest.mark.parametrize("name", ["ring", "padded"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 0)])
+@pytest.mark.parametrize("through", ["extension", "python"])
+def test_inputs_of_any_rank_with_their_bias(name, shape, through, library, monkeypatch):
+    if through == "extension":
+        monkeypatch.setattr(_calls._State, "module", library[1])
+    net = NETWORKS[name]
+    ours, plain = layers(net, dtype="float64")
+    with torch.no_grad():
+        ours.bias.add_(torch.arange(ours.out_features))
+        plain.bias.copy_(ours.bias)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((*shape, net.in_features)))
+    for _ in range(2):  # the second call takes the short way
+        assert ours(x).shape == (*shape, net.out_features)
+        assert torch.allclose(ours(x), plain(x))
+        assert all(torch.allclose(a, b) for a, b in zip(slopes(ours, x), slopes(plain, x), strict=True))
+    assert (x.shape, x.dtype) in ours._quick or name == "padded" or not x.numel()
+    ours.requires_grad_(False)
+    ours.bias.requires_grad_(True)
+    gy = torch.randn_like(ours(x))
+    assert torch.allclose(torch.autograd.grad(ours(x), ours.bias, gy)[0], gy.reshape(-1, net.out_features).sum(0))
+    if x.numel():
+        assert torch.autograd.gradgradcheck(lambda value: ours(value), (x.requires_grad_(True),))
+
+
+@pytest.mark.parametrize("given", [(), (1, torch.ones(1, 2), {"bias": None}, (), ()), (1, 2, 3, 4, 5)])
+def test_what_is_no_call_is_an_error_and_not_a_crash(extension, given):
+    with pytest.raises((TypeError, ValueError)):
+        _calls._State.module.quick(*given)
+    with pytest.raises((TypeError, ValueError)):
+        _calls._State.module.apply(*given[:4])
+
+
+def test_the_profiler_shows_it(extension):
+    net = NETWORKS["ring"]
+    ours, x = layers(net)[0], rows_of(net, 4).requires_grad_(True)
+    ours(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ours(x).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "tn4nn::native" in names
+    assert any("NativeBackward" in name for name in names)
+
+
 def test_only_what_is_asked_for_gets_a_gradient(extension):
     net = NETWORKS["mpo-5"]
     whole = slopes(layers(net)[1], rows_of(net, 20))
@@ -201,7 +282,7 @@ def test_little_more_than_the_input_is_kept(extension):
 @pytest.mark.parametrize("through", ["extension", "python"])
 def test_cores_that_do_not_fit_are_refused_and_not_read(through, library, monkeypatch):
     if through == "extension":
-        monkeypatch.setattr(_calls._State, "apply", library[1])
+        monkeypatch.setattr(_calls._State, "module", library[1])
     net = NETWORKS["mpo-5"]
     ours, x = layers(net)[0], rows_of(net, 4)
     ours(x)
@@ -213,12 +294,12 @@ def test_cores_that_do_not_fit_are_refused_and_not_read(through, library, monkey
             torch.func.functional_call(ours, given, (x,))
         (found,) = ours._quick.values()  # behind the layer's own check
         with pytest.raises(ValueError, match=fits):
-            torch_native.apply(found, list(given.values())[:5], x, ours.run_program)
+            torch_native.apply(found, list(given.values())[:5], x, None, ours.run_program)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_first_call_may_come_without_gradients(mode, library, monkeypatch):
-    monkeypatch.setattr(_calls._State, "apply", library[1])
+    monkeypatch.setattr(_calls._State, "module", library[1])
     with mode():
         assert _calls._agrees()
         ours, plain = layers(NETWORKS["ring"])
@@ -235,7 +316,7 @@ def untouched(monkeypatch, tmp_path):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     monkeypatch.setenv("TN4NN_EXTENSION", "1")
     _calls._path.cache_clear()
-    for name, value in {"calls": 0, "apply": None, "off": False, "compiling": None}.items():
+    for name, value in {"calls": 0, "module": None, "off": False, "compiling": None}.items():
         monkeypatch.setattr(_calls._State, name, value)
     yield _calls._State
     _calls._path.cache_clear()

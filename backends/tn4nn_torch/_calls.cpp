@@ -1,15 +1,22 @@
 // The native runtime as a differentiable function of torch, without Python in a call: what `_native.py` does, in C++.
 //
 // It knows the runtime by the addresses of its two functions and recipes as pieces (see `_contract.c` of tn4nn). Two
-// things are asked of Python, by operators that `_calls.py` defines: a piece for gradients that nobody has wanted
-// before, and second derivatives.
+// things are asked of Python, of functions that `_calls.py` gives: a piece for gradients that nobody has wanted before,
+// and second derivatives. A module of Python and not an operator of torch: the operator's way through Python and the
+// checks before it took longer than the arithmetic of a small layer.
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/sum.h>
+#include <ATen/record_function.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
-#include <torch/library.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
 
 namespace {
 
@@ -27,26 +34,19 @@ void side_by_side(void*, long parts, Job* job, void* data) {
   });
 }
 
-template <class R, class... A>
-R asked(const char* name, A... given) {
-  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
-  torch::jit::Stack stack{c10::IValue(std::move(given))...};
-  op.callBoxed(&stack);
-  return stack.back().to<R>();
-}
+// What is asked of Python; never freed, as the interpreter may be gone before they would be.
+py::object *piece_of, *again_of;
 
-c10::List<bool> listed(const std::vector<bool>& all) {
-  c10::List<bool> list;
-  for (const bool each : all) list.push_back(each);
-  return list;
-}
+Tensor empty(at::IntArrayRef sizes, at::ScalarType type) { return at::detail::empty_cpu(sizes, type); }
 
-// A recipe: Python holds it by its address until it lets it go, and so does every result that is to be differentiated.
-struct Runtime : torch::CustomClassHolder {
+// A recipe: Python holds it in a capsule, and so does every result that is to be differentiated.
+struct Runtime : c10::intrusive_ptr_target {
   Runtime(std::string recipe, int64_t forward, int64_t backward, at::IntArrayRef numbers, Tensor ahead, Tensor keeping)
       : recipe(std::move(recipe)), forward(reinterpret_cast<Call*>(forward)),
         backward(reinterpret_cast<Call*>(backward)), numbers(numbers.vec()), ahead(std::move(ahead)),
         keeping(std::move(keeping)) {}
+
+  int64_t rows_of(const Tensor& x) const { return numbers[0] ? x.numel() / numbers[0] : 0; }
 
   // Numbers that a training step keeps beside x; `Native.kept` in Python. The head of a piece holds them.
   int64_t kept(int64_t rows) const {
@@ -67,8 +67,11 @@ struct Runtime : torch::CustomClassHolder {
       for (const auto& [known, found] : pieces)
         if (known == wanted) return found;
     }
-    // Python's lock is taken here: not while this one is held.
-    const Tensor made = asked<Tensor>("tn4nn_native::piece", recipe, listed(wanted));
+    Tensor made;
+    {
+      const py::gil_scoped_acquire python;  // not while the other lock is held
+      made = (*piece_of)(recipe, wanted).cast<Tensor>();
+    }
     const std::lock_guard<std::mutex> guard(lock);
     return pieces.emplace_back(wanted, made).second;
   }
@@ -80,12 +83,19 @@ struct Runtime : torch::CustomClassHolder {
 
 using Held = c10::intrusive_ptr<Runtime>;
 
-Tensor rows_ahead(const Runtime& r, const Tensor& x, at::TensorList cores, void* made) {
-  const Tensor y = at::empty({x.size(0), r.numbers[1]}, x.options());
+Tensor rows_ahead(const Runtime& r, const Tensor& x, at::TensorList cores, const Tensor& bias, void* made) {
+  c10::SmallVector<int64_t, 4> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = r.numbers[1];
+  Tensor y = empty(sizes, x.scalar_type());
   c10::SmallVector<void*, 24> given;
   for (const auto& core : cores) given.push_back(core.data_ptr());
   given.insert(given.end(), {x.data_ptr(), y.data_ptr(), made});
-  r.forward((made ? r.keeping : r.ahead).data_ptr(), x.size(0), given.data(), at::get_num_threads(), side_by_side, nullptr);
+  const Tensor& piece = made ? r.keeping : r.ahead;
+  r.forward(piece.data_ptr(), r.rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
+  if (bias.defined()) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    y.add_(bias);
+  }
   return y;
 }
 
@@ -102,18 +112,17 @@ struct Applied : torch::autograd::Node {
   SavedVariable x, made;
   std::vector<SavedVariable> cores;
 
-  static Tensor forward(Held r, const Tensor& x, at::TensorList cores) {
+  static Tensor forward(Held r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
     const auto node = new_node<Applied>();
-    node->set_next_edges(torch::autograd::collect_next_edges(x, cores));
+    node->set_next_edges(torch::autograd::collect_next_edges(x, cores, bias));
     node->x = SavedVariable(x, false);
     node->cores.reserve(cores.size());
     for (const auto& core : cores) node->cores.emplace_back(core, false);
     Tensor y;
     {
-      const at::AutoDispatchBelowADInplaceOrView guard;
-      const int64_t kept = r->kept(x.size(0));
-      const Tensor made = kept ? at::empty({kept}, x.options()) : Tensor();
-      y = rows_ahead(*r, x, cores, kept ? made.data_ptr() : nullptr);
+      const int64_t kept = r->kept(r->rows_of(x));
+      const Tensor made = kept ? empty({kept}, x.scalar_type()) : Tensor();
+      y = rows_ahead(*r, x, cores, bias, kept ? made.data_ptr() : nullptr);
       node->made = SavedVariable(made, false);
     }
     node->r = std::move(r);
@@ -129,26 +138,28 @@ struct Applied : torch::autograd::Node {
     for (const auto& core : cores) held.push_back(core.unpack());
     std::vector<bool> wanted;
     for (size_t i = 0; i <= held.size(); i++) wanted.push_back(task_should_compute_output(i));
-    variable_list found(held.size() + 1);  // of x and the cores
+    variable_list found(held.size() + 2);  // of x, the cores and the bias
     if (!gradients[0].defined()) return found;
+    if (task_should_compute_output(held.size() + 1)) found.back() = gradients[0].sum_to_size({r->numbers[1]});
+    if (std::find(wanted.begin(), wanted.end(), true) == wanted.end()) return found;
     const Tensor& given_y = gradients[0];  // a batch of gradients has no memory, and zeros may have none
     if (at::GradMode::is_enabled() || !given_y.has_storage() || given_y.is_neg() || given_y._is_zerotensor()) {
       size_t next = 0;
-      const auto again =
-          asked<std::vector<Tensor>>("tn4nn_native::again", r->recipe, gradients[0], x, held, listed(wanted));
-      for (size_t i = 0; i < found.size(); i++)
+      const py::gil_scoped_acquire python;
+      const auto again = (*again_of)(r->recipe, gradients[0], x, held, wanted).cast<std::vector<Tensor>>();
+      for (size_t i = 0; i < wanted.size(); i++)
         if (wanted[i]) found[i] = again[next++];
       return found;
     }
     const Tensor gy = gradients[0].contiguous(), piece = r->piece(wanted);
     c10::SmallVector<void*, 48> given;
     for (const auto& core : held) given.push_back(core.data_ptr());
-    for (size_t i = 0; i < found.size(); i++)
-      if (wanted[i]) found[i] = at::empty_like(i ? held[i - 1] : x);
+    for (size_t i = 0; i < wanted.size(); i++)
+      if (wanted[i]) found[i] = empty((i ? held[i - 1] : x).sizes(), x.scalar_type());
     const auto at = [](const Tensor& t) { return t.defined() ? t.data_ptr() : nullptr; };
     given.insert(given.end(), {x.data_ptr(), nullptr, at(made), nullptr, gy.data_ptr(), at(found[0]), nullptr, nullptr});
-    for (size_t i = 1; i < found.size(); i++) given.push_back(at(found[i]));
-    r->backward(piece.data_ptr(), x.size(0), given.data(), at::get_num_threads(), side_by_side, nullptr);
+    for (size_t i = 1; i < wanted.size(); i++) given.push_back(at(found[i]));
+    r->backward(piece.data_ptr(), r->rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
     return found;
   }
 
@@ -163,8 +174,8 @@ struct Applied : torch::autograd::Node {
 };
 
 // The runtime reads memory by address: nothing but what it was made for may come so far.
-void checked(const Runtime& r, const Tensor& x, at::TensorList cores) {
-  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) == r.numbers[0] && cores.size() + 2 == r.numbers.size() && x.is_cpu(),
+void checked(const Runtime& r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
+  TORCH_CHECK_VALUE(x.dim() > 0 && x.size(-1) == r.numbers[0] && cores.size() + 2 == r.numbers.size() && x.is_cpu(),
                     "expected rows of ", r.numbers[0], " numbers on the CPU and ", r.numbers.size() - 2,
                     " cores, received ", x.sizes(), " on ", x.device(), " and ", cores.size());
   for (size_t i = 0; i < cores.size(); i++)
@@ -172,12 +183,16 @@ void checked(const Runtime& r, const Tensor& x, at::TensorList cores) {
                       "core ", i, ": expected ", r.numbers[i + 2], " numbers of the input's dtype, ", x.scalar_type(),
                       ", on the CPU, received ", cores[i].numel(), " of ", cores[i].scalar_type(), " on ",
                       cores[i].device(), ": give the cores that the layer was built with, or others like them");
+  if (bias.defined())
+    TORCH_CHECK_VALUE(bias.dim() == 1 && bias.size(0) == r.numbers[1] && bias.scalar_type() == x.scalar_type() && bias.is_cpu(),
+                      "bias: expected ", r.numbers[1], " numbers of the input's dtype, ", x.scalar_type(),
+                      ", on the CPU, received ", bias.sizes(), " of ", bias.scalar_type(), " on ", bias.device());
 }
 
-Tensor apply(int64_t address, const Tensor& x, at::TensorList cores) {
-  const auto r = Held::reclaim_copy(reinterpret_cast<Runtime*>(address));
-  checked(*r, x, cores);
-  bool recorded = x.requires_grad(), contiguous = true;
+Tensor applied(Held r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
+  RECORD_FUNCTION("tn4nn::native", {});
+  checked(*r, x, cores, bias);
+  bool recorded = x.requires_grad() || (bias.defined() && bias.requires_grad()), contiguous = true;
   for (const auto& core : cores) {
     recorded |= core.requires_grad();
     contiguous &= core.is_contiguous();
@@ -187,22 +202,108 @@ Tensor apply(int64_t address, const Tensor& x, at::TensorList cores) {
     for (const auto& core : cores) copies.push_back(core.contiguous());
     cores = copies;
   }
-  if (recorded && at::GradMode::is_enabled()) return Applied::forward(r, x.contiguous(), cores);
-  return rows_ahead(*r, x.contiguous(), cores, nullptr);
+  if (recorded && at::GradMode::is_enabled()) return Applied::forward(std::move(r), x.contiguous(), cores, bias);
+  return rows_ahead(*r, x.contiguous(), cores, bias, nullptr);
 }
 
-int64_t hold(std::string recipe, int64_t forward, int64_t backward, at::IntArrayRef numbers, Tensor ahead, Tensor keeping) {
+// -- what Python sees -----------------------------------------------------------------------------------------------
+
+const char* const NAME = "tn4nn.recipe";
+
+Held held_in(PyObject* capsule) {
+  auto* const held = static_cast<Runtime*>(PyCapsule_GetPointer(capsule, NAME));
+  if (!held) throw python_error();
+  return Held::reclaim_copy(held);
+}
+
+py::object hold(std::string recipe, int64_t forward, int64_t backward, const std::vector<int64_t>& numbers, Tensor ahead,
+                Tensor keeping) {
   auto made = c10::make_intrusive<Runtime>(std::move(recipe), forward, backward, numbers, std::move(ahead), std::move(keeping));
-  return reinterpret_cast<int64_t>(made.release());
+  const auto let_go = [](PyObject* capsule) { Held::reclaim(static_cast<Runtime*>(PyCapsule_GetPointer(capsule, NAME))); };
+  return py::reinterpret_steal<py::object>(PyCapsule_New(made.release(), NAME, let_go));
 }
 
-void let_go(int64_t address) { Held::reclaim(reinterpret_cast<Runtime*>(address)); }
+void ask(py::object piece, py::object again) {
+  piece_of = new py::object(std::move(piece));
+  again_of = new py::object(std::move(again));
+}
+
+using Cores = c10::SmallVector<Tensor, 16>;
+
+PyObject* result(Held r, const Tensor& x, const Cores& cores, const Tensor& bias) {
+  Tensor y;
+  {
+    const py::gil_scoped_release others_run;
+    y = applied(std::move(r), x, cores, bias);
+  }
+  return THPVariable_Wrap(std::move(y));
+}
+
+Tensor tensor_or_none(PyObject* given) {
+  if (given == Py_None) return {};
+  TORCH_CHECK_TYPE(THPVariable_Check(given), "expected a tensor or None, received ", Py_TYPE(given)->tp_name);
+  return THPVariable_Unpack(given);
+}
+
+// apply(recipe, x, cores, bias): y = x W^T + bias for x of shape (..., inputs); the cores in the network's order.
+PyObject* apply(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4 && THPVariable_Check(given[1]), "apply takes a recipe, a tensor, cores and a bias or None");
+  const auto all = py::reinterpret_steal<py::object>(PySequence_Fast(given[2], "cores come in a sequence"));
+  if (!all) throw python_error();
+  Cores cores;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(all.ptr()); i++) {
+    PyObject* const core = PySequence_Fast_GET_ITEM(all.ptr(), i);
+    TORCH_CHECK_TYPE(THPVariable_Check(core), "core ", i, ": expected a tensor, received ", Py_TYPE(core)->tp_name);
+    cores.push_back(THPVariable_Unpack(core));
+  }
+  return result(held_in(given[0]), THPVariable_Unpack(given[1]), cores, tensor_or_none(given[3]));
+  END_HANDLE_TH_ERRORS
+}
+
+// What `unwatched` of `_native.py` asks, but for forward-mode derivatives, of which Python alone knows.
+bool unwatched(const Tensor& x) {
+  const auto transforms = c10::DispatchKeySet(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  return x.is_cpu() && x.has_storage() && !x.is_neg() && !x._is_zerotensor() &&
+         !(keys.included_ | keys.excluded_).has_any(transforms) && c10::impl::TorchDispatchModeTLS::stack_len() == 0 &&
+         !at::autocast::is_autocast_enabled(at::kCPU) && !torch::jit::tracer::isTracing();
+}
+
+// quick(recipe, x, parameters, names, own): the same with a layer's own cores and the parameter "bias"; None where cores
+// have been replaced, or something must see single operations.
+PyObject* quick(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 5 && PyDict_Check(given[2]) && PyTuple_Check(given[3]) && PyTuple_Check(given[4]) &&
+                       PyTuple_GET_SIZE(given[3]) == PyTuple_GET_SIZE(given[4]),
+                   "quick takes a recipe, a tensor, a dictionary and two tuples of one length");
+  if (!THPVariable_CheckExact(given[1])) Py_RETURN_NONE;
+  const Tensor& x = THPVariable_Unpack(given[1]);
+  if (!unwatched(x)) Py_RETURN_NONE;
+  Cores cores;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given[3]); i++) {
+    PyObject* const core = PyDict_GetItemWithError(given[2], PyTuple_GET_ITEM(given[3], i));
+    if (!core && PyErr_Occurred()) throw python_error();
+    if (!core || core != PyTuple_GET_ITEM(given[4], i) || !THPVariable_CheckExact(core)) Py_RETURN_NONE;
+    cores.push_back(THPVariable_Unpack(core));
+  }
+  static PyObject* const name = PyUnicode_InternFromString("bias");
+  PyObject* const bias = PyDict_GetItemWithError(given[2], name);
+  if (!bias || (bias != Py_None && !THPVariable_CheckExact(bias))) Py_RETURN_NONE;
+  return result(held_in(given[0]), x, cores, tensor_or_none(bias));
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef functions[] = {
+    {"apply", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(apply)), METH_FASTCALL, nullptr},
+    {"quick", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(quick)), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
 
 }  // namespace
 
-// Addresses are plain numbers here: an operator that takes an object is called through Python, which costs 10 us.
-TORCH_LIBRARY(tn4nn_native, m) {
-  m.def("hold(str recipe, int forward, int backward, int[] numbers, Tensor ahead, Tensor keeping) -> int", hold);
-  m.def("let_go(int address) -> ()", let_go);
-  m.def("apply(int address, Tensor x, Tensor[] cores) -> Tensor", apply);
+PYBIND11_MODULE(tn4nn_calls, m) {
+  m.def("ask", ask);
+  m.def("hold", hold);
+  if (PyModule_AddFunctions(m.ptr(), functions)) throw py::error_already_set();
 }

@@ -1,7 +1,7 @@
 """Calls of the native runtime through C++ instead of Python: compiled once, in the background, where calls are many.
 
 A training step through `_native.py` spends some 40 us in Python, as much as the arithmetic of a small layer. The C++ of
-`_calls.cpp` does the same in 5, but takes a compiler 10 to 20 s. So a process that makes many calls starts it, as a
+`_calls.cpp` does the same in 3, but takes a compiler 20 to 40 s. So a process that makes many calls starts it, as a
 process of its own that outlives it, and every later process of the same torch finds it in the cache folder. With
 TN4NN_EXTENSION=0 in the environment nothing is compiled or loaded but by `build_extension`.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import math
 import os
@@ -18,9 +19,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sysconfig
 import time
-import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,38 +48,43 @@ class _State:
     """What this process knows of the extension."""
 
     calls = 0
-    apply: Any = None  # the operator, once it is loaded
+    module: Any = None  # the extension, once it is loaded
     off = False  # it failed, and is not asked for again
     compiling: subprocess.Popen[bytes] | None = None
 
 
-def ready(held: Native) -> int | None:
-    """Where the extension holds the recipe of a native; None where there is no extension yet."""
-    if _State.apply is None:
+def ready(held: Native) -> Any:
+    """What the extension holds of a native; None where there is no extension yet."""
+    if _State.module is None:
         if _State.off or not _looked():
             return None
         _load()
         return ready(held)
     if held.host is None:
-        held.host = _Held(held)
-    address: int = held.host.address
-    return address
+        held.host = _held(held)
+    return held.host
 
 
-def call(held: Native, x: Tensor, cores: Sequence[Tensor]) -> Tensor | None:
-    """y = x W^T; None where there is no extension yet."""
-    address = ready(held) if held.host is None else held.host.address
-    if address is None:
+def call(held: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
+    """y = x W^T + bias; None where there is no extension yet."""
+    host = held.host or ready(held)
+    if host is None:
         return None
-    y: Tensor = _State.apply(address, x, cores)
+    y: Tensor = _State.module.apply(host, x, cores, bias)
+    return y
+
+
+def quick(host: Any, x: Tensor, held: Mapping[str, Any], names: tuple[str, ...], own: tuple[Any, ...]) -> Tensor | None:
+    """The same for a layer, by what `ready` gave; None where its cores are not its own or something watches x."""
+    y: Tensor | None = _State.module.quick(host, x, held, names, own)
     return y
 
 
 def build_extension() -> Path:
     """Compiles now what is otherwise compiled in the background by a process that makes many calls.
 
-    It takes 10 to 20 s, once for each version of torch and of tn4nn, and makes calls of small layers on the CPU about
-    twice as fast.
+    It takes 20 to 40 s, once for each version of Python, torch and tn4nn, and makes calls of small layers on the CPU
+    about twice as fast. It needs a C++ compiler and the headers of Python (python3-dev).
 
     Returns:
         where the library lies, in the cache folder.
@@ -86,7 +92,7 @@ def build_extension() -> Path:
     Raises:
         BackendError: there is no C++ compiler, or it failed, or what it made gives wrong numbers.
     """
-    if _State.apply is None:
+    if _State.module is None:
         _State.off = False
         path, log = _path(), _log()
         if not path.exists():
@@ -113,7 +119,7 @@ def _source() -> str:
 
 @functools.cache
 def _path() -> Path:
-    told = "\n".join([torch.__version__, platform.machine(), _source()])
+    told = "\n".join([torch.__version__, platform.machine(), str(sysconfig.get_config_var("SOABI")), _source()])
     return cache_folder() / "kernels" / f"calls-{hashlib.sha256(told.encode()).hexdigest()[:24]}.so"
 
 
@@ -174,9 +180,9 @@ def _start() -> None:
     except OSError as error:
         raise BackendError(f"tn4nn's torch extension cannot be built in {path.parent}: {error}") from error
     abi = int(torch.compiled_with_cxx11_abi())
-    includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
+    includes = [f"-I{root / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
     flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", *includes]
-    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch_python", "-lc10"]
     compile_ = shlex.join([compiler, *flags, str(code), "-o", str(part), *libraries])
     script = f"{compile_} > {shlex.quote(str(log))} 2>&1 && {shlex.join(['mv', str(part), str(path)])}"
     _State.compiling = subprocess.Popen(
@@ -191,27 +197,26 @@ def _start() -> None:
 def _load() -> None:
     """Loads the library; one that does not load or gives other numbers is not used."""
     try:
-        operators: Any = torch.ops
-        operators.load_library(str(_path()))
-        _define()
-        _State.apply = operators.tn4nn_native.apply.default
+        spec = importlib.util.spec_from_file_location("tn4nn_calls", _path())
+        if spec is None or spec.loader is None:
+            raise ImportError("it is no module of Python")
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.ask(_piece, _second)
+        _State.module = module
         if _agrees():
             return
         tell(f"tn4nn's torch extension {_path()} failed its self-check: it is not used")
-    except (OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         tell(f"tn4nn's torch extension {_path()} does not load ({error}): it is not used")
-    _State.apply, _State.off = None, True
+    _State.module, _State.off = None, True
 
 
-class _Held:
-    """A recipe in the extension, for as long as this object lives."""
-
-    def __init__(self, held: Native) -> None:
-        calls = [address_of(held.library, name) for name in ("forward", "backward")]
-        operators, pieces = torch.ops.tn4nn_native, [torch.from_numpy(p) for p in (held.piece(), held.training)]
-        numbers = [held.inputs, held.outputs, *held.numbers]
-        self.address = operators.hold(_text(held.recipe), *calls, numbers, *pieces)
-        self._free = weakref.finalize(self, operators.let_go, self.address)
+def _held(held: Native) -> Any:
+    """A recipe in the extension, for as long as what this returns lives."""
+    calls = [address_of(held.library, name) for name in ("forward", "backward")]
+    pieces = [torch.from_numpy(p) for p in (held.piece(), held.training)]
+    return _State.module.hold(_text(held.recipe), *calls, [held.inputs, held.outputs, *held.numbers], *pieces)
 
 
 def _text(made: Recipe) -> str:
@@ -236,25 +241,13 @@ def _piece(text: str, wanted: Sequence[bool]) -> Tensor:
 
 def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     """Gradients that can be differentiated once more."""
-    program = plan(_again(text).recipe.network, x.shape[0], "train").program
-    return second(lambda x, *cores: run(OPS, program, [*cores, x]), (x, *cores), gy, wanted)
+    program = plan(_again(text).recipe.network, max(1, x.numel() // x.shape[-1]), "train").program
 
+    def plain(x: Tensor, *cores: Tensor) -> Tensor:
+        y: Tensor = run(OPS, program, [*cores, x.reshape(-1, x.shape[-1])])
+        return y.reshape(*x.shape[:-1], -1)
 
-_DEFINED: list[Any] = []
-
-
-def _define() -> None:
-    """What the C++ asks of Python."""
-    if _DEFINED:
-        return
-    made: Any = torch.library.Library
-    library = made("tn4nn_native", "FRAGMENT")
-    library.define("piece(str recipe, bool[] wanted) -> Tensor")
-    library.define("again(str recipe, Tensor gy, Tensor x, Tensor[] cores, bool[] wanted) -> Tensor[]")
-    library.impl("piece", _piece, "CompositeImplicitAutograd")
-    for key in ("CompositeImplicitAutograd", "Batched", "FuncTorchBatched"):  # the latter: gradients under vmap
-        library.impl("again", _second, key)
-    _DEFINED.append(library)
+    return second(plain, (x, *cores), gy, wanted)
 
 
 def _agrees() -> bool:
@@ -267,8 +260,8 @@ def _agrees() -> bool:
     shapes = [(5, 4), *(tuple(net.sizes[leg] for leg in core.legs) for core in net.topology.cores)]
     with torch.inference_mode(False):  # whatever the first call was made in
         x, *cores = (torch.linspace(-1, 2, math.prod(s)).sin().reshape(s).requires_grad_(True) for s in shapes)
-    hosted = _Held(held)
+    host = _held(held)
     with torch.inference_mode(False), torch.enable_grad():
-        results = (_State.apply(hosted.address, x, cores), run(OPS, planned.program, [*cores, x]))
+        results = (_State.module.apply(host, x, cores, None), run(OPS, planned.program, [*cores, x]))
         found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))

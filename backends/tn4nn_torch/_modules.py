@@ -26,7 +26,7 @@ from tn4nn._plan import Form, bucket, plan
 from tn4nn._topology import nearest
 from tn4nn.interop.engines import Engine, check_engine, engine
 
-from ._native import ITEMSIZE, apply, readable, unwatched, usable
+from ._native import ITEMSIZE, apply, apply_own, readable, usable
 from ._steps import Steps
 from ._triton import figures
 from ._tuned import Tuned
@@ -212,10 +212,11 @@ class _Planned(nn.Module):
             )
         return x
 
-    def apply_rows(self, rows: Tensor) -> Tensor:
-        """(rows, in_features) -> (rows, out_features), no bias."""
+    def apply_rows(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(rows, in_features) -> (rows, out_features), with a bias of any dtype added."""
         if self._dense:
-            return F.linear(rows, self.dense_weight())
+            w = self.dense_weight()
+            return F.linear(rows, w, None if bias is None else bias.to(w.dtype))
         if self._padding:
             rows = F.pad(rows, (0, self._padding))
         cores = self.cores()
@@ -223,12 +224,16 @@ class _Planned(nn.Module):
         if fast is not None:
             y = fast(cores, rows)
         elif usable(rows) and (found := self.native_for(rows.shape[0], ITEMSIZE[rows.dtype])) is not None:
-            y = apply(found, cores, rows, self.run_program)
-            if not (self._padding or self._surplus) and len(self._quick) < _SHAPES:
-                self._quick[rows.shape, rows.dtype] = found
+            if not self._surplus:
+                if not self._padding and len(self._quick) < _SHAPES:
+                    self._quick[rows.shape, rows.dtype] = found
+                return apply(found, cores, rows, None if bias is None else bias.to(rows.dtype), self.run_program)
+            y = apply(found, cores, rows, None, self.run_program)
         else:
             y = self.run_program(rows, cores)
-        return y[:, : self.out_features] if self._surplus else y
+        if self._surplus:
+            y = y[:, : self.out_features]
+        return y if bias is None else y + bias.to(y.dtype)  # of 16 bits under autocast
 
     def run_program(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
         """The layer in torch's own operations (or by another library), padded modes and all."""
@@ -339,18 +344,11 @@ class TNLinear(_Planned):
         """(..., in_features) -> (..., out_features)."""
         x = input
         quick = None if _compiling() else self._quick.get((x.shape, x.dtype))
-        if quick is not None and self._buffers["_order"] is None and unwatched(x):
+        if quick is not None and self._buffers["_order"] is None:
             held: Any = self._parameters
-            try:
-                # The same objects are equal without a look at their numbers; others have none or several truth values.
-                cores = tuple(map(held.__getitem__, self._names))
-                known = cores == self._own
-            except (KeyError, RuntimeError):
-                cores, known = (), False
-            if known:
-                y = apply(quick, cores, x, self.run_program)
-                offset = held["bias"] if "bias" in held else self.bias_or_none  # noqa: SIM401  (asks only if it must)
-                return y if offset is None else y + offset
+            y = apply_own(quick, x, held, self._names, self._own, self.run_program)
+            if y is not None:
+                return y
         if not isinstance(x, Tensor):
             raise ShapeError(f"{self.layer.describe()} takes a tensor, received {type(x).__name__}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
@@ -359,11 +357,12 @@ class TNLinear(_Planned):
         order = self._buffers["_order"]
         if order is not None:
             rows = rows[:, order]
-        y = self.apply_rows(rows)
-        bias = self.bias_or_none
-        if bias is not None:
-            y = y + bias.to(y.dtype)  # of 16 bits under autocast
-        return y.reshape(*x.shape[:-1], y.shape[-1]) if x.dim() != 2 else y
+        y = self.apply_rows(rows, self.bias_or_none)
+        if x.dim() == 2:
+            return y
+        if not _compiling() and (rows.shape, rows.dtype) in self._quick and len(self._quick) < _SHAPES:
+            self._quick[x.shape, x.dtype] = self._quick[rows.shape, rows.dtype]
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def merge(self, batch: int = 1) -> TNLinear:
         """A copy for inference: cores contracted ahead as far as it pays at this batch, no gradients.
@@ -498,9 +497,7 @@ class TNConv2d(_Planned):
             kernel = w.reshape(self.out_features, conv.in_channels, *conv.kernel)
             return F.conv2d(x, kernel, bias, conv.stride, conv.padding)
         columns = F.unfold(x, conv.kernel, padding=conv.padding, stride=conv.stride)  # (batch, C kh kw, places)
-        y = self.apply_rows(columns.transpose(1, 2).reshape(-1, self.in_features))
-        if bias is not None:
-            y = y + bias.to(y.dtype)
+        y = self.apply_rows(columns.transpose(1, 2).reshape(-1, self.in_features), bias)
         places = y.reshape(x.shape[0], height * width, self.out_features)
         return places.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
 

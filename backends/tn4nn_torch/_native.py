@@ -7,7 +7,7 @@ and what the prologue made out of the cores; the states of x are made again, blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from tn4nn._errors import ShapeError
 from tn4nn._native import Native
 
-from ._calls import call
+from ._calls import call, quick
 from ._ops import second
 
 ITEMSIZE = {torch.float32: 4, torch.float64: 8}
@@ -66,17 +66,25 @@ def readable(x: Tensor) -> bool:
 
 
 def apply(
-    native: Native, cores: Sequence[Tensor], x: Tensor, plain: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    native: Native,
+    cores: Sequence[Tensor],
+    x: Tensor,
+    bias: Tensor | None,
+    plain: Callable[[Tensor, Sequence[Tensor]], Tensor],
 ) -> Tensor:
-    """y of shape (rows, product of the output modes) for x of shape (rows, product of the input modes).
+    """x W^T + bias of shape (..., product of the output modes) for x of shape (..., product of the input modes).
 
     Args:
         native: what runs.
         cores: in the network's order.
         x: the rows.
-        plain: the same function in torch's operations, for second derivatives.
+        bias: of shape (product of the output modes,), or None.
+        plain: rows W^T in torch's operations, for second derivatives.
+
+    Raises:
+        ShapeError: cores or bias of another size, dtype or device.
     """
-    y = call(native, x, cores)
+    y = call(native, x, cores, bias)
     if y is not None:
         return y
     for position, (core, numbers) in enumerate(zip(cores, native.numbers, strict=True)):
@@ -86,44 +94,99 @@ def apply(
                 f"{core.numel()} of {core.dtype} on {core.device}: give the cores that the layer was built with, or "
                 "others like them"
             )
+    if bias is not None and (bias.shape != (native.outputs,) or bias.dtype is not x.dtype or not bias.is_cpu):
+        raise ShapeError(
+            f"bias: expected {native.outputs} numbers of the input's dtype, {x.dtype}, on the CPU, received "
+            f"{list(bias.shape)} of {bias.dtype} on {bias.device}"
+        )
     # Here and not in the function: second derivatives go through what it keeps.
     x, cores = x.contiguous(), [core.contiguous() for core in cores]
-    if _grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores)):
-        made: Tensor = _apply(native, plain, x, *cores)
+    if _grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, *cores)):
+        made: Tensor = _apply(native, plain, x, bias, *cores)
         return made
-    return _ahead(native, x, cores, 0)
+    return _ahead(native, x, cores, bias, 0)
 
 
-def _ahead(native: Native, x: Tensor, cores: Sequence[Tensor], made: int) -> Tensor:
+def _ahead(native: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, made: int) -> Tensor:
     """y; what the prologue made is left at an address."""
-    rows = x.shape[0]
-    y = x.new_empty(rows, native.outputs)
-    native.forward(rows, [core.data_ptr() for core in cores], made, x.data_ptr(), y.data_ptr(), _threads())
-    return y
+    y = x.new_empty(*x.shape[:-1], native.outputs)
+    at = [core.data_ptr() for core in cores]
+    native.forward(_rows(x), at, made, x.data_ptr(), y.data_ptr(), _threads())
+    return y if bias is None else y.add_(bias)  # in place: fresh memory costs more than the sum
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
+
+
+def apply_own(
+    native: Native,
+    x: Tensor,
+    held: Mapping[str, Tensor | None],
+    names: tuple[str, ...],
+    own: tuple[Tensor | None, ...],
+    plain: Callable[[Tensor, Sequence[Tensor]], Tensor],
+) -> Tensor | None:
+    """`apply` with a layer's own cores, whose shapes need no look; None where they have been replaced, or x is watched.
+
+    Args:
+        native: what runs.
+        x: of shape (..., product of the input modes).
+        held: the parameters of the layer; that of the name "bias" is added.
+        names: of the cores, in the network's order.
+        own: the cores that the layer knows.
+        plain: as for `apply`.
+    """
+    if _compiling():  # forward was not, but a frame of its own may be, after a graph break
+        return None
+    if native.host is not None:
+        return quick(native.host, x, held, names, own) if forward_ad._current_level < 0 else None
+    if not unwatched(x):
+        return None
+    try:
+        # The same objects are equal without a look at their numbers; others have none or several truth values.
+        cores: Any = tuple(map(held.__getitem__, names))
+        if cores != own:
+            return None
+        bias = held["bias"]
+    except (KeyError, RuntimeError):
+        return None
+    return apply(native, cores, x, bias, plain)
 
 
 class _Native(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, native: Native, plain: Any, x: Tensor, *cores: Tensor) -> Tensor:
-        made = x.new_empty(native.kept(x.shape[0]))
+    def forward(ctx: Any, native: Native, plain: Any, x: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
+        made = x.new_empty(native.kept(_rows(x)))
         ctx.native, ctx.plain = native, plain
         ctx.save_for_backward(x, made, *cores)
-        return _ahead(native, x, cores, made.data_ptr())
+        return _ahead(native, x, cores, bias, made.data_ptr())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         native: Native = ctx.native
         x, made, *cores = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
-        if _grad_enabled() or not _in_memory(gradients[0]):
-            found = iter(second(lambda x, *cores: ctx.plain(x, cores), (x, *cores), gradients[0], wanted))
-            return (None, None, *(next(found) if needed else None for needed in wanted))
-        gy = gradients[0].contiguous()
-        slopes = [torch.empty_like(t) if needed else None for t, needed in zip((x, *cores), wanted, strict=True)]
-        to = [0 if slope is None else slope.data_ptr() for slope in slopes]
-        at = [core.data_ptr() for core in cores]
-        native.backward(x.shape[0], at, made.data_ptr(), x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, _threads())
-        return (None, None, *slopes)
+        _, _, of_x, of_bias, *of_cores = ctx.needs_input_grad
+        wanted, gy = (of_x, *of_cores), gradients[0]
+        offset = gy.sum_to_size(native.outputs) if of_bias else None
+        if not any(wanted):
+            return (None, None, None, offset, *(None for _ in cores))
+        if _grad_enabled() or not _in_memory(gy):
+            found = iter(second(lambda x, *cores: _whole(ctx.plain, x, cores), (x, *cores), gy, wanted))
+            slopes = [next(found) if needed else None for needed in wanted]
+        else:
+            gy = gy.contiguous()
+            slopes = [torch.empty_like(t) if needed else None for t, needed in zip((x, *cores), wanted, strict=True)]
+            to = [0 if slope is None else slope.data_ptr() for slope in slopes]
+            at = [core.data_ptr() for core in cores]
+            native.backward(
+                _rows(x), at, made.data_ptr(), x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, _threads()
+            )
+        return (None, None, slopes[0], offset, *slopes[1:])
+
+
+def _whole(plain: Callable[[Tensor, Sequence[Tensor]], Tensor], x: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    return plain(x.reshape(-1, x.shape[-1]), cores).reshape(*x.shape[:-1], -1)
 
 
 # Function.apply looks for torch.func's wrappers, which `unwatched` has ruled out: 6 us a call.

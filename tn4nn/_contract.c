@@ -258,12 +258,9 @@ static void lines(const Task *t, const REAL *a, const int *am, const int *ak, lo
 /* m lines by n columns, k deep, at most NC columns. */
 static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, const int *bn,
                     const int *cn, REAL *scratch, int add) {
-  /* lines a page apart fall into one set of the first-level cache */
-  const int apart = k > 8 && m > MR && (t->bk[1] - t->bk[0]) * (long)sizeof(REAL) % 4096 == 0;
   const int small = m < 64 || k * n * (long)sizeof(REAL) <= 1 << 15;
-  const int direct_b = t->flags & B_VECTORS && n % W == 0 && small && !apart;
-  const int spread_a = k > 64 && m > 2 && (t->am[1] - t->am[0]) * (long)sizeof(REAL) % 4096 == 0;
-  const int direct_a = !spread_a && (n <= 2 * NV * W || (n <= 8 * W && !(t->flags & A_LINES)) || k < 16);
+  const int direct_b = t->flags & B_VECTORS && n % W == 0 && small;
+  const int direct_a = n <= 4 * NV * W || k < 16;
   const long kc = direct_a && direct_b ? k : KC;
   long mc = MC;
   if (direct_a) {

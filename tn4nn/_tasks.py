@@ -214,9 +214,9 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
         seconds += vectors * k * each * machine.vector_s
     if a_run == m_run == 1 < m * k:
         seconds += m * k * panels * machine.far_s
-    if n > 6 * width and (n > 8 * width or a_run == k) and k >= 16:
+    if n > 12 * width and k >= 16:
         seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
-    stores = -(-k // 256) if k > 256 and n > 6 * width else 1
+    stores = -(-k // 256) if k > 256 and n > 12 * width else 1
     number_s = machine.vector_s / width  # for writing a number
     if not c_vectors:
         beside = next((lines for lines in (8, 4) if cm_run % lines == 0), 1)

@@ -361,6 +361,10 @@ def test_a_missing_or_failing_compiler_is_an_error_where_it_was_asked_for(untouc
         patch.setattr(_calls.shutil, "which", lambda name: None)
         with pytest.raises(tn.BackendError, match=r"no C\+\+ compiler.*install g\+\+"):
             tn4nn_torch.build_extension()
+    with monkeypatch.context() as patch:
+        patch.setattr(_calls.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+        with pytest.raises(tn.BackendError, match=r"Python\.h, which is not in /nowhere: install python3-dev"):
+            tn4nn_torch.build_extension()
     monkeypatch.setattr(_calls, "_source", lambda: "no C++")
     _calls._path.cache_clear()
     with pytest.raises(tn.BackendError, match=r"could not build tn4nn's torch extension; it says, in .*error"):

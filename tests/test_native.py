@@ -511,7 +511,7 @@ def assert_tasks_agree(itemsize):
             task = task._replace(k=tuple(leg for leg in b if leg in task.k))
             zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 6}
             piece = _native.piece_of(([task], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
-            given = np.array([*(array.ctypes.data for array in (*arrays, made)), 0])
+            given = np.array([*(array.ctypes.data for array in (*arrays, made)), 0, 0])
             library.forward(piece.ctypes.data, 1, given.ctypes.data, 1, _native._parallel, None)
             expected = np.einsum(f"{a},{b}->{c}".replace("4", "f"), *(array.astype("f8") for array in arrays))
             assert np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max(), (a, b, c, m, n, k)

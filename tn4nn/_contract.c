@@ -510,7 +510,14 @@ static Ahead ahead_of(const Head *p, REAL **bases, long row, long rows, long til
   return found;
 }
 
-static void blocks(const Head *p, int section, long rows, REAL **bases, REAL *scratch) {
+/* rows of y += bias, while they are in a cache. */
+static void offset(const Head *p, long rows, REAL *restrict y, const REAL *restrict bias) {
+  const long step = steps_of(p)[p->cores + 1];
+  for (long row = 0; row < rows; row++, y += step)
+    for (long j = 0; j < step; j++) y[j] += bias[j];
+}
+
+static void blocks(const Head *p, int section, long rows, REAL **bases, const REAL *bias, REAL *scratch) {
   REAL *here[p->bases];
   long tiles = 0;
   for (long row = 0; row < rows; row += p->block) {
@@ -522,6 +529,7 @@ static void blocks(const Head *p, int section, long rows, REAL **bases, REAL *sc
       const Flat *f = tasks_of(p) + i;
       one(p, f, now, here, scratch, row && f->flags & ADDS, &ahead);
     }
+    if (bias) offset(p, now, here[p->cores + 1], bias);
     tiles = ahead.tiles;
   }
 }
@@ -579,6 +587,7 @@ typedef struct {
   const Head *p;
   int section;
   long rows, parts;
+  const REAL *bias;
   REAL **bases, *sums; /* sums: memory for all parts but the first, where more than one add up */
   long length;         /* of the sums of one part */
 } Share;
@@ -596,11 +605,12 @@ static void share(void *data, long part) {
   bases[p->cores + 7] = state_slopes_in(p, mine);
   for (long i = 0; part && s->sums && i < p->bases; i++)
     if (sums_of(p)[i] && bases[i]) bases[i] = sums, sums += padded(sums_of(p)[i]);
-  blocks(p, s->section, high - low, bases, mine);
+  blocks(p, s->section, high - low, bases, s->bias, mine);
 }
 
-static void spread(const Head *p, int section, long rows, REAL **bases, long threads, Parallel *parallel, void *host) {
-  Share s = {p, section, rows, 1, bases, 0, 0};
+static void spread(const Head *p, int section, long rows, REAL **bases, const REAL *bias, long threads,
+                   Parallel *parallel, void *host) {
+  Share s = {p, section, rows, 1, bias, bases, 0, 0};
   const long most = rows / SHARE < threads ? rows / SHARE : threads;
   if (!parallel || most < 2) {
     share(&s, 0);
@@ -636,8 +646,8 @@ static void large_pages(const Head *p, long base, long rows, REAL *at) {
 #endif
 }
 
-/* y = x W^T. `given` holds cores, x, y, made: what the prologue makes, kept for the backward pass with the states where
- * the piece keeps those, or 0 where no backward pass follows. */
+/* y = x W^T + bias. `given` holds cores, x, y, made: what the prologue makes, kept for the backward pass with the states
+ * where the piece keeps those, or 0 where no backward pass follows; and the bias, a row as y's, or 0. */
 void forward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
   const Head *p = (const Head *)piece;
   REAL *bases[p->bases], *mine = room(p);
@@ -646,7 +656,7 @@ void forward(const long *piece, long rows, REAL *const *given, long threads, Par
   if (!bases[p->cores + 2]) bases[p->cores + 2] = made_in(p, mine);
   large_pages(p, p->cores + 1, rows, bases[p->cores + 1]);
   once(p, AHEAD, bases, mine);
-  spread(p, FORTH, rows, bases, threads, parallel, host);
+  spread(p, FORTH, rows, bases, given[p->cores + 3], threads, parallel, host);
 }
 
 /* Gradients: dx and those of the cores, where they are given and the piece has tasks for them. What the prologue makes
@@ -661,7 +671,7 @@ void backward(const long *piece, long rows, REAL *const *given, long threads, Pa
     once(p, AHEAD, bases, mine);
   }
   large_pages(p, p->cores + 5, rows, bases[p->cores + 5]);
-  spread(p, BACK, rows, bases, threads, parallel, host);
+  spread(p, BACK, rows, bases, 0, threads, parallel, host);
   once(p, AFTER, bases, mine);
 }
 

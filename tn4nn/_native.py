@@ -205,10 +205,12 @@ class Native:
             found[base] = recipe.lengths.get(base) or self.numbers[base - recipe.bases.slopes[0]]
         return found
 
-    def forward(self, rows: int, cores: Sequence[int], made: int, x: int, y: int, threads: int = 1) -> None:
-        """y = x W^T, all by address; fills `made` with `kept(rows)` numbers for the backward pass; 0: none follows, or
-        nothing is kept."""
-        given = array.array("q", (*cores, x, y, made))
+    def forward(
+        self, rows: int, cores: Sequence[int], made: int, x: int, y: int, threads: int = 1, bias: int = 0
+    ) -> None:
+        """y = x W^T + bias, all by address; fills `made` with `kept(rows)` numbers for the backward pass; 0: none
+        follows, or nothing is kept. The bias has as many numbers as a row of y; 0: there is none."""
+        given = array.array("q", (*cores, x, y, made, bias))
         self.library.forward(self._places[made != 0], rows, given.buffer_info()[0], threads, _parallel, None)
 
     def backward(
@@ -286,7 +288,7 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
             piece = piece_of(
                 ([task], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 6
             )
-            given = (address * 4)(a.ctypes.data, b.ctypes.data, made.ctypes.data, None)
+            given = (address * 5)(a.ctypes.data, b.ctypes.data, made.ctypes.data, None, None)
             made[:] = np.nan
             found.forward(piece.ctypes.data, 1, ctypes.addressof(given), 1, _parallel, None)
             if not np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max():

@@ -89,13 +89,10 @@ Tensor rows_ahead(const Runtime& r, const Tensor& x, at::TensorList cores, const
   Tensor y = empty(sizes, x.scalar_type());
   c10::SmallVector<void*, 24> given;
   for (const auto& core : cores) given.push_back(core.data_ptr());
-  given.insert(given.end(), {x.data_ptr(), y.data_ptr(), made});
+  const Tensor offset = bias.defined() ? bias.contiguous() : bias;
+  given.insert(given.end(), {x.data_ptr(), y.data_ptr(), made, offset.defined() ? offset.data_ptr() : nullptr});
   const Tensor& piece = made ? r.keeping : r.ahead;
   r.forward(piece.data_ptr(), r.rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
-  if (bias.defined()) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    y.add_(bias);
-  }
   return y;
 }
 

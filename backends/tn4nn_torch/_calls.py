@@ -90,7 +90,7 @@ def build_extension() -> Path:
         where the library lies, in the cache folder.
 
     Raises:
-        BackendError: there is no C++ compiler, or it failed, or what it made gives wrong numbers.
+        BackendError: there is no C++ compiler or no Python.h, or it failed, or what it made gives wrong numbers.
     """
     if _State.module is None:
         _State.off = False
@@ -166,11 +166,14 @@ def _start() -> None:
     """Starts the compiler in a process that goes on when this one ends, and leaves the library whole or not at all.
 
     Raises:
-        BackendError: there is no compiler, or nowhere to write.
+        BackendError: there is no compiler, no Python.h, or nowhere to write.
     """
     compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
     if compiler is None:
         raise BackendError("there is no C++ compiler to build tn4nn's torch extension with: install g++")
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").exists():
+        raise BackendError(f"tn4nn's torch extension needs Python.h, which is not in {headers}: install python3-dev")
     root = Path(torch.__file__).parent
     code, path, log = _path().with_suffix(".cpp"), _path(), _log()
     part = path.with_suffix(f".{os.getpid()}.part")
@@ -180,7 +183,7 @@ def _start() -> None:
     except OSError as error:
         raise BackendError(f"tn4nn's torch extension cannot be built in {path.parent}: {error}") from error
     abi = int(torch.compiled_with_cxx11_abi())
-    includes = [f"-I{root / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
+    includes = [f"-I{root / 'include'}", f"-I{headers}"]
     flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", *includes]
     libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch_python", "-lc10"]
     compile_ = shlex.join([compiler, *flags, str(code), "-o", str(part), *libraries])

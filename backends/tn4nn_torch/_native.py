@@ -101,6 +101,7 @@ def apply(
         )
     # Here and not in the function: second derivatives go through what it keeps.
     x, cores = x.contiguous(), [core.contiguous() for core in cores]
+    bias = None if bias is None else bias.contiguous()
     if _grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, *cores)):
         made: Tensor = _apply(native, plain, x, bias, *cores)
         return made
@@ -110,9 +111,9 @@ def apply(
 def _ahead(native: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, made: int) -> Tensor:
     """y; what the prologue made is left at an address."""
     y = x.new_empty(*x.shape[:-1], native.outputs)
-    at = [core.data_ptr() for core in cores]
-    native.forward(_rows(x), at, made, x.data_ptr(), y.data_ptr(), _threads())
-    return y if bias is None else y.add_(bias)  # in place: fresh memory costs more than the sum
+    at, offset = [core.data_ptr() for core in cores], 0 if bias is None else bias.data_ptr()
+    native.forward(_rows(x), at, made, x.data_ptr(), y.data_ptr(), _threads(), offset)
+    return y
 
 
 def _rows(x: Tensor) -> int:

@@ -46,7 +46,7 @@ struct Runtime : c10::intrusive_ptr_target {
         backward(reinterpret_cast<Call*>(backward)), numbers(numbers.vec()), ahead(std::move(ahead)),
         keeping(std::move(keeping)) {}
 
-  int64_t rows_of(const Tensor& x) const { return numbers[0] ? x.numel() / numbers[0] : 0; }
+  int64_t rows_of(const Tensor& x) const { return x.numel() / numbers[0]; }
 
   // Numbers that a training step keeps beside x; `Native.kept` in Python. The head of a piece holds them.
   int64_t kept(int64_t rows) const {

@@ -241,6 +241,24 @@ def test_a_goal_says_where_the_plan_computes_more_than_the_dense_layer(bench, re
         assert module.goal_line(label, module.goals([cell])[label]).endswith(end)
 
 
+def test_the_best_peer_meets_the_faster_of_ours(bench, results):
+    module = bench["step_time"]
+    cell = copy.deepcopy(next(c for c in results["cells"] if c["phase"] == "train"))
+    cell |= {"chi": 4, "batch": 32}
+    ours = next(r for r in cell["rows"] if r["peer"] == "tn4nn-torch")
+    cell["rows"] = [r for r in cell["rows"] if r["role"] != "ours"] + [ours, {**ours, "peer": "tn4nn-jax"}]
+    seconds = {"tn4nn-torch": 0.4, "tn4nn-jax": 0.1, "dense-torch": 0.01}
+    for r in cell["rows"]:
+        r.update(time={"median": seconds.get(r["peer"], 0.2)}, status="ok")
+    mean = "P1 the same, chi <= 4 and batch >= 32, train alone, geometric mean >= 2.5"
+    never = "P1 best peer / the faster of ours in torch and jax, train step, never below 1"
+    found = module.goals([cell])
+    assert found[mean] == {"holds": False, "cells": 1, "mean": pytest.approx(2)}
+    assert found[never]["holds"]
+    ours["time"] = cell["rows"][-1]["time"] = {"median": 0.4}
+    assert module.goals([cell])[never] == {"holds": False, "cells": 1, "broken": 1, "worst": {"tiny/32/train": 0.5}}
+
+
 def _app(bench):
     import typer
 

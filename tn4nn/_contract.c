@@ -291,6 +291,7 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
           const REAL *av[MR];
           REAL *to[MR], held[MR * NV * W];
           for (int r = 0; r < mr; r++) {
+            __asm__(""); /* not in vectors: gathering eight indices takes longer than to read them */
             av[r] = direct_a ? a + t->am[i + r] : packed_a + (i + r - m0) * count;
             to[r] = whole ? c + t->cm[i + r] : held + r * NV * W;
           }

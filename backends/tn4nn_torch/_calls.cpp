@@ -116,13 +116,10 @@ struct Applied : torch::autograd::Node {
     node->x = SavedVariable(x, false);
     node->cores.reserve(cores.size());
     for (const auto& core : cores) node->cores.emplace_back(core, false);
-    Tensor y;
-    {
-      const int64_t kept = r->kept(r->rows_of(x));
-      const Tensor made = kept ? empty({kept}, x.scalar_type()) : Tensor();
-      y = rows_ahead(*r, x, cores, bias, kept ? made.data_ptr() : nullptr);
-      node->made = SavedVariable(made, false);
-    }
+    const int64_t kept = r->kept(r->rows_of(x));
+    const Tensor made = kept ? empty({kept}, x.scalar_type()) : Tensor();
+    const Tensor y = rows_ahead(*r, x, cores, bias, kept ? made.data_ptr() : nullptr);
+    node->made = SavedVariable(made, false);
     node->r = std::move(r);
     torch::autograd::set_history(y, node);
     return y;

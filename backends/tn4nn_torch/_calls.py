@@ -38,7 +38,7 @@ from tn4nn._plan import plan
 from tn4nn._program import run
 from tn4nn._tasks import Recipe, recipe
 
-from ._ops import OPS, second
+from ._ops import OPS, of_any_rank, second
 
 _MANY = 2000  # calls of a process after which it starts the compiler
 _LIMIT = 300  # seconds that the compiler may take when it is waited for
@@ -246,11 +246,11 @@ def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: S
     """Gradients that can be differentiated once more."""
     program = plan(_again(text).recipe.network, max(1, x.numel() // x.shape[-1]), "train").program
 
-    def plain(x: Tensor, *cores: Tensor) -> Tensor:
-        y: Tensor = run(OPS, program, [*cores, x.reshape(-1, x.shape[-1])])
-        return y.reshape(*x.shape[:-1], -1)
+    def plain(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
+        y: Tensor = run(OPS, program, [*cores, rows])
+        return y
 
-    return second(plain, (x, *cores), gy, wanted)
+    return second(lambda x, *cores: of_any_rank(plain, x, cores), (x, *cores), gy, wanted)
 
 
 def _agrees() -> bool:

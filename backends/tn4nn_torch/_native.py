@@ -18,7 +18,7 @@ from tn4nn._errors import ShapeError
 from tn4nn._native import Native
 
 from ._calls import call, quick
-from ._ops import second
+from ._ops import of_any_rank, second
 
 ITEMSIZE = {torch.float32: 4, torch.float64: 8}
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -173,7 +173,7 @@ class _Native(torch.autograd.Function):
         if not any(wanted):
             return (None, None, None, offset, *(None for _ in cores))
         if _grad_enabled() or not _in_memory(gy):
-            found = iter(second(lambda x, *cores: _whole(ctx.plain, x, cores), (x, *cores), gy, wanted))
+            found = iter(second(lambda x, *cores: of_any_rank(ctx.plain, x, cores), (x, *cores), gy, wanted))
             slopes = [next(found) if needed else None for needed in wanted]
         else:
             gy = gy.contiguous()
@@ -184,10 +184,6 @@ class _Native(torch.autograd.Function):
                 _rows(x), at, made.data_ptr(), x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, _threads()
             )
         return (None, None, slopes[0], offset, *slopes[1:])
-
-
-def _whole(plain: Callable[[Tensor, Sequence[Tensor]], Tensor], x: Tensor, cores: Sequence[Tensor]) -> Tensor:
-    return plain(x.reshape(-1, x.shape[-1]), cores).reshape(*x.shape[:-1], -1)
 
 
 # Function.apply looks for torch.func's wrappers, which `unwatched` has ruled out: 6 us a call.

@@ -16,6 +16,11 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 OPS = Ops(torch.reshape, torch.permute, _matmul, torch.mul, torch.select, torch.cat)
 
 
+def of_any_rank(rows: Callable[[Tensor, Sequence[Tensor]], Tensor], x: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """What a function of rows and cores gives for x of shape (..., features)."""
+    return rows(x.reshape(-1, x.shape[-1]), cores).reshape(*x.shape[:-1], -1)
+
+
 def second(plain: Callable[..., Tensor], inputs: Sequence[Tensor], gy: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
     """The gradients of the inputs that are wanted, by a function in torch's own operations: they can be differentiated
     once more, and gy may be a batch of gradients under vmap."""

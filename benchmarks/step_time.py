@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 SCHEMA = 1
+SHORT = "With --short: at least 7 rounds a cell, 3 where 7 would take more than 6 s."
 
 
 def limit_threads(threads: int) -> None:
@@ -175,8 +176,9 @@ def report(
     quick: bool,
     started: float,
     dtype: str = "float32",
+    note: str = "",
 ) -> dict[str, Any]:
-    """Everything as plain data."""
+    """Everything as plain data; `note`: what a reader of the figures should know."""
     return {
         "schema": SCHEMA,
         "benchmark": "step_time",
@@ -189,6 +191,7 @@ def report(
         "device_name": _measure.device_name(device),
         "dtype": dtype,
         "quick": quick,
+        "note": note,
         "limits": {"macs_per_s": limits.macs_per_s, "bytes_per_s": limits.bytes_per_s},
         "means": means(cells),
         "goals": goals(cells),
@@ -339,7 +342,7 @@ def main(
         console.print(cell_table(cell))
         for line in refusals(cell):
             console.print(line, style="dim", highlight=False, markup=False)
-        data = report(cells, limits, threads, device, quick, started, dtype)
+        data = report(cells, limits, threads, device, quick, started, dtype, SHORT if short else "")
         if json_file is not None:
             write(json_file, data)
         if limit_s and time.perf_counter() - started > limit_s:

@@ -153,7 +153,7 @@ def test_states_are_kept_where_they_are_few():
     kept = next(way for way in found if way.keep)
     again = next(way for way in found if dataclasses.replace(kept, keep=False, cost=way.cost) == way)
     assert kept.cost.macs < again.cost.macs
-    assert again.cost.saved < kept.cost.saved <= again.cost.saved + 2**19
+    assert again.cost.saved < kept.cost.saved <= again.cost.saved + 5 * 2**20
     assert not any(way.keep and way.path == kept.path for way in _native_plan.candidates(net, 2048, "train"))
     assert not any(way.keep for way in _native_plan.candidates(net, 32, "forward"))
 
@@ -602,11 +602,24 @@ def test_much_that_is_made_of_cores_is_made_again_instead_of_kept(itemsize, thre
         torch.set_num_threads(before)
 
 
-def test_a_plan_in_blocks_keeps_at_most_a_million_bytes_beside_x():
+def test_a_plan_in_blocks_keeps_at_most_a_million_bytes_beside_x_and_y():
+    seen = set()
+    for features, rank, rows in ((8, 64, 32), (4, 4, 32), (4, 2, 256), (4, 4, 256)):
+        net = tn.mpo((features,) * 4, (features,) * 4).with_rank(rank)
+        for way in _native_plan.candidates(net, rows, "train"):
+            seen.add((way.block < rows, way.keep))
+            if way.block < rows:
+                assert way.cost.saved <= 4 * 2 * rows * features**4 + 10**6
+    assert len(seen) == 4
+
+
+def test_states_of_all_rows_at_once_are_kept_up_to_five_mebibytes():
     net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
-    for way in ways(net, 32, "train", cache=False):
-        if way.block < 32:
-            assert way.cost.saved <= 4 * 32 * 4096 + 10**6
+    kept = [w for w in _native_plan.candidates(net, 1, "train") if w.keep and w.cost.saved > 3 * 2**20]
+    assert kept[0].cost.macs < 4 * 67108864  # nothing is made a second time
+    assert not any(w.keep for w in _native_plan.candidates(net, 32, "train") if w.path == kept[0].path)
+    layer, other, x = forced(net, kept[0].path, 1, kept[0].layouts, keep=True), plain(net), rows_of(net, 1)
+    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
 
 
 def test_one_bad_measurement_does_not_rule_a_way_out():

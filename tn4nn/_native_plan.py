@@ -27,10 +27,11 @@ from ._topology import fingerprint_of
 if TYPE_CHECKING:
     from ._native import Native
 
-NATIVE_PLANNER = 12  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 13  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
-_KEEP = 1 << 19  # bytes of states that a training step may keep; making more of them again is faster
+_KEEP = 5 << 20  # bytes of states that a training step may keep; making more of them again is faster
+_BESIDE = 10**6  # bytes that a plan in blocks may keep beside as many as x and y have
 _KEPT = 4  # blocks of a path that stay candidates
 _TRIED = 8  # candidates that are measured
 _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -279,13 +280,16 @@ class _Pricer:
 
     def kept(self, way: Way) -> Way | None:
         """The same with all that a training step can keep, where the states may still lie in a cache when it goes back
-        and, of a plan in blocks, what is made of the cores is little too."""
+        and a plan in blocks saves little more than x and y."""
         if self.phase != "train":
             return None
         r = recipe(self.network, self.path, way.block, itemsize=self.itemsize, layouts=way.layouts, keep=True)
         made = dataclasses.replace(way, cost=self.cost(r), keep=True)
-        more, states = made.cost.saved - way.cost.saved, self.batch * r.kept * self.itemsize
-        return made if more > 0 and (more if way.block < self.batch else states) <= _KEEP else None
+        if made.cost.saved <= way.cost.saved or self.batch * r.kept * self.itemsize > _KEEP:
+            return None
+        row = max(place.row for place in r.passes[0].reads) + r.passes[-1].makes.row
+        within = made.cost.saved <= self.batch * row * self.itemsize + _BESIDE
+        return made if within or way.block == self.batch else None
 
     def cost(self, r: Recipe) -> Cost:
         """The cost of a recipe at this batch."""
@@ -369,11 +373,8 @@ def _layouts(pricer: _Pricer, minimize: str) -> Iterator[Way]:
             if score(way) < score(best):
                 best, layouts = way, changed
     found = sorted((pricer.way(layouts, block) for block in blocks), key=score)
-    for way in found[:_KEPT]:
-        yield way
-        kept = pricer.kept(way)
-        if kept is not None:
-            yield kept
+    yield from found[:_KEPT]
+    yield from sorted((way for way in map(pricer.kept, found) if way is not None), key=score)[:_KEPT]
 
 
 def _blocks(probe: Recipe, batch: int) -> list[int]:

@@ -104,12 +104,12 @@ QUICK: tuple[tuple[str, int, str], ...] = (
 )
 
 
-def questions(quick: bool, only: str | None) -> list[tuple[Case, int, str]]:
+def questions(quick: bool, only: str | None, batches: Sequence[int] = BATCHES) -> list[tuple[Case, int, str]]:
     """(case, batch, phase) of every cell to run; `only`: parts of "case/batch/phase", by commas."""
     cells = (
         [(CASES[name], batch, phase) for name, batch, phase in QUICK]
         if quick
-        else [(case, batch, phase) for case in CASES.values() for batch in BATCHES for phase in PHASES]
+        else [(case, batch, phase) for case in CASES.values() for batch in batches for phase in PHASES]
     )
     if only is None:
         return cells

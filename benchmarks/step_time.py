@@ -305,10 +305,20 @@ def _chosen(names: str | None) -> list[Peer]:
     return [PEERS[name] for name in names.split(",")]
 
 
+def _numbers(batches: str | None) -> tuple[int, ...]:
+    if batches is None:
+        return _workset.BATCHES
+    found = [batch.strip() for batch in batches.split(",")]
+    if not all(batch.isdecimal() and int(batch) for batch in found):
+        raise typer.BadParameter(f"expected whole numbers by commas, received {batches!r}", param_hint="--batches")
+    return tuple(map(int, found))
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="A few cells, under 3 minutes.")] = False,
     short: Annotated[bool, typer.Option("--short", help="The rounds of --quick for all cells.")] = False,
     only: Annotated[str | None, typer.Option(help="Parts of case/batch/phase, by commas.")] = None,
+    batches: Annotated[str | None, typer.Option(help="Other batches than 1,32,256,2048.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of every framework.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows here.")] = None,
     peers: Annotated[str | None, typer.Option(help="Competitors, by commas; default all.")] = None,
@@ -320,7 +330,7 @@ def main(
 ) -> None:
     """Times TN layers against dense layers and against every other way to run them."""
     chosen, cells = _chosen(peers), []
-    questions = _workset.questions(quick, only)
+    questions = _workset.questions(quick, only, _numbers(batches))
     if dtype not in ITEM or (dtype != "float32" and device == "cpu"):
         raise typer.BadParameter("expected float32, or on a GPU bfloat16", param_hint="--dtype")
     if not questions:

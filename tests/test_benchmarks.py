@@ -206,6 +206,16 @@ def test_work_set(bench):
     assert len(workset.questions(False, None)) == len(params) * 8
     assert {name for name, _, _ in workset.QUICK} <= set(params)
     assert [c.name for c, _, _ in workset.questions(False, "btt-4096/32/train")] == ["btt-4096"]
+    assert [rows for _, rows, _ in workset.questions(False, "cp/1024/train", (32, 1024))] == [1024]
+
+
+def test_batches_of_ones_own_are_whole_numbers(bench):
+    numbers = bench["step_time"]._numbers
+    assert numbers("1024, 3") == (1024, 3)
+    assert numbers(None) == (1, 32, 256, 2048)
+    for wrong in ("", "0", "1,-2", "many", "1.5"):
+        with pytest.raises(typer.BadParameter, match="expected whole numbers"):
+            numbers(wrong)
 
 
 def test_page(bench, results, tmp_path):
@@ -260,8 +270,6 @@ def test_the_best_peer_meets_the_faster_of_ours(bench, results):
 
 
 def _app(bench):
-    import typer
-
     app = typer.Typer()
     app.command()(bench["render_performance"].main)
     return app

@@ -3,7 +3,7 @@
     python benchmarks/plan_choice.py --only 1024-chi4,tree --json choice.json
 
 A cell is a network of the work set, a batch and a phase. All candidates are run, interleaved, in one thread; reported
-are the time of the plan that is predicted fastest and of the best of the first eight (what tune=True takes), each over
+are the time of the plan that is predicted fastest and of the best of those that tune=True measures, each over
 that of the fastest of all, and the median of |predicted / measured - 1|. Where its arrays happen to lie in memory
 changes the time of a short call by up to a quarter, so of cells below 10 ms it is the median over three placements.
 """
@@ -27,9 +27,8 @@ import _workset
 from rich.console import Console
 from rich.table import Table
 
-from tn4nn._native_plan import Way, candidates, measured, runs_of
+from tn4nn._native_plan import Way, candidates, measured, runs_of, tried
 
-TRIED = 8  # what tune=True measures
 MOST = 40  # candidates of a cell
 SLOW = 3.0  # candidates predicted that many times slower than the first are not run
 SHORT = 1e-2  # seconds: a cell predicted to be shorter is measured at several placements
@@ -54,7 +53,7 @@ def cell(case: _workset.Case, batch: int, phase: str) -> dict[str, Any]:
         "phase": phase,
         "candidates": len(kept),
         "first": found[0] / min(found),
-        "tuned": min(found[:TRIED]) / min(found),
+        "tuned": min(found[kept.index(way)] for way in tried(kept)) / min(found),
         "error": statistics.median(errors),
         "seconds": min(found),
         "predicted_s": [way.cost.predicted_s for way in kept],

@@ -345,6 +345,19 @@ def test_tuning_measures_and_takes_the_fastest():
     assert close(TNLinear(net, seed=1, tune=True)(rows_of(net, 16)), plain(net)(rows_of(net, 16)))
 
 
+def test_two_of_the_eight_that_are_measured_have_other_blocks():
+    net = tn.mpo((4, 8, 8, 8, 4), (1, 10, 1, 1, 1)).with_rank(4)
+    every = _native_plan.candidates(net, 256, "train")
+    chosen = _native_plan.tried(every)
+    assert len(chosen) == 8
+    assert chosen[:6] == every[:6]
+    assert len({way.block for way in chosen[6:]} - {way.block for way in every[:6]}) == 2
+    assert list(chosen) == sorted(chosen, key=lambda way: way.cost.predicted_s)
+    same = tuple(way for way in every if way.block == every[0].block)
+    assert _native_plan.tried(same) == same[:8]
+    assert _native_plan.tried(same[:3]) == same[:3]
+
+
 def test_the_cost_counts_multiply_adds_once_forward_and_four_times_in_training():
     net = tn.low_rank(64, 32).with_rank(4)
     forward = ways(net, 10, "forward")[0]

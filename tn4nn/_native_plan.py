@@ -27,13 +27,13 @@ from ._topology import fingerprint_of
 if TYPE_CHECKING:
     from ._native import Native
 
-NATIVE_PLANNER = 13  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 14  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
 _KEEP = 5 << 20  # bytes of states that a training step may keep; making more of them again is faster
 _BESIDE = 10**6  # bytes that a plan in blocks may keep beside as many as x and y have
 _KEPT = 4  # blocks of a path that stay candidates
-_TRIED = 8  # candidates that are measured
+_TRIED, _OTHERS = 8, 2  # candidates that are measured; of these, for other blocks than the best have
 _BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _TABLES = 1 << 22  # entries of the largest table of offsets
 _STATES = 1 << 28  # bytes of the states of a block, at most
@@ -168,12 +168,25 @@ def ways(
     found = None if stored is None else _restored(stored, len(network.topology.cores) + 1)
     if found is None:
         options: dict[str, Any] = {"seed": seed, "time_limit": time_limit, "progress": progress}
-        found = candidates(network, batch, phase, minimize, itemsize, machine, **options)[:_TRIED]
+        found = tried(candidates(network, batch, phase, minimize, itemsize, machine, **options))
         if tune:
             found = measured(network, batch, phase, found, itemsize)
         if cache:
             _cache.put(key, {"ways": [_stored(way) for way in found]}, owner)
     return found
+
+
+def tried(found: Sequence[Way]) -> tuple[Way, ...]:
+    """What is worth measuring of all candidates: the best, and the best with blocks that none of these has, since the
+    price of a block is what the model knows least."""
+    chosen = list(range(min(len(found), _TRIED - _OTHERS)))
+    blocks = {found[i].block for i in chosen}
+    for i, way in enumerate(found):
+        if len(chosen) < _TRIED and way.block not in blocks:
+            chosen.append(i)
+            blocks.add(way.block)
+    rest = [i for i in range(len(found)) if i not in chosen]
+    return tuple(found[i] for i in sorted([*chosen, *rest[: _TRIED - len(chosen)]]))
 
 
 def candidates(

@@ -228,6 +228,8 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
 
 
 _IN_FLIGHT = 4  # products that a processor begins before the first is done
+_FAR_K, _FAR_N = 64, 256  # vectors along k, columns of c, that are taken at a time: as in `_contract.c`
+_EVICTED = 9e-8  # seconds for a line of c that left the cache before the next tile came to it: few sets hold them all
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and between lines that share a set of the first-level cache
 
 
@@ -242,6 +244,9 @@ def _across_seconds(shape: Shape, machine: Machine, width: int) -> float:
     if dots and shape.a_run % width:
         seconds += m * shape.k * machine.vector_s
     seconds += tiles * machine.tile_s * (6 if dots else 1) + (0 if dots else 4 * m * n * machine.vector_s)
+    apart = shape.c_step * machine.vector_bytes // width  # bytes between the columns of c
+    if dots and apart % _PAGE == 0 and min(n, _FAR_N) * apart > machine.cache_bytes:
+        seconds += tiles * -(-deep // _FAR_K) * 4 * _EVICTED
     return times * seconds
 
 

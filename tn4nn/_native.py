@@ -149,8 +149,7 @@ class Native:
 
     def __init__(self, recipe: Recipe, library: ctypes.CDLL) -> None:
         self.recipe, self.library = recipe, library
-        self.inputs = max(place.row for place in recipe.passes[0].reads)
-        self.outputs = recipe.passes[-1].makes.row
+        self.inputs, self.outputs = recipe.inputs, recipe.outputs
         sizes, topology = recipe.network.sizes, recipe.network.topology
         self.numbers = tuple(math.prod(sizes[leg] for leg in core.legs) for core in topology.cores)
         self.host: Any = None

@@ -179,14 +179,12 @@ def ways(
 def tried(found: Sequence[Way]) -> tuple[Way, ...]:
     """What is worth measuring of all candidates: the best, and the best with blocks that none of these has, since the
     price of a block is what the model knows least."""
-    chosen = list(range(min(len(found), _TRIED - _OTHERS)))
-    blocks = {found[i].block for i in chosen}
+    first: dict[int, int] = {}
     for i, way in enumerate(found):
-        if len(chosen) < _TRIED and way.block not in blocks:
-            chosen.append(i)
-            blocks.add(way.block)
-    rest = [i for i in range(len(found)) if i not in chosen]
-    return tuple(found[i] for i in sorted([*chosen, *rest[: _TRIED - len(chosen)]]))
+        first.setdefault(way.block, i)
+    best = {*range(_TRIED - _OTHERS), *first.values()}
+    chosen = sorted(range(len(found)), key=lambda i: i not in best)[:_TRIED]
+    return tuple(found[i] for i in sorted(chosen))
 
 
 def candidates(
@@ -297,19 +295,18 @@ class _Pricer:
         if self.phase != "train":
             return None
         r = recipe(self.network, self.path, way.block, itemsize=self.itemsize, layouts=way.layouts, keep=True)
-        made = dataclasses.replace(way, cost=self.cost(r), keep=True)
-        if made.cost.saved <= way.cost.saved or self.batch * r.kept * self.itemsize > _KEEP:
+        if self.batch * r.kept * self.itemsize > _KEEP:
             return None
-        row = max(place.row for place in r.passes[0].reads) + r.passes[-1].makes.row
-        within = made.cost.saved <= self.batch * row * self.itemsize + _BESIDE
-        return made if within or way.block == self.batch else None
+        made = dataclasses.replace(way, cost=self.cost(r), keep=True)
+        within = made.cost.saved <= self.batch * (r.inputs + r.outputs) * self.itemsize + _BESIDE
+        return made if made.cost.saved > way.cost.saved and (within or way.block == self.batch) else None
 
     def cost(self, r: Recipe) -> Cost:
         """The cost of a recipe at this batch."""
         train, b, item = self.phase == "train", r.bases, self.itemsize
         before, through, after = _tasks_of(r, self.phase)
         full, left = divmod(self.batch, r.block)
-        rows_in, rows_out = max(place.row for place in r.passes[0].reads), r.passes[-1].makes.row
+        rows_in, rows_out = r.inputs, r.outputs
         row = rows_in + rows_out
         rows_kept = r.kept * r.block if train else 0
         held = rows_kept or r.lengths[b.states]

@@ -327,6 +327,16 @@ class Recipe:
     keep: bool
 
     @property
+    def inputs(self) -> int:
+        """Numbers of a row of x."""
+        return max(place.row for place in self.passes[0].reads)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of a row of y."""
+        return self.passes[-1].makes.row
+
+    @property
     def held(self) -> int:
         """Numbers of what the prologue makes that a training step keeps; 0 where there are so many that the backward
         pass makes them again."""

@@ -508,6 +508,8 @@ ALONG = [  # legs of a, b and c, the group that the vectors lie along
     ("qkm", "nkq", "mn", "k"),  # a has no vectors
     ("hkmq", "khnq", "hnm", "k"),
     ("mkp", "pkn4", "mn4", "n"),  # pieces of four are written
+    ("km", "kn", "mn", "n"),  # a is copied, in pieces where they are multiples of eight
+    ("mk", "nk", "mn", "n"),
 ]
 
 
@@ -515,7 +517,8 @@ def assert_tasks_agree(itemsize):
     rng, dtype = np.random.default_rng(0), np.dtype(f"f{itemsize}")
     library = _native.runtime(itemsize)
     for a, b, c, along in ALONG:
-        for m, n, k in ((1, 1, 1), (3, 7, 2), (13, 5, 3), (5, 21, 9), (11, 14, 5), (9, 300, 2)):
+        large = [(104, 210, 1050)] if len(a) == len(b) == 2 else []  # more than is copied at a time
+        for m, n, k in ((1, 1, 1), (3, 7, 2), (13, 5, 3), (5, 21, 9), (11, 14, 5), (9, 300, 2), *large):
             sizes = {"m": m, "n": n, "k": k, "h": 21, "q": 32, "p": 3, "4": 4}
             arrays = [rng.standard_normal([sizes[leg] for leg in legs]).astype(dtype) for legs in (a, b)]
             made = np.full([sizes[leg] for leg in c], np.nan, dtype)

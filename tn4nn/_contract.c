@@ -30,9 +30,10 @@
 #endif
 #define W ((long)(BYTES / sizeof(REAL)))
 #define NV 3
-#define KC 256     /* of k at a time, where b or a is copied */
+#define KC 512     /* of k at a time, where b or a is copied */
 #define MC 96      /* of m at a time, where a is copied */
 #define NC 1536    /* of n at a time; a multiple of NV * W */
+#define DEEP 64    /* of k in a tile, from where c is fetched ahead: it lies in a cache where tiles are shorter */
 #define LINE 64    /* bytes of a cache line */
 #define FETCHED (1 << 21) /* bytes of a block beyond which nothing is fetched ahead: no cache would hold it */
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
@@ -41,7 +42,8 @@ typedef REAL Four __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(R
 typedef WHOLE I __attribute__((vector_size(BYTES)));
 
 enum {
-  B_VECTORS = 1, C_VECTORS = 2, ADDS = 4, B_COLUMNS = 8, A_LINES = 16, ACROSS = 32, DOTS = 64, C_FOURS = 128, A_RUNS = 256
+  B_VECTORS = 1, C_VECTORS = 2, ADDS = 4, B_COLUMNS = 8, A_LINES = 16, ACROSS = 32, DOTS = 64, C_FOURS = 128, A_RUNS = 256,
+  A_COLUMNS = 512
 };
 
 /* What the next block of rows reads and writes of x, y and their gradients, fetched a few lines with every tile of this
@@ -76,12 +78,13 @@ typedef struct {
   long h, m, n, k, rows, flags, at[6], tables[9];
 } Flat;
 
-static int ramp[KC], panel[NV][KC], panel_n[NV * W];
+static int ramp[KC], beside[KC], panel[NV][KC], panel_n[NV * W];
 
 __attribute__((constructor)) static void fill(void) {
   for (int n = 0; n < NV * W; n++) panel_n[n] = n;
   for (int k = 0; k < KC; k++) {
     ramp[k] = k;
+    beside[k] = k * MR;
     for (int v = 0; v < NV; v++) panel[v][k] = k * (int)W * (v + 1);
   }
 }
@@ -244,8 +247,14 @@ static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int 
     }
 }
 
-/* A copy of the lines of a: to[m][k]. */
+/* A copy of the lines of a: to[m][k], or to[m / MR][k][MR] where all lie side by side in pieces of MR. */
 static void lines(const Task *t, const REAL *a, const int *am, const int *ak, long m, long count, REAL *to) {
+  if (t->flags & A_COLUMNS) {
+    for (long k = 0; k < count; k++, to += MR)
+      for (long i = 0; i < m; i += MR)
+        for (int r = 0; r < MR; r += 4) *(Four *)(to + i * count + r) = *(const Four *)(a + am[i] + ak[k] + r);
+    return;
+  }
   for (long i = 0; i < m; i++) {
     REAL *line = to + i * count;
     const REAL *from = a + am[i];
@@ -260,7 +269,7 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
                     const int *cn, REAL *scratch, int add) {
   const int small = m < 64 || k * n * (long)sizeof(REAL) <= 1 << 15;
   const int direct_b = t->flags & B_VECTORS && n % W == 0 && small;
-  const int direct_a = n <= 4 * NV * W || k < 16;
+  const int direct_a = n <= 4 * NV * W || k < 16, columns = t->flags & A_COLUMNS;
   const long kc = direct_a && direct_b ? k : KC;
   long mc = MC;
   if (direct_a) {
@@ -270,7 +279,8 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
   REAL *packed_a = scratch, *packed_b = scratch + MC * KC;
   for (long k0 = 0; k0 < k; k0 += kc) {
     const long count = k - k0 < kc ? k - k0 : kc;
-    const int *ak = direct_a ? t->ak + k0 : ramp, adds = add || k0;
+    const long apart = columns ? 1 : count;
+    const int *ak = direct_a ? t->ak + k0 : columns ? beside : ramp, adds = add || k0;
     if (!direct_b) pack(t, b, t->bk + k0, bn, n, count, packed_b);
     for (long m0 = 0; m0 < m; m0 += mc) {
       const long m1 = m - m0 < mc ? m : m0 + mc;
@@ -292,9 +302,12 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
           REAL *to[MR], held[MR * NV * W];
           for (int r = 0; r < mr; r++) {
             __asm__(""); /* not in vectors: gathering eight indices takes longer than to read them */
-            av[r] = direct_a ? a + t->am[i + r] : packed_a + (i + r - m0) * count;
+            av[r] = direct_a ? a + t->am[i + r] : packed_a + (i - m0) * count + r * apart;
             to[r] = whole ? c + t->cm[i + r] : held + r * NV * W;
           }
+          if (whole && count >= DEEP)
+            for (int r = 0; r < mr; r++)
+              for (long v = 0; v < nv; v++) __builtin_prefetch(to[r] + to_n[v * W], 0, 2);
           if (nv == 3) tile3(mr, count, av, ak, bv, bk, to, to_n, adds && whole);
           else if (nv == 2) tile2(mr, count, av, ak, bv, bk, to, to_n, adds && whole);
           else tile1(mr, count, av, ak, bv, bk, to, to_n, adds && whole);

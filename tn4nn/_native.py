@@ -25,7 +25,9 @@ from ._tasks import Offsets, Place, Recipe, Task, contracted, offsets, shape_of
 Piece = NDArray[np.int64]
 
 _LETTERS = {4: ("float", "int"), 8: ("double", "long")}
-_B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS, _DOTS, _C_FOURS, _A_RUNS = (1 << i for i in range(9))
+_B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS, _DOTS, _C_FOURS, _A_RUNS, _A_COLUMNS = (
+    1 << i for i in range(10)
+)
 _HEAD, _TASK = 15, 21  # numbers of a piece's head and of a task in it
 _EXTRA: tuple[str, ...] = ()  # flags of the compiler, for tests of other vectors than this processor's
 _ROWS = {"": 0, "m": 1, "k": 2, "n": 3}
@@ -125,6 +127,7 @@ def _flat(task: Task, sizes: Mapping[str, int], block: int, width: int, tables: 
         (_DOTS, task.along == "k"),
         (_C_FOURS, one.c_run % 4 == 0),
         (_A_RUNS, one.a_run % width == 0),
+        (_A_COLUMNS, one.m_run % 8 == 0),
     )
     found = [one.h, one.m, one.n, one.k, _ROWS[task.rows], sum(flag for flag, there in flags if there)]
     found += [n for place in (task.a, task.b, task.c) for n in (place.base, place.offset)]

@@ -27,7 +27,7 @@ from ._topology import fingerprint_of
 if TYPE_CHECKING:
     from ._native import Native
 
-NATIVE_PLANNER = 15  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 16  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
 _KEEP = 5 << 20  # bytes of states that a training step may keep; making more of them again is faster

@@ -215,8 +215,8 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
     if a_run == m_run == 1 < m * k:
         seconds += m * k * panels * machine.far_s
     if n > 12 * width and k >= 16:
-        seconds += m * k * (machine.vector_s if a_run < k else machine.vector_s / width * 2)
-    stores = -(-k // 256) if k > 256 and n > 12 * width else 1
+        seconds += m * k * machine.vector_s * (2 / width if a_run == k else 1 / 4 if m_run % 8 == 0 else 1)
+    stores = -(-k // _DEPTH) if n > 12 * width else 1
     number_s = machine.vector_s / width  # for writing a number
     if not c_vectors:
         beside = next((lines for lines in (8, 4) if cm_run % lines == 0), 1)
@@ -228,7 +228,8 @@ def task_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
 
 
 _IN_FLIGHT = 4  # products that a processor begins before the first is done
-_FAR_K, _FAR_N = 64, 256  # vectors along k, columns of c, that are taken at a time: as in `_contract.c`
+_DEPTH = 512  # of k at a time, where a or b is copied: as in `_contract.c`, like the next two
+_FAR_K, _FAR_N = 64, 256  # vectors along k, columns of c, that are taken at a time
 _EVICTED = 9e-8  # seconds for a line of c that left the cache before the next tile came to it: few sets hold them all
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and between lines that share a set of the first-level cache
 

@@ -27,7 +27,7 @@ from ._topology import fingerprint_of
 if TYPE_CHECKING:
     from ._native import Native
 
-NATIVE_PLANNER = 16  # raised when the same question may find another answer: old cache files then rest
+NATIVE_PLANNER = 17  # raised when the same question may find another answer: old cache files then rest
 
 _PATHS = 18  # paths that are priced with all their layouts, at most
 _KEEP = 5 << 20  # bytes of states that a training step may keep; making more of them again is faster
@@ -333,7 +333,8 @@ class _Pricer:
         states = (full + (left > 0)) * rows_kept * item
         peak += states - rows_kept * item
         saved = self.batch * rows_in * item + kept + states if train else 0
-        seconds += 2 * states / self.machine.memory_bytes_per_s  # written by one pass, read by the other
+        felt = _NEARBY if r.block >= self.batch else 1.0  # of one block `_memory` counts what no cache holds
+        seconds += 2 * felt * states / self.machine.memory_bytes_per_s  # written by one pass, read by the other
         return Cost(int(macs), int(moved), peak, saved, seconds)
 
     def _streamed(self, rows_in: int, rows_out: int, block: int) -> float:

@@ -252,12 +252,12 @@ def _choice(path: Path) -> Iterator[str]:
     yield (
         f"All candidates of {found['cells']} cells, measured in the native runtime (`benchmarks/plan_choice.py`, "
         f"{data['machine']['cpu']}); time of the chosen one over that of the fastest. Median error of the predicted "
-        f"time: {found['median_error']:.0%}."
+        f"time: {found['median_error']:.0%}. {data.get('note', '')}".rstrip()
     )
     yield ""
     yield "| choice | within 10% | within 30% | geometric mean | worst |"
     yield "|--|--|--|--|--|"
-    for name, label in (("first", "predicted"), ("tuned", "tune=True, the best eight measured")):
+    for name, label in (("first", "predicted"), ("tuned", "tune=True, eight measured")):
         r = found[name]
         shares = f"{r['within_10_percent']:.0%} | {r['within_30_percent']:.0%}"
         yield f"| {label} | {shares} | {r['mean']:.3f} | {r['worst']:.2f} |"

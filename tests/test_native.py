@@ -680,6 +680,11 @@ def test_the_planner_knows_how_much_the_runtime_fetches():
     assert _native_plan.FETCHED == 1 << 21
 
 
+def test_the_planner_knows_how_much_the_runtime_copies_at_a_time():
+    assert re.search(rf"#define KC {_tasks._DEPTH} ", _native.source())
+    assert re.search(rf"FAR_K = {_tasks._FAR_K}, FAR_N = {_tasks._FAR_N} ", _native.source())
+
+
 @pytest.mark.parametrize("batch", [40, 4096])
 def test_rows_that_memory_has_to_bring_are_priced_by_what_is_fetched(batch):
     net = tn.mpo((8, 8, 8, 8), (1, 2, 5, 1)).with_rank(4)

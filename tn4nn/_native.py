@@ -127,7 +127,7 @@ def _flat(task: Task, sizes: Mapping[str, int], block: int, width: int, tables: 
         (_DOTS, task.along == "k"),
         (_C_FOURS, one.c_run % 4 == 0),
         (_A_RUNS, one.a_run % width == 0),
-        (_A_COLUMNS, one.m_run % 8 == 0),
+        (_A_COLUMNS, one.m_run % 8 == 0),  # in pieces of MR, which is 8 or 4
     )
     found = [one.h, one.m, one.n, one.k, _ROWS[task.rows], sum(flag for flag, there in flags if there)]
     found += [n for place in (task.a, task.b, task.c) for n in (place.base, place.offset)]

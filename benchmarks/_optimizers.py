@@ -13,7 +13,7 @@ import cotengrust
 import opt_einsum as oe
 from _paths import Contraction, Path
 
-from tn4nn._paths import _lettered, _pairs, find_paths
+from tn4nn._graph.paths import _lettered, _pairs, find_paths
 
 OPTIMAL = 12  # tensors up to which the exhaustive search is a competitor
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import cotengra as ctg
 
 from tn4nn import Network
-from tn4nn._paths import legs_along, path_macs
+from tn4nn._graph.paths import legs_along, path_macs
 
 BATCH = "batch"
 Legs = tuple[str, ...]

@@ -18,7 +18,7 @@ from _paths import BATCH, PathCost
 from _runners import JaxRunner, Runner, TorchRunner
 
 import tn4nn as tn
-from tn4nn._machine import known
+from tn4nn._runtime.devices import known
 
 # -- ours ----------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from _paths import Contraction
 from _paths import Path as Tree
 from rich.console import Console
 
-from tn4nn._paths import _lettered, legs_along, path_macs, slice_legs
+from tn4nn._graph.paths import _lettered, legs_along, path_macs, slice_legs
 
 SCHEMA = 1
 BIG = 60  # tensors from which a long run says what is best known

@@ -34,9 +34,9 @@ import _measure
 from rich.console import Console
 
 import tn4nn as tn
-from tn4nn._als import Als
-from tn4nn._fit import Fitter
-from tn4nn._target import Target
+from tn4nn._compression.als import Als
+from tn4nn._compression.fit import Fitter
+from tn4nn._compression.target import Target
 
 SCHEMA = 1
 Row = dict[str, Any]

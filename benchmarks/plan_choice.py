@@ -27,7 +27,7 @@ import _workset
 from rich.console import Console
 from rich.table import Table
 
-from tn4nn._native_plan import Way, candidates, measured, runs_of, tried
+from tn4nn._planning.native import Way, candidates, measured, runs_of, tried
 
 MOST = 40  # candidates of a cell
 SLOW = 3.0  # candidates predicted that many times slower than the first are not run

@@ -40,9 +40,9 @@ from rich.console import Console
 from rich.table import Table
 
 import tn4nn as tn
-from tn4nn._backend import Place, place_of
-from tn4nn._calibrate import clocked, program_times, times_of
-from tn4nn._native_plan import runs_of
+from tn4nn._model.backend import Place, place_of
+from tn4nn._planning.calibrate import clocked, program_times, times_of
+from tn4nn._planning.native import runs_of
 
 FEATURES = 1024
 RANKS = (2, 8, 32)

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tn4nn as tn
-from tn4nn._native_plan import measured
+from tn4nn._planning.native import measured
 
 TOPOLOGIES = ("mpo", "ring", "tree", "peps", "mera", "cp", "tucker", "btt", "low_rank")
 AXES = {

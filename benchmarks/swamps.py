@@ -26,10 +26,10 @@ import _measure
 from rich.console import Console
 
 import tn4nn as tn
-from tn4nn import _fit
-from tn4nn._als import Als
-from tn4nn._gauss_newton import refined
-from tn4nn._target import Target
+from tn4nn._compression import fit as _fit
+from tn4nn._compression.als import Als
+from tn4nn._compression.gauss_newton import refined
+from tn4nn._compression.target import Target
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _budget
-from tn4nn._budget import Problem, solve
-from tn4nn._errors import BudgetError, TN4NNError, TopologyError
+from tn4nn._base.errors import BudgetError, TN4NNError, TopologyError
+from tn4nn._graph import budget as _budget
+from tn4nn._graph.budget import Problem, solve
 from tn4nn.testing import random_topology
 
 FC2 = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4))

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _calibrate as calibrating
-from tn4nn import _compiled, _machine, _native, _native_plan
-from tn4nn._backend import Place, place_of
-from tn4nn._calibrate import FIGURES, PROGRAM_FIGURES, Sample
-from tn4nn._errors import BackendError, TN4NNError
-from tn4nn._native_plan import candidates, ways
-from tn4nn._plan import Search
+from tn4nn._base.errors import BackendError, TN4NNError
+from tn4nn._model.backend import Place, place_of
+from tn4nn._planning import calibrate as calibrating
+from tn4nn._planning import native as _native_plan
+from tn4nn._planning.calibrate import FIGURES, PROGRAM_FIGURES, Sample
+from tn4nn._planning.native import candidates, ways
+from tn4nn._planning.plan import Search
+from tn4nn._runtime import compiled as _compiled
+from tn4nn._runtime import devices as _machine
+from tn4nn._runtime import native as _native
 
 TRUE = {
     "tile_macs_per_s": 1.7,
@@ -326,13 +329,13 @@ def test_figures_of_a_gpu_are_those_kept_per_dtype_and_read_once(name, monkeypat
     placed(name)
     if name == "torch":
         import torch
-        from tn4nn_torch import _triton
+        from tn4nn_torch import _device
 
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
         kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
         def figures(dtype):
-            return _triton.figures_of(torch.device("cuda"), kinds[dtype])
+            return _device.figures_of(torch.device("cuda"), kinds[dtype])
     else:
         import jax.numpy as jnp
         from tn4nn_jax import _device
@@ -353,13 +356,6 @@ def test_figures_of_a_gpu_are_those_kept_per_dtype_and_read_once(name, monkeypat
     for path in (tmp_path / "machines").iterdir():
         path.unlink()
     assert figures("bfloat16")["machine"] == own  # no file is asked again
-
-
-def test_the_kernel_of_a_gpu_is_compared_with_what_the_programs_take():
-    net, card = tn.btt((64, 64), (64, 64)).with_rank(1), _machine.gpu("NVIDIA H200")
-    fast = dataclasses.replace(card.machine(2), macs_per_s=1e18, bytes_per_s=1e16, op_s=1e-9, pass_s=1e-9, step_s=1e-9)
-    assert _machine.fused_path(net, 16384, "train", "time", 2, card) is not None
-    assert _machine.fused_path(net, 16384, "train", "time", 2, card, fast) is None
 
 
 def test_costs_are_predicted_with_what_was_kept(monkeypatch, tmp_path):

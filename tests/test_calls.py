@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _native, _native_plan, _tasks
+from tn4nn._planning import native as _native_plan
+from tn4nn._runtime import native as _native
+from tn4nn._runtime import recipe as _tasks
 
 torch = pytest.importorskip("torch")
 import tn4nn_torch  # noqa: E402

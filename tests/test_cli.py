@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _cli, _files
+from tn4nn import _cli
+from tn4nn._base import files as _files
 
 pytest.importorskip("torch")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _compare
+from tn4nn._comparison import compare as _compare
 
 torch = pytest.importorskip("torch")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._spread import loss_curve, spread
+from tn4nn._compression.allocation import loss_curve, spread
 
 torch = pytest.importorskip("torch")
 from tn4nn_torch import (  # noqa: E402
@@ -124,7 +124,7 @@ def test_an_ordering_and_an_exact_topology() -> None:
 
 
 def _hilbert() -> Any:
-    from tn4nn._ordering import ordering
+    from tn4nn._graph.ordering import ordering
 
     return ordering("hilbert", (4, 4)).permutation
 

@@ -175,7 +175,7 @@ def test_the_source_is_as_it_was_and_what_stays_is_the_same() -> None:
 
 @needs_equinox
 def test_an_ordering() -> None:
-    from tn4nn._ordering import ordering
+    from tn4nn._graph.ordering import ordering
 
     order = ordering("hilbert", (4, 4))
     product = np.kron(*np.random.default_rng(0).standard_normal((2, 3, 4)))

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 import tn4nn as tn
-from tn4nn import _machine, _native
-from tn4nn._errors import TN4NNError
+from tn4nn._base.errors import TN4NNError
+from tn4nn._runtime import devices as _machine
+from tn4nn._runtime import native as _native
 
 NET = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(3)
 
@@ -131,7 +132,7 @@ def test_measured_where_there_is_something_to_run():
 
 
 def test_what_would_take_too_long_is_not_measured(monkeypatch):
-    monkeypatch.setattr("tn4nn._cost._LONGEST", 0.0)
+    monkeypatch.setattr("tn4nn._planning.cost._LONGEST", 0.0)
     report = tn.cost(NET, [16], phases=["forward"], measure=True)
     assert {row.measured_s for row in report.rows} == {None}
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tn4nn._data as module
-from tn4nn._data import Dataset, load
-from tn4nn._errors import DataError
+import tn4nn._training.data as module
+from tn4nn._base.errors import DataError
+from tn4nn._training.data import Dataset, load
 
 
 def small(**changes: Any) -> Dataset:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-import tn4nn._als as als
-import tn4nn._fit as fit
-import tn4nn._tree as tree
+import tn4nn._compression.als as als
+import tn4nn._compression.fit as fit
+import tn4nn._graph.tree as tree
 from tn4nn import testing
-from tn4nn._fit import Fitter
-from tn4nn._gauss_newton import GaussNewton, refined
-from tn4nn._svd import left_svd, rank_for, singular_values
-from tn4nn._target import target_of
-from tn4nn._tree import full_ranks, grown, tree_of
+from tn4nn._compression.fit import Fitter
+from tn4nn._compression.gauss_newton import GaussNewton, refined
+from tn4nn._compression.svd import left_svd, rank_for, singular_values
+from tn4nn._compression.target import target_of
+from tn4nn._graph.tree import full_ranks, grown, tree_of
 
 
 def random(*shape: int) -> np.ndarray:

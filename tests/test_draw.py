@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._draw import draw
-from tn4nn._entanglement import bond_shares
-from tn4nn._errors import TN4NNError
-from tn4nn._figure import scale_colour
+from tn4nn._base.errors import TN4NNError
+from tn4nn._compression.entanglement import bond_shares
+from tn4nn._drawing.figure import scale_colour
+from tn4nn._drawing.graph import draw
 from tn4nn.testing import random_network
 
 pytest.importorskip("matplotlib", reason='pictures need pip install "tn4nn[viz]"')

@@ -5,8 +5,8 @@ import math
 import pytest
 
 import tn4nn as tn
-from tn4nn._draw_tree import _places
-from tn4nn._errors import TN4NNError
+from tn4nn._base.errors import TN4NNError
+from tn4nn._drawing.contraction_tree import _places
 
 pytest.importorskip("matplotlib")
 

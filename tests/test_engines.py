@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._errors import BackendError
+from tn4nn._base.errors import BackendError
 from tn4nn.interop import engines
 from tn4nn.testing import random_network
 

@@ -11,7 +11,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import testing
-from tn4nn._cut import min_cut
+from tn4nn._graph.min_cut import min_cut
 
 
 def random(*shape: int) -> np.ndarray:

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 import tn4nn as tn
-from tn4nn import _explain
-from tn4nn._explain import explain
+from tn4nn._planning import explain as _explain
+from tn4nn._planning.explain import explain
 
 NET = tn.mpo((4, 8, 4), (4, 8, 4)).with_ranks({"a0": 6, "a1": 2})
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import tn4nn._files as files
-from tn4nn._errors import TN4NNError, WriteError
-from tn4nn._files import atomic_write, cache_folder
+import tn4nn._base.files as files
+from tn4nn._base.errors import TN4NNError, WriteError
+from tn4nn._base.files import atomic_write, cache_folder
 
 
 def test_it_writes_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What only a GPU can show, on both frameworks; skipped without one. The Triton kernel's are in test_triton.py."""
+"""What only a GPU can show, on both frameworks; skipped without one."""
 
 import copy
 import math

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _growth
-from tn4nn._catalogue import like
-from tn4nn._errors import TN4NNError
-from tn4nn._growth import exponent
+from tn4nn._base.errors import TN4NNError
+from tn4nn._graph.catalogue import like
+from tn4nn._planning import growth as _growth
+from tn4nn._planning.growth import exponent
 
 
 @pytest.fixture

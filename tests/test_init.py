@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._errors import TopologyError
-from tn4nn._init import fan_ins, mean_square_of
-from tn4nn._paths import greedy_path, path_macs
+from tn4nn._base.errors import TopologyError
+from tn4nn._graph.init import fan_ins, mean_square_of
+from tn4nn._graph.paths import greedy_path, path_macs
 from tn4nn.testing import random_network
 
 # Modes of a site, so that W has at most about 4096 x 4096 entries for up to 12 sites.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._errors import BackendError, ShapeError, TopologyError
+from tn4nn._base.errors import BackendError, ShapeError, TopologyError
 from tn4nn.interop import _graph
 from tn4nn.interop.chain import from_chain
 from tn4nn.interop.einsum import from_einsum, to_einsum

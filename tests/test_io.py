@@ -14,8 +14,12 @@ from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 import tn4nn as tn
-from tn4nn import _files, _io, _native_plan, _plan, testing
-from tn4nn._cache import PlanCache
+from tn4nn import testing
+from tn4nn._base import files as _files
+from tn4nn._base.cache import PlanCache
+from tn4nn._model import io as _io
+from tn4nn._planning import native as _native_plan
+from tn4nn._planning import plan as _plan
 
 MODEL = tn.Sequential(
     tn.Linear(tn.mpo((4, 4), (2, 3)).with_rank(3), ordering="hilbert"),

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _native as core
-from tn4nn import _native_plan, _tasks
+from tn4nn._planning import native as _native_plan
+from tn4nn._runtime import native as core
+from tn4nn._runtime import recipe as _tasks
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._errors import ShapeError, TN4NNError, TopologyError
-from tn4nn._layers import _KINDS, Spec, replace_networks
+from tn4nn._base.errors import ShapeError, TN4NNError, TopologyError
+from tn4nn._model.layers import _KINDS, Spec, replace_networks
 
 NET = tn.mpo((4, 4), (2, 4)).with_rank(3)  # 16 -> 8, 24 + 48 weights
 IMAGE = tn.topology("c a, h w o a", {"c": 3, "h": 3, "w": 2}, {"o": 4}).with_rank(2)
@@ -218,7 +218,8 @@ def test_numpy_integers_are_sizes_too() -> None:
 
 
 def test_every_kind_is_tried() -> None:
-    ours = {name for name, kind in _KINDS.items() if not name.startswith("_") and kind.__module__ == "tn4nn._layers"}
+    here = "tn4nn._model.layers"
+    ours = {name for name, kind in _KINDS.items() if not name.startswith("_") and kind.__module__ == here}
     assert set(EVERY) == ours - {"OnNetwork"}
 
 

@@ -1,14 +1,11 @@
 """Figures of GPUs: which plans they make, and how a torch layer comes by them."""
 
-import dataclasses
-
 import pytest
 
 import tn4nn as tn
-from tn4nn._conv import conv_plan
-from tn4nn._machine import GPUS, fused_path, fused_seconds, gpu, padded_macs
-from tn4nn._plan import Machine, Search
-from tn4nn._stream import Pass, stream
+from tn4nn._planning.conv import conv_plan
+from tn4nn._planning.plan import Machine, Search
+from tn4nn._runtime.devices import GPUS, gpu
 
 H100 = gpu("NVIDIA H100 80GB HBM3")
 MPO = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
@@ -37,33 +34,6 @@ def test_a_gpu_counts_calls_where_a_cpu_counts_work():
     plans = search.ranked(search.candidates(0, 1.0, None))
     working = [sum(1 for work in p.work() if work.macs or work.moved) for p in plans]
     assert working[0] == min(working)  # at one row the fewest calls win
-
-
-def test_the_kernel_is_taken_where_it_pays():
-    btt = tn.btt((64, 64), (64, 64)).with_rank(1)
-    assert fused_path(btt, 16384, "train", "time", 2, H100) is not None
-    assert fused_path(btt, 16384, "train", "flops", 2, H100) is None
-    assert fused_path(btt, 32, "train", "time", 2, H100) is None  # two blocks do not fill a GPU
-    assert fused_path(tn.mpo((4,) * 5, (4,) * 5).with_rank(32), 16384, "train", "time", 4, H100) is None
-
-
-def test_seconds_of_the_kernel():
-    rows = stream(MPO, tn.plan(MPO, 64, "train", minimize="flops").path)
-
-    def seconds(batch, phase="forward", itemsize=2):
-        return fused_seconds(rows, batch, phase, itemsize, H100)
-
-    assert seconds(16) == seconds(16 * 132)  # no more blocks than multiprocessors: side by side
-    assert seconds(1 << 20) == pytest.approx(2 * seconds(1 << 19), rel=0.05)
-    assert 4.5 < seconds(1 << 20, "train") / seconds(1 << 20) < 5.5
-    assert seconds(1 << 20, itemsize=4) > seconds(1 << 20)
-    small = dataclasses.replace(H100, cache_bytes=1 << 20)  # states go through memory
-    assert fused_seconds(rows, 1 << 20, "forward", 2, small) > 1.5 * seconds(1 << 20)
-
-
-def test_padded_macs():
-    one = Pass((0,), tuple(range(5)), tuple(range(3)), (0,), tuple(range(5)), tuple(range(17)))
-    assert padded_macs(one) == 5 * 16 * 32
 
 
 def test_a_convolution_is_priced_with_the_same_figures():

@@ -6,8 +6,8 @@ import math
 import pytest
 
 import tn4nn as tn
-from tn4nn._errors import TopologyError
-from tn4nn._modes import balanced
+from tn4nn._base.errors import TopologyError
+from tn4nn._graph.modes import balanced
 
 
 def splits(number: int, count: int) -> list[tuple[int, ...]]:

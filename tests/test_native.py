@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _compiled, _native, _native_plan, _tasks, reference
-from tn4nn._native_plan import paths, ways
-from tn4nn._tasks import recipe
+from tn4nn import reference
+from tn4nn._planning import native as _native_plan
+from tn4nn._planning.native import paths, ways
+from tn4nn._runtime import compiled as _compiled
+from tn4nn._runtime import native as _native
+from tn4nn._runtime import recipe as _tasks
+from tn4nn._runtime.recipe import recipe
 
 torch = pytest.importorskip("torch")
 from tn4nn_torch import TNLinear  # noqa: E402

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tn4nn._ordering as module
-from tn4nn._errors import ShapeError, TN4NNError, TopologyError
-from tn4nn._ordering import Ordering, ordering
+import tn4nn._graph.ordering as module
+from tn4nn._base.errors import ShapeError, TN4NNError, TopologyError
+from tn4nn._graph.ordering import Ordering, ordering
 
 EVERY = [
     Ordering.raster((3, 5)),

@@ -82,7 +82,7 @@ def modules():
 def test_doctests(name):
     import doctest
 
-    needs = {"_triton_kernels": "triton", "interop.quimb": "quimb.tensor", "interop.engines": "quimb.tensor"}
+    needs = {"interop.quimb": "quimb.tensor", "interop.engines": "quimb.tensor"}
     needs |= {f"interop.{name}": name for name in ("tensornetwork", "tensorkrowch", "tltorch")}
     needs |= {"tn4nn_jax._convert": "equinox"}
     for ending, library in needs.items():

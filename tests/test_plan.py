@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _plan, reference
-from tn4nn._cache import PlanCache
-from tn4nn._errors import TN4NNError
-from tn4nn._paths import find_paths, path_macs
-from tn4nn._plan import Machine, Plan, Search, bucket
-from tn4nn._program import Ops, run
+from tn4nn import reference
+from tn4nn._base.cache import PlanCache
+from tn4nn._base.errors import TN4NNError
+from tn4nn._graph.paths import find_paths, path_macs
+from tn4nn._planning import plan as _plan
+from tn4nn._planning.plan import Machine, Plan, Search, bucket
+from tn4nn._runtime.program import Ops, run
 from tn4nn.testing import random_network
 
 OPS = Ops(np.reshape, np.transpose, np.matmul, np.multiply, lambda a, axis, i: np.take(a, i, axis), np.concatenate)
@@ -35,13 +36,13 @@ RING = tn.ring((4,) * 4, (4,) * 4).with_rank(8)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlanCache:
     """An empty cache for each test."""
     fresh = PlanCache(tmp_path / "plans")
-    monkeypatch.setattr("tn4nn._plan._cache", fresh)
+    monkeypatch.setattr("tn4nn._planning.plan._cache", fresh)
     return fresh
 
 
 def forgotten(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the next process: the memory is empty, the files are there."""
-    monkeypatch.setattr("tn4nn._plan._cache", PlanCache(cache.folder))
+    monkeypatch.setattr("tn4nn._planning.plan._cache", PlanCache(cache.folder))
 
 
 def arrays(net: tn.Network, rows: int) -> tuple[dict, np.ndarray]:
@@ -436,7 +437,7 @@ def test_found_once(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr("tn4nn._plan.find_paths", fail)
+    monkeypatch.setattr("tn4nn._planning.plan.find_paths", fail)
     for memory, p in first.items():
         assert tn.plan(RING, 64, "train", memory=memory) == p
     forgotten(cache, monkeypatch)
@@ -509,7 +510,7 @@ def test_an_entry_that_does_not_fit_is_planned_anew(
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tn.plan(RING, 64)
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("tn4nn._plan._cache", PlanCache(tmp_path / "file" / "plans"))
+    monkeypatch.setattr("tn4nn._planning.plan._cache", PlanCache(tmp_path / "file" / "plans"))
     with pytest.warns(UserWarning, match=r"plan cache in .* cannot be written .*: kept in memory"):
         assert tn.plan(RING, 64) == expected
     assert tn.plan(RING, 64) == expected  # out of memory, without a word
@@ -552,7 +553,7 @@ def test_a_second_start_finds_its_plans_on_disk_within_2_ms(tmp_path: Path, runt
 
 
 def test_the_memory_of_the_cache_is_bounded(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tn4nn._cache._LIMIT", 3)
+    monkeypatch.setattr("tn4nn._base.cache._LIMIT", 3)
     for i in range(10):
         cache.put(f"k{i}", {"i": i})
     assert len(cache._memory) <= 3

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _train
-from tn4nn._autorank import AutoRank, moved
-from tn4nn._ranks import Resized, grown, schmidt_values, shortened
+from tn4nn._compression.ranks import Resized, grown, schmidt_values, shortened
+from tn4nn._training import train as _train
+from tn4nn._training.autorank import AutoRank, moved
 
 GRAPHS = ["low_rank", "mpo", "tree", "tucker", "ring", "peps", "mera", "cp", "btt", "block_term", "complete"]
 

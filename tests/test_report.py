@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import tn4nn._report as module
-import tn4nn._summary as summary_module
-from tn4nn._errors import CheckpointError, TN4NNError, WriteError
-from tn4nn._report import print_table, summarise, write_csv, write_figure, write_html, write_json
-from tn4nn._summary import ROW_KEYS, short
+import tn4nn._comparison.report as module
+import tn4nn._comparison.summary as summary_module
+from tn4nn._base.errors import CheckpointError, TN4NNError, WriteError
+from tn4nn._comparison.report import print_table, summarise, write_csv, write_figure, write_html, write_json
+from tn4nn._comparison.summary import ROW_KEYS, short
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def test_figures_of_every_size(tmp_path: Path) -> None:
 
 def test_reports_import_nothing_heavy() -> None:
     code = (
-        "import sys, tn4nn._report, tn4nn._data, tn4nn._ordering\n"
+        "import sys, tn4nn._comparison.report, tn4nn._training.data, tn4nn._graph.ordering\n"
         "heavy = {'torch', 'jax', 'matplotlib', 'sklearn', 'rich', 'urllib.request'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )

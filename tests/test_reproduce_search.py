@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._figure import new_figure, saved
-from tn4nn._plan import min_macs
+from tn4nn._drawing.figure import new_figure, saved
+from tn4nn._planning.plan import min_macs
 from tn4nn.reproduce import einsum_space, search, topology
 
 

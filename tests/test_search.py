@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._moves import carried, larger, smaller, structure_of, swaps
-from tn4nn._objective import ArrayObjective
-from tn4nn._reconnect import _sides
-from tn4nn._screen import promises
-from tn4nn._target import Target
+from tn4nn._compression.target import Target
+from tn4nn._search.moves import carried, larger, smaller, structure_of, swaps
+from tn4nn._search.objective import ArrayObjective
+from tn4nn._search.reconnect import _sides
+from tn4nn._search.screen import promises
 from tn4nn.testing import random_network
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._plan import min_macs
-from tn4nn._significance import holm, level_with_best, welch
+from tn4nn._comparison.significance import holm, level_with_best, welch
+from tn4nn._planning.plan import min_macs
 
 
 def test_welch_is_that_of_scipy() -> None:

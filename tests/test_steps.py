@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._program import run
+from tn4nn._runtime.program import run
 from tn4nn.testing import random_network
 
 torch = pytest.importorskip("torch")
-from tn4nn_torch import TNLinear, _triton, _tuned  # noqa: E402
+from tn4nn_torch import TNLinear, _device, _tuned  # noqa: E402
 from tn4nn_torch._graphs import Captured  # noqa: E402
 from tn4nn_torch._ops import OPS  # noqa: E402
 from tn4nn_torch._steps import Steps  # noqa: E402
@@ -226,7 +226,7 @@ class _Rows:
 def tuned(monkeypatch):
     """A layer's `Tuned` that takes the way "fast" without measuring, and what it has been asked."""
     asked = []
-    monkeypatch.setattr(_tuned, "dtype_for", lambda rows, cores: torch.float32)
+    monkeypatch.setattr(_tuned, "graph_dtype", lambda rows, cores: torch.float32)
     monkeypatch.setattr(_tuned, "capturing", lambda device: False)
 
     def fastest(self, layer, rows, cores, dtype, wanted):
@@ -303,9 +303,8 @@ def test_what_cannot_be_captured_is_said_once_and_the_steps_run(monkeypatch):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     monkeypatch.setattr(_tuned, "Captured", refuse)
-    monkeypatch.setattr(_tuned, "chosen", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    _triton.tell.cache_clear()
+    _device.warn_once.cache_clear()
     layer = TNLinear(NETWORKS["mpo"])
     ways = _tuned.Tuned()._ways(layer, torch.ones(5, 24), layer.cores(), torch.float32, [True] * 4)
     with pytest.warns(UserWarning, match="no CUDA graph for a layer: CUDA error: operation not permitted"):

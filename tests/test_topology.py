@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._errors import TopologyError
+from tn4nn._base.errors import TopologyError
 from tn4nn.testing import random_topology
 
 CHAIN = tn.topology("x0 y0 a, x1 y1 a b, x2 y2 b", {"x0": 4, "x1": 8, "x2": 8}, {"y0": 4, "y1": 4, "y2": 2})

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _files
 from tn4nn import backend as load_backend
+from tn4nn._base import files as _files
 
 MODEL = tn.Sequential(
     tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(4)), tn.ReLU(), tn.Linear(tn.ring((4, 4), (1, 3)).with_rank(2))
@@ -148,7 +148,7 @@ def test_the_device_is_not_waited_for_between_steps(trained_backend, monkeypatch
 
 
 def _spec(**changes):
-    from tn4nn._backend import TrainSpec
+    from tn4nn._model.backend import TrainSpec
 
     spec = TrainSpec(
         loss="cross_entropy", optimizer="adam", momentum=0.9, nesterov=False, betas=(0.9, 0.999), eps=1e-8,
@@ -187,7 +187,7 @@ def test_every_row_is_seen_once_in_an_epoch(trained_backend):
             seen.append(index.copy())
             return original(self, x, y, index, lrs, first)
 
-    from tn4nn._train import _Loop
+    from tn4nn._training.train import _Loop
 
     spy = Spy(MODEL, MODEL.init(0), _spec())
     loop = _Loop(spy, make(53), None, 10, 0, [1e-3] * 12, 6, None, "cross_entropy", MODEL)
@@ -233,7 +233,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_train import DATA, MODEL, OPTIONS
 import tn4nn as tn
-from tn4nn import _train
+from tn4nn._training import train as _train
 write = _train._Keeper.write
 def slow(self, loop):
     write(self, loop)

@@ -10,9 +10,18 @@ Importing tn4nn imports no framework.
 
 from typing import TYPE_CHECKING, Any
 
-from ._backend import backend, backends, installed_backends
-from ._budget import rank_caps
-from ._catalogue import (
+from ._base.errors import (
+    BackendError,
+    BudgetError,
+    CheckpointError,
+    DataError,
+    ShapeError,
+    TN4NNError,
+    TopologyError,
+    WriteError,
+)
+from ._graph.budget import rank_caps
+from ._graph.catalogue import (
     block_term,
     btt,
     build,
@@ -30,17 +39,13 @@ from ._catalogue import (
     tree,
     tucker,
 )
-from ._errors import (
-    BackendError,
-    BudgetError,
-    CheckpointError,
-    DataError,
-    ShapeError,
-    TN4NNError,
-    TopologyError,
-    WriteError,
-)
-from ._layers import (
+from ._graph.modes import modes_for
+from ._graph.network import Network
+from ._graph.ordering import Ordering
+from ._graph.topology import Core, Topology, topology
+from ._model.backend import backend, backends, installed_backends
+from ._model.budget import with_budget
+from ._model.layers import (
     GELU,
     AvgPool,
     BatchNorm,
@@ -62,83 +67,78 @@ from ._layers import (
     Unflatten,
     model_from_json,
 )
-from ._model_budget import with_budget
-from ._modes import modes_for
-from ._network import Network
-from ._ordering import Ordering
-from ._plan import Cost, Machine, Plan, plan
-from ._schedule import learning_rates
-from ._topology import Core, Topology, topology
+from ._planning.plan import Cost, Machine, Plan, plan
+from ._training.schedule import learning_rates
 
 if TYPE_CHECKING:
     from . import presets
-    from ._autorank import AutoRank
-    from ._calibrate import Calibration, calibrate, calibrated
-    from ._compare import Candidate, Report, compare, read_topologies
-    from ._cost import CostReport, CostRow, cost
-    from ._data import Dataset
-    from ._data import load as load_data
-    from ._decompose import Decomposition, decompose, mps
-    from ._entanglement import Cut, Entanglement, entanglement, entanglement_nulls
-    from ._gauge import balance, canonicalise, gauge_error
-    from ._growth import Growth, growth
-    from ._io import load, save
-    from ._objective import TrainingLoss
-    from ._ranks import cut, grow
-    from ._reconnect import Reconnection, reconnect
-    from ._round import rounded
-    from ._search import Evaluation, Search, search
-    from ._svd import Factors, low_rank_factors
-    from ._train import Epoch, Run, train
-    from ._watch import EntanglementLog
+    from ._comparison.compare import Candidate, Report, compare, read_topologies
+    from ._compression.decompose import Decomposition, decompose, mps
+    from ._compression.entanglement import Cut, Entanglement, entanglement, entanglement_nulls
+    from ._compression.gauge import balance, canonicalise, gauge_error
+    from ._compression.ranks import cut, grow
+    from ._compression.rounding import rounded
+    from ._compression.svd import Factors, low_rank_factors
+    from ._model.io import load, save
+    from ._planning.calibrate import Calibration, calibrate, calibrated
+    from ._planning.cost import CostReport, CostRow, cost
+    from ._planning.growth import Growth, growth
+    from ._search.objective import TrainingLoss
+    from ._search.reconnect import Reconnection, reconnect
+    from ._search.search import Evaluation, Search, search
+    from ._training.autorank import AutoRank
+    from ._training.callbacks import EntanglementLog
+    from ._training.data import Dataset
+    from ._training.data import load as load_data
+    from ._training.train import Epoch, Run, train
 
     __version__: str
 
 # Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
 _LAZY: dict[str, tuple[str, str | None]] = {
     "presets": ("presets", None),  # the module itself
-    "Calibration": ("_calibrate", "Calibration"),
-    "calibrate": ("_calibrate", "calibrate"),
-    "calibrated": ("_calibrate", "calibrated"),
-    "AutoRank": ("_autorank", "AutoRank"),
-    "cut": ("_ranks", "cut"),
-    "grow": ("_ranks", "grow"),
-    "Candidate": ("_compare", "Candidate"),
-    "Report": ("_compare", "Report"),
-    "compare": ("_compare", "compare"),
-    "read_topologies": ("_compare", "read_topologies"),
-    "CostReport": ("_cost", "CostReport"),
-    "CostRow": ("_cost", "CostRow"),
-    "cost": ("_cost", "cost"),
-    "Growth": ("_growth", "Growth"),
-    "growth": ("_growth", "growth"),
-    "Dataset": ("_data", "Dataset"),
-    "load_data": ("_data", "load"),
-    "Decomposition": ("_decompose", "Decomposition"),
-    "decompose": ("_decompose", "decompose"),
-    "mps": ("_decompose", "mps"),
-    "Cut": ("_entanglement", "Cut"),
-    "Entanglement": ("_entanglement", "Entanglement"),
-    "entanglement": ("_entanglement", "entanglement"),
-    "entanglement_nulls": ("_entanglement", "entanglement_nulls"),
-    "load": ("_io", "load"),
-    "save": ("_io", "save"),
-    "rounded": ("_round", "rounded"),
-    "balance": ("_gauge", "balance"),
-    "canonicalise": ("_gauge", "canonicalise"),
-    "gauge_error": ("_gauge", "gauge_error"),
-    "TrainingLoss": ("_objective", "TrainingLoss"),
-    "Reconnection": ("_reconnect", "Reconnection"),
-    "reconnect": ("_reconnect", "reconnect"),
-    "Evaluation": ("_search", "Evaluation"),
-    "Search": ("_search", "Search"),
-    "search": ("_search", "search"),
-    "Factors": ("_svd", "Factors"),
-    "low_rank_factors": ("_svd", "low_rank_factors"),
-    "Epoch": ("_train", "Epoch"),
-    "Run": ("_train", "Run"),
-    "train": ("_train", "train"),
-    "EntanglementLog": ("_watch", "EntanglementLog"),
+    "Calibration": ("_planning.calibrate", "Calibration"),
+    "calibrate": ("_planning.calibrate", "calibrate"),
+    "calibrated": ("_planning.calibrate", "calibrated"),
+    "AutoRank": ("_training.autorank", "AutoRank"),
+    "cut": ("_compression.ranks", "cut"),
+    "grow": ("_compression.ranks", "grow"),
+    "Candidate": ("_comparison.compare", "Candidate"),
+    "Report": ("_comparison.compare", "Report"),
+    "compare": ("_comparison.compare", "compare"),
+    "read_topologies": ("_comparison.compare", "read_topologies"),
+    "CostReport": ("_planning.cost", "CostReport"),
+    "CostRow": ("_planning.cost", "CostRow"),
+    "cost": ("_planning.cost", "cost"),
+    "Growth": ("_planning.growth", "Growth"),
+    "growth": ("_planning.growth", "growth"),
+    "Dataset": ("_training.data", "Dataset"),
+    "load_data": ("_training.data", "load"),
+    "Decomposition": ("_compression.decompose", "Decomposition"),
+    "decompose": ("_compression.decompose", "decompose"),
+    "mps": ("_compression.decompose", "mps"),
+    "Cut": ("_compression.entanglement", "Cut"),
+    "Entanglement": ("_compression.entanglement", "Entanglement"),
+    "entanglement": ("_compression.entanglement", "entanglement"),
+    "entanglement_nulls": ("_compression.entanglement", "entanglement_nulls"),
+    "load": ("_model.io", "load"),
+    "save": ("_model.io", "save"),
+    "rounded": ("_compression.rounding", "rounded"),
+    "balance": ("_compression.gauge", "balance"),
+    "canonicalise": ("_compression.gauge", "canonicalise"),
+    "gauge_error": ("_compression.gauge", "gauge_error"),
+    "TrainingLoss": ("_search.objective", "TrainingLoss"),
+    "Reconnection": ("_search.reconnect", "Reconnection"),
+    "reconnect": ("_search.reconnect", "reconnect"),
+    "Evaluation": ("_search.search", "Evaluation"),
+    "Search": ("_search.search", "Search"),
+    "search": ("_search.search", "search"),
+    "Factors": ("_compression.svd", "Factors"),
+    "low_rank_factors": ("_compression.svd", "low_rank_factors"),
+    "Epoch": ("_training.train", "Epoch"),
+    "Run": ("_training.train", "Run"),
+    "train": ("_training.train", "train"),
+    "EntanglementLog": ("_training.callbacks", "EntanglementLog"),
 }
 
 

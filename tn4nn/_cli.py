@@ -17,10 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import __version__
-from ._backend import backend, backends
-from ._calibrate import calibrate
-from ._catalogue import build, catalogue
-from ._compare import (
+from ._base.errors import TN4NNError
+from ._comparison.compare import (
     DEFAULT_TOPOLOGIES,
     Candidate,
     candidates_for,
@@ -29,17 +27,19 @@ from ._compare import (
     read_topologies,
     use_threads,
 )
-from ._cost import BATCHES, cost
-from ._data import load as load_data
-from ._errors import TN4NNError
-from ._explain import explain
-from ._figure import new_figure
-from ._growth import growth
-from ._network import Network
-from ._plan import Plan, plan
-from ._report import print_table, write_json
-from ._topology import Topology, parse
-from ._train import train
+from ._comparison.report import print_table, write_json
+from ._drawing.figure import new_figure
+from ._graph.catalogue import build, catalogue
+from ._graph.network import Network
+from ._graph.topology import Topology, parse
+from ._model.backend import backend, backends
+from ._planning.calibrate import calibrate
+from ._planning.cost import BATCHES, cost
+from ._planning.explain import explain
+from ._planning.growth import growth
+from ._planning.plan import Plan, plan
+from ._training.data import load as load_data
+from ._training.train import train
 from .interop.einsum import from_einsum
 from .reproduce._cli import reproduce
 
@@ -389,8 +389,8 @@ def _decompose(
     json: Json = None,
 ) -> None:
     """Put a network in the place of a trained matrix, and tell what is lost."""
-    from ._decompose import decompose
-    from ._io import read_matrix, save
+    from ._compression.decompose import decompose
+    from ._model.io import read_matrix, save
 
     w = read_matrix(file, tensor)
     onto = _declared(topology, w.shape[1], w.shape[0], sites)

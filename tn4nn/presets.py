@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ._catalogue import mpo
-from ._errors import TopologyError
-from ._layers import (
+from ._base.errors import TopologyError
+from ._graph.catalogue import mpo
+from ._graph.network import Network
+from ._model.layers import (
     AvgPool,
     BatchNorm,
     Conv2d,
@@ -28,7 +29,6 @@ from ._layers import (
     Sequential,
     Unflatten,
 )
-from ._network import Network
 
 Modes = Sequence[int]
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _layers as layers
-from ._backend import Trainer, TrainSpec
-from ._errors import BackendError, ShapeError
-from ._network import Network
-from ._paths import Path, greedy_path
-from ._program import BATCH, Legs
+from ._base.errors import BackendError, ShapeError
+from ._graph.network import Network
+from ._graph.paths import Path, greedy_path
+from ._model import layers
+from ._model.backend import Trainer, TrainSpec
+from ._runtime.program import BATCH, Legs
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _catalogue as cat
-from . import _layers as layers
-from ._backend import Backend
-from ._budget import rank_caps
-from ._init import rng_for
-from ._network import Network
-from ._topology import Core, Topology, topology
+from ._graph import catalogue as cat
+from ._graph.budget import rank_caps
+from ._graph.init import rng_for
+from ._graph.network import Network
+from ._graph.topology import Core, Topology, topology
+from ._model import layers
+from ._model.backend import Backend
 from .reference import backend as oracle
 from .reference import forward
 
@@ -294,7 +294,7 @@ def check_training(backend: Backend) -> None:
     Raises:
         AssertionError: saying what differs.
     """
-    from ._backend import TrainSpec
+    from ._model.backend import TrainSpec
 
     model = layers.Sequential(layers.Linear(_small(cat.mpo((4, 4), (4, 4)))), layers.ReLU(), layers.Linear(16, 3))
     rng = rng_for(0, "training")

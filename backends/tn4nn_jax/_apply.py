@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tn4nn import _layers as layers
-from tn4nn._conv import conv_plan
-from tn4nn._errors import BackendError, ShapeError, TN4NNError
-from tn4nn._native import Native
-from tn4nn._network import Network
-from tn4nn._plan import Form, Plan, bucket, plan
-from tn4nn._program import run
+from tn4nn._base.errors import BackendError, ShapeError, TN4NNError
+from tn4nn._graph.network import Network
+from tn4nn._model import layers
+from tn4nn._planning.conv import conv_plan
+from tn4nn._planning.plan import Form, Plan, bucket, plan
+from tn4nn._runtime.native import Native
+from tn4nn._runtime.program import run
 from tn4nn.interop.engines import check_engine, engine
 
 from ._device import figures

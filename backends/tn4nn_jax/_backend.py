@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import NDArray
 
-from tn4nn._backend import Place, Trainer, TrainSpec
-from tn4nn._layers import Layer
+from tn4nn._model.backend import Place, Trainer, TrainSpec
+from tn4nn._model.layers import Layer
 
 from ._device import checked_dtype, device_of, to_host
 from ._modules import JaxModule, Options, made, run_options

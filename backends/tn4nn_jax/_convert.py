@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from tn4nn import _convert
-from tn4nn import _layers as layers
-from tn4nn._convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
-from tn4nn._decompose import Decomposition
-from tn4nn._errors import BackendError, ShapeError, TN4NNError
-from tn4nn._network import Network
+from tn4nn._base.errors import BackendError, ShapeError, TN4NNError
+from tn4nn._compression import convert as _convert
+from tn4nn._compression.convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
+from tn4nn._compression.decompose import Decomposition
+from tn4nn._graph.network import Network
+from tn4nn._model import layers
 
 from ._device import beside, dtype_of, to_host, wide
 from ._kinds import Kind, dense_module, equinox, kind_of, readers, why_not

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from tn4nn._errors import BackendError
-from tn4nn._machine import CPU, known
+from tn4nn._base.errors import BackendError
+from tn4nn._runtime.devices import CPU, known
 
 Device = Any  # jax.Device, which type checkers take for a variable
 DTYPES = ("float32", "float64", "bfloat16", "float16")

@@ -1,4 +1,4 @@
-/* Appended to `_contract.c`: the runtime as a handler of XLA's custom calls on the CPU.
+/* Appended to `contract.c`: the runtime as a handler of XLA's custom calls on the CPU.
  *
  * Operands are the piece (as 32-bit numbers, for jax has no longer ones by default), x, and other memories; results
  * are memories. The attribute "at" says, in one array, 1 for the backward pass or else 0, and then which memory (see

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-import tn4nn._layers as layers
-from tn4nn._errors import BackendError
-from tn4nn._network import Network
-from tn4nn._ordering import Ordering
+import tn4nn._model.layers as layers
+from tn4nn._base.errors import BackendError
+from tn4nn._graph.network import Network
+from tn4nn._graph.ordering import Ordering
 
 from ._modules import JaxModule, TNConv2d, TNEmbedding, TNLinear
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tn4nn import _layers as layers
-from tn4nn._network import Network
-from tn4nn._topology import Topology
+from tn4nn._graph.network import Network
+from tn4nn._graph.topology import Topology
+from tn4nn._model import layers
 from tn4nn.interop.engines import check_engine
 from tn4nn.reference import check_tokens
 

@@ -23,13 +23,13 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad as _ad
 from jax.interpreters import batching, mlir
 
-from tn4nn import _native
-from tn4nn._compiled import library
-from tn4nn._native import Native
-from tn4nn._native_plan import ways
-from tn4nn._network import Network
-from tn4nn._plan import plan
-from tn4nn._program import run
+from tn4nn._graph.network import Network
+from tn4nn._planning.native import ways
+from tn4nn._planning.plan import plan
+from tn4nn._runtime import native as _native
+from tn4nn._runtime.compiled import library
+from tn4nn._runtime.native import Native
+from tn4nn._runtime.program import run
 
 from ._ops import OPS
 

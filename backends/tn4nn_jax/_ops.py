@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tn4nn._program import Ops
+from tn4nn._runtime.program import Ops
 
 
 def precision(*arrays: jax.Array) -> lax.Precision | None:

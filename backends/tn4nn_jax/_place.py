@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tn4nn._backend import Place
-from tn4nn._errors import BackendError
-from tn4nn._machine import CPU
-from tn4nn._program import Program, run
+from tn4nn._base.errors import BackendError
+from tn4nn._model.backend import Place
+from tn4nn._runtime.devices import CPU
+from tn4nn._runtime.program import Program, run
 
 from ._device import Device, to_device, wide
 from ._ops import OPS

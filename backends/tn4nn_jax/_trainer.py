@@ -16,9 +16,9 @@ import optax
 from jax import lax
 from numpy.typing import NDArray
 
-from tn4nn import _layers as layers
-from tn4nn._backend import TrainSpec
-from tn4nn._errors import BackendError, CheckpointError, ShapeError
+from tn4nn._base.errors import BackendError, CheckpointError, ShapeError
+from tn4nn._model import layers
+from tn4nn._model.backend import TrainSpec
 
 from ._apply import apply
 from ._device import device_of, to_device, to_host, wide
@@ -199,7 +199,7 @@ def _compiled_for(model: layers.Layer, spec: TrainSpec) -> _Compiled:
 
 
 class JaxTrainer:
-    """One model in training on one device; see `tn4nn._backend.Trainer`.
+    """One model in training on one device; see `tn4nn._model.backend.Trainer`.
 
     Args:
         model: what is trained.

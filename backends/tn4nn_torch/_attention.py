@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tn4nn._errors import TN4NNError
+from tn4nn._base.errors import TN4NNError
 
 from ._kinds import carry_over
 

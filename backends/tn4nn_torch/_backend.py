@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import tn4nn._layers as layers
-from tn4nn._backend import Place, TrainSpec
-from tn4nn._errors import BackendError
+import tn4nn._model.layers as layers
+from tn4nn._base.errors import BackendError
+from tn4nn._model.backend import Place, TrainSpec
 
 from ._modules import dtype_of, to_module
 from ._place import place
@@ -36,7 +36,7 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
 
 
 class TorchBackend:
-    """See `tn4nn._backend.Backend`."""
+    """See `tn4nn._model.backend.Backend`."""
 
     name = "torch"
 

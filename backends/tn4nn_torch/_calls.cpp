@@ -1,6 +1,6 @@
 // The native runtime as a differentiable function of torch, without Python in a call: what `_native.py` does, in C++.
 //
-// It knows the runtime by the addresses of its two functions and recipes as pieces (see `_contract.c` of tn4nn). Two
+// It knows the runtime by the addresses of its two functions and recipes as pieces (see `contract.c` of tn4nn). Two
 // things are asked of Python, of functions that `_calls.py` gives: a piece for gradients that nobody has wanted before,
 // and second derivatives. A module of Python and not an operator of torch: the operator's way through Python and the
 // checks before it took longer than the arithmetic of a small layer.

@@ -28,15 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tn4nn._catalogue import low_rank
-from tn4nn._compiled import tell
-from tn4nn._errors import BackendError
-from tn4nn._files import cache_folder
-from tn4nn._native import Native, address_of, native
-from tn4nn._network import Network
-from tn4nn._plan import plan
-from tn4nn._program import run
-from tn4nn._tasks import Recipe, recipe
+from tn4nn._base.errors import BackendError
+from tn4nn._base.files import cache_folder
+from tn4nn._graph.catalogue import low_rank
+from tn4nn._graph.network import Network
+from tn4nn._planning.plan import plan
+from tn4nn._runtime.compiled import tell
+from tn4nn._runtime.native import Native, address_of, native
+from tn4nn._runtime.program import run
+from tn4nn._runtime.recipe import Recipe, recipe
 
 from ._ops import OPS, of_any_rank, second
 

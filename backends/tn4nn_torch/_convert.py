@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tn4nn import _convert
-from tn4nn._convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
-from tn4nn._decompose import Decomposition
-from tn4nn._errors import BackendError, TN4NNError
-from tn4nn._network import Network
+from tn4nn._base.errors import BackendError, TN4NNError
+from tn4nn._compression import convert as _convert
+from tn4nn._compression.convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
+from tn4nn._compression.decompose import Decomposition
+from tn4nn._graph.network import Network
 
 from ._kinds import Kind, carry_over, dense_module, kind_of, why_not
 from ._modules import TNEmbedding, _Planned

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
-from tn4nn._program import registers_of, run
+from tn4nn._runtime.program import registers_of, run
 
 from ._ops import OPS, second
 from ._steps import Steps, back

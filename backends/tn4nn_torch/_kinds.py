@@ -10,9 +10,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import tn4nn._layers as layers
-from tn4nn._network import Network
-from tn4nn._ordering import Ordering
+import tn4nn._model.layers as layers
+from tn4nn._graph.network import Network
+from tn4nn._graph.ordering import Ordering
 
 from ._modules import TNConv2d, TNEmbedding, TNLinear, _Planned
 

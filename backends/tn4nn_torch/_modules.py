@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import tn4nn._layers as layers
-from tn4nn._conv import ConvPlan, conv_plan
-from tn4nn._errors import BackendError, ShapeError
-from tn4nn._layers import OnNetwork
-from tn4nn._merge import merged
-from tn4nn._native import Native, native
-from tn4nn._native_plan import ways
-from tn4nn._network import Network
-from tn4nn._ordering import Ordering
-from tn4nn._plan import Form, bucket, plan
-from tn4nn._topology import nearest
+import tn4nn._model.layers as layers
+from tn4nn._base.errors import BackendError, ShapeError
+from tn4nn._graph.network import Network
+from tn4nn._graph.ordering import Ordering
+from tn4nn._graph.topology import nearest
+from tn4nn._model.layers import OnNetwork
+from tn4nn._planning.conv import ConvPlan, conv_plan
+from tn4nn._planning.merge import merged
+from tn4nn._planning.native import ways
+from tn4nn._planning.plan import Form, bucket, plan
+from tn4nn._runtime.native import Native, native
 from tn4nn.interop.engines import Engine, check_engine, engine
 
+from ._device import figures
 from ._native import ITEMSIZE, apply, apply_own, readable, usable
 from ._steps import Steps
-from ._triton import figures
 from ._tuned import Tuned
 
 _DTYPES = {

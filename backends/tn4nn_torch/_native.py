@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tn4nn._errors import ShapeError
-from tn4nn._native import Native
+from tn4nn._base.errors import ShapeError
+from tn4nn._runtime.native import Native
 
 from ._calls import call, quick
 from ._ops import of_any_rank, second

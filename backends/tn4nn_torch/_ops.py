@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tn4nn._program import Ops
+from tn4nn._runtime.program import Ops
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:

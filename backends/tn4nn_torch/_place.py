@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from tn4nn._backend import Place
-from tn4nn._errors import BackendError
-from tn4nn._machine import CPU
-from tn4nn._program import Program
+from tn4nn._base.errors import BackendError
+from tn4nn._model.backend import Place
+from tn4nn._runtime.devices import CPU
+from tn4nn._runtime.program import Program
 
 from ._steps import Steps
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tn4nn._program import Program, Step, registers_of, run
+from tn4nn._runtime.program import Program, Step, registers_of, run
 
 from ._native import quiet
 from ._ops import OPS, second

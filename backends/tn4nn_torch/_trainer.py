@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import tn4nn._layers as layers
-from tn4nn._backend import TrainSpec
+import tn4nn._model.layers as layers
+from tn4nn._model.backend import TrainSpec
 
 from ._modules import to_module
 
@@ -21,7 +21,7 @@ _CHUNK = 1024  # rows of one evaluation call
 
 
 class TorchTrainer:
-    """See `tn4nn._backend.Trainer`."""
+    """See `tn4nn._model.backend.Trainer`."""
 
     def __init__(self, model: layers.Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> None:
         self.spec = spec

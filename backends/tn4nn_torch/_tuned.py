@@ -1,12 +1,10 @@
 """The fastest way of a layer on a GPU, measured when a number of rows has come for the second time.
 
-The ways are the programs of two plans, each in single operations and as captured graphs, and the Triton kernel where
-the cost model expects something of it.
+The ways are the programs of two plans, each in single operations and as captured graphs.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import time
@@ -16,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ._device import capturing, graph_dtype, warn_once
 from ._graphs import Captured
 from ._steps import Steps
-from ._triton import Fused, capturing, chosen, dtype_for, tell
 
 if TYPE_CHECKING:
     from ._modules import _Planned
@@ -48,8 +46,8 @@ class Tuned:
 
     def way(self, layer: _Planned, rows: Tensor, cores: Sequence[Tensor]) -> Way | None:
         """How to run the layer on these rows; None for its program in single operations."""
-        dtype = dtype_for(rows, cores)
-        if dtype is None or not rows.is_cuda:
+        dtype = graph_dtype(rows, cores)
+        if dtype is None:
             return None
         graded = torch.is_grad_enabled()
         wanted = tuple(graded and t.requires_grad for t in (*cores, rows))
@@ -92,15 +90,7 @@ class Tuned:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 yield Captured(steps, cores, rows, dtype, wanted, self._pool)
             except RuntimeError as error:  # no memory for it, or somebody captures in another thread
-                tell(f"no CUDA graph for a layer: {str(error)[:300]}")
-        kernel = chosen(layer.network, size, layer.phase, layer.minimize, rows.device, dtype)
-        if kernel is not None:
-            yield functools.partial(through, kernel, layer.names)
-
-
-def through(kernel: Fused, names: Sequence[str], cores: Sequence[Tensor], x: Tensor) -> Tensor:
-    """A kernel as a way."""
-    return kernel(dict(zip(names, cores, strict=True)), x)
+                warn_once(f"no CUDA graph for a layer: {str(error)[:300]}")
 
 
 def _seconds(way: Way, rows: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> float:

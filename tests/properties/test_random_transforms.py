@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn import _native
-from tn4nn._native_plan import candidates
+from tn4nn._planning.native import candidates
+from tn4nn._runtime import native as _native
 from tn4nn.testing import random_network
 
 FEW = range(4)

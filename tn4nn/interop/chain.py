@@ -7,8 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .._errors import ShapeError
-from .._network import Network
+from .._base.errors import ShapeError
+from .._graph.network import Network
 from ._graph import network_of, real_array
 
 _AXES = {"l": "left bond", "o": "output", "i": "input", "r": "right bond"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Sequence
 
-from .._errors import TopologyError
-from .._network import Network
+from .._base.errors import TopologyError
+from .._graph.network import Network
 from ._graph import check_on_cores, core_names, network_of
 
 Shape = tuple[int, ...]

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import _layers as layers
-from .._errors import BackendError
-from .._network import Network
-from .._paths import legs_along
-from .._plan import Plan, problem
-from .._program import BATCH
-from .._topology import nearest
+from .._base.errors import BackendError
+from .._graph.network import Network
+from .._graph.paths import legs_along
+from .._graph.topology import nearest
+from .._model import layers
+from .._planning.plan import Plan, problem
+from .._runtime.program import BATCH
 from ._graph import library
 
 _LIBRARIES = {"quimb": "quimb.tensor", "tensornetwork": "tensornetwork"}

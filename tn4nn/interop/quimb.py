@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .._network import Network
+from .._graph.network import Network
 from ._graph import check_on_cores, core_names, leg_names, library, network_of, real_array
 
 # The names that quimb draws at random begin with an underscore; they are others in every process, and a plan that is

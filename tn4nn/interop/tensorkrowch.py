@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .._errors import TopologyError
-from .._network import Network
+from .._base.errors import TopologyError
+from .._graph.network import Network
 from ._graph import core_names, leg_names, network_of, real_array
 
 

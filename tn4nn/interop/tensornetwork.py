@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .._errors import TopologyError
-from .._network import Network
+from .._base.errors import TopologyError
+from .._graph.network import Network
 from ._graph import core_names, leg_names, library, network_of, real_array
 
 _UNNAMED = "__unnamed_edge__"

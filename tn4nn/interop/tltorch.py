@@ -6,8 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .._errors import ShapeError
-from .._network import Network
+from .._base.errors import ShapeError
+from .._graph.network import Network
 from ._graph import network_of, real_array
 from .chain import from_chain
 

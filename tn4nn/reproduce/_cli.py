@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .._compare import use_threads
-from .._errors import DataError
+from .._base.errors import DataError
+from .._comparison.compare import use_threads
 from ._experiment import FAILS
 from ._page import write_page
 from ._registry import experiment, experiments

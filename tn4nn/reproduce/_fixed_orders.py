@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .._layers import Linear
-from .._network import Network
-from .._paths import Path, legs_along, path_macs
-from .._plan import Machine, Search, plan
+from .._graph.network import Network
+from .._graph.paths import Path, legs_along, path_macs
+from .._model.layers import Linear
+from .._planning.plan import Machine, Search, plan
 from ._clock import Call
 
 ORDERS = ("left to right", "right to left", "W first")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._errors import TN4NNError
-from .._files import atomic_write
-from .._summary import machine_line
+from .._base.errors import TN4NNError
+from .._base.files import atomic_write
+from .._comparison.summary import machine_line
 from ._experiment import FAILS, HOLDS, UNKNOWN
 from ._registry import experiment, experiments
 from ._run import read_results

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._backend import installed_backends
-from .._compare import machine
-from .._errors import CheckpointError, TN4NNError
-from .._figure import new_figure, saved
-from .._report import plain, write_json
+from .._base.errors import CheckpointError, TN4NNError
+from .._comparison.compare import machine
+from .._comparison.report import plain, write_json
+from .._drawing.figure import new_figure, saved
+from .._model.backend import installed_backends
 from ._experiment import FAILS, Experiment, Row, Settings
 from ._registry import experiment
 

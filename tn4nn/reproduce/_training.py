@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._backend import Trainer
-from .._data import Dataset
-from .._data import load as load_data
-from .._figure import dots, dress, panels
-from .._layers import Layer
-from .._train import Epoch, Run, train
+from .._drawing.figure import dots, dress, panels
+from .._model.backend import Trainer
+from .._model.layers import Layer
+from .._training.data import Dataset
+from .._training.data import load as load_data
+from .._training.train import Epoch, Run, train
 from ._experiment import Line, Row, Settings, Unit, mean_line
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from .. import presets
-from .._autorank import AutoRank
-from .._layers import Linear, ReLU
-from .._layers import Sequential as Model
-from .._model_budget import with_budget
-from .._ranks import grow
-from .._topology import Topology
-from .._train import Run
+from .._compression.ranks import grow
+from .._graph.topology import Topology
+from .._model.budget import with_budget
+from .._model.layers import Linear, ReLU
+from .._model.layers import Sequential as Model
+from .._training.autorank import AutoRank
+from .._training.train import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, dataset, draw_accuracies, of, units
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._catalogue import build, catalogue
-from .._figure import dress, legend, panels, style
-from .._layers import Linear, ReLU
-from .._layers import Sequential as Model
-from .._network import Network
-from .._train import train
+from .._drawing.figure import dress, legend, panels, style
+from .._graph.catalogue import build, catalogue
+from .._graph.network import Network
+from .._model.layers import Linear, ReLU
+from .._model.layers import Sequential as Model
+from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import presets
-from .._backend import installed_backends
-from .._figure import COLOURS, INK, dress, legend, panels
-from .._network import Network
+from .._drawing.figure import COLOURS, INK, dress, legend, panels
+from .._graph.network import Network
+from .._model.backend import installed_backends
 from ._clock import interleaved, ratio
 from ._experiment import Experiment, Line, Row, Settings, Unit
 from ._fixed_orders import ORDERS, Cell, calls, costs, names_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import presets
-from .._layers import Sequential
+from .._model.layers import Sequential
 from ._experiment import Experiment, Line, Row, Settings, Unit
 
 # Published, or counted by hand from the published shapes: D -> (both layers, rho).

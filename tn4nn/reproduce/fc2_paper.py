@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from .. import presets
-from .._init import rng_for
-from .._layers import Layer
-from .._train import train
+from .._graph.init import rng_for
+from .._model.layers import Layer
+from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, dataset, draw_accuracies, of, units
 

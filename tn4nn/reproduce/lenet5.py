@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import presets
-from .._figure import dress, legend, panels, style
+from .._drawing.figure import dress, legend, panels, style
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, units
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import presets
-from .._entanglement import entanglement
-from .._figure import GREY, INK, dress, legend, panels, style
-from .._train import Run
+from .._compression.entanglement import entanglement
+from .._drawing.figure import GREY, INK, dress, legend, panels, style
+from .._training.train import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, significant, units
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._catalogue import build
-from .._compare import LEARNING_RATES, Candidate, compare
-from .._figure import GREY, dress, legend, panels, style
-from .._significance import level_with_best
+from .._comparison.compare import LEARNING_RATES, Candidate, compare
+from .._comparison.significance import level_with_best
+from .._drawing.figure import GREY, dress, legend, panels, style
+from .._graph.catalogue import build
 from ._experiment import Experiment, Line, Row, Settings, Unit
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import presets
-from .._data import load as load_data
-from .._errors import DataError
-from .._files import cache_folder
+from .._base.errors import DataError
+from .._base.files import cache_folder
+from .._training.data import load as load_data
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, units
 

@@ -1,0 +1,112 @@
+"""Files that are whole or not there, and the folder in which tn4nn keeps its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from .errors import TN4NNError, WriteError
+
+_ADVICE = {
+    errno.ENOSPC: "free some space or name a path on another disk",
+    errno.EDQUOT: "free some of your quota or name a path on another disk",
+    errno.EACCES: "name a path in a folder you may write to",
+    errno.EPERM: "name a path in a folder you may write to",
+    errno.EROFS: "name a path on a disk that is not read-only",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "name a path whose parents are folders",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def cache_folder() -> Path:
+    """Where tn4nn keeps plans and data: $TN4NN_CACHE, else $XDG_CACHE_HOME/tn4nn, else ~/.cache/tn4nn."""
+    own = os.environ.get("TN4NN_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "tn4nn"
+    except RuntimeError as error:  # a user whom the system does not know, as in many containers
+        raise TN4NNError("this user has no home folder: set TN4NN_CACHE to a folder that may be written to") from error
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
+    """Writes a file so that a reader sees the old bytes or the new ones, never a part of them.
+
+    The bytes go to a temporary name in the same folder, which is then renamed over the file. Missing folders
+    are made, a symbolic link is followed, and the permissions of a file that is replaced are kept. A device
+    or a pipe (`/dev/stdout`) is written to as it is.
+
+    Args:
+        path: the file to write.
+        data: all of its bytes.
+        sync: whether the bytes must be on the disk before the rename, so that they survive a power cut. False
+            is faster, and enough for what can be computed again.
+
+    Raises:
+        WriteError: the operating system refused, for instance because the disk is full. The temporary file is
+            removed and an older file of that name is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     atomic_write(Path(folder) / "new" / "a.txt", b"whole")
+        ...     (Path(folder) / "new" / "a.txt").read_bytes()
+        b'whole'
+    """
+    try:
+        _write(Path(path), data, sync)
+    except OSError as error:
+        kept = "An older file of that name, if any, is unchanged."
+        advice = _ADVICE.get(error.errno or 0, "check the path, its permissions and the disk")
+        message = (
+            f"expected to write {len(data)} bytes to {os.fspath(path)!r}; "
+            f"received from the system: {error.strerror or error}. {kept} What would do: {advice}."
+        )
+        raise WriteError(error.errno, message, os.fspath(path)) from error
+
+
+def _write(path: Path, data: bytes, sync: bool) -> None:
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        old = None
+    if old is not None and stat.S_ISDIR(old.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        # A rename would put a plain file where /dev/null or a pipe stands.
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            _write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are private to the user whatever the umask says, and the rename would keep that.
+    temporary = target.parent / f".tn4nn-{os.getpid()}-{os.urandom(6).hex()}.tmp"
+    mode = 0o666 if old is None else stat.S_IMODE(old.st_mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, mode)
+    try:
+        try:
+            _write_all(descriptor, data)
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if old is not None:
+            os.chmod(temporary, mode)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -1,0 +1,173 @@
+"""What a comparison found, as a table on the terminal, CSV, JSON or one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._base.errors import CheckpointError
+from .._base.files import atomic_write
+from .html import write_figure, write_html
+from .summary import COLUMNS, NOTES, ROW_KEYS, Column, Summary, checked_rows, machine_line, summarise
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["Summary", "print_table", "summarise", "write_csv", "write_figure", "write_html", "write_json"]
+
+# On a terminal that is too narrow for all columns these are left out, the first of them first.
+_DISPENSABLE = ("saved", "peak", "compr.", "fill", "MACs", "backend", "step")
+
+
+def print_table(results: Mapping[str, Any], console: Console) -> None:
+    """Prints results grouped over seeds, with the definitions of the columns and the machine below.
+
+    On a terminal under about 110 columns the least important columns are left out, and it says so.
+
+    Args:
+        results: an object of schema 1, as `compare` returns and `--json` writes it.
+        console: where to print.
+
+    Raises:
+        CheckpointError: results of another schema.
+
+    Example:
+        >>> from rich.console import Console
+        >>> print_table({"schema": 1, "machine": {"cpu": "x"}, "rows": []}, Console(width=120))
+        no rows
+        machine: cpu x
+    """
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    summaries = summarise(checked_rows(results))
+    machine = Text(machine_line(results), style="dim")
+    if not summaries:
+        console.print("no rows")
+        console.print(machine)
+        return
+    footnotes = _footnotes(summaries)
+    columns = list(COLUMNS)
+    table = _table(summaries, columns, footnotes)
+    unbounded = console.options.update(max_width=10_000)
+    for title in _DISPENSABLE:
+        if Measurement.get(console, unbounded, table).maximum <= console.width:
+            break
+        columns = [column for column in columns if column.title[0] != title]
+        table = _table(summaries, columns, footnotes)
+    console.print(table)
+    # Text and not markup: a reason may hold square brackets, such as a shape.
+    for reason, mark in footnotes.items():
+        console.print(Text(f"[{mark}] {reason}", style="dim"))
+    for note in NOTES:
+        console.print(Text(note, style="dim"))
+    left_out = len(COLUMNS) - len(columns)
+    if left_out:
+        console.print(Text(f"{left_out} columns do not fit in this width: see the CSV or HTML.", style="dim"))
+    console.print(machine)
+
+
+def _footnotes(summaries: Sequence[Summary]) -> dict[str, int]:
+    """The number under which each different reason stands below the table."""
+    reasons = dict.fromkeys(one.reason for one in summaries if one.reason)
+    return {reason: mark for mark, reason in enumerate(reasons, start=1)}
+
+
+def _table(summaries: Sequence[Summary], columns: Sequence[Column], footnotes: Mapping[str, int]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in columns:
+        title = Text("\n".join(part for part in column.title if part))
+        table.add_column(title, justify="right" if column.numeric else "left", no_wrap=True)
+    for one in summaries:
+        cells = [Text(column.cell(one)) for column in columns]
+        if one.reason:
+            cells[-1].append(f" [{footnotes[one.reason]}]")
+        table.add_row(*cells, style=None if one.status == "ok" else "dim")
+    return table
+
+
+def write_csv(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
+    """Writes one line a row (a seed), in UTF-8: the columns of schema 1, then any others; None is empty.
+
+    Raises:
+        CheckpointError: results of another schema.
+        WriteError: the file cannot be written.
+    """
+    rows = checked_rows(results)
+    extra = dict.fromkeys(key for row in rows for key in row if key not in ROW_KEYS)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*ROW_KEYS, *extra], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue().encode())
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Writes JSON that every reader takes: UTF-8, and null where a number is NaN or infinite.
+
+    Args:
+        path: the file.
+        obj: dicts, sequences, strings, numbers, None; also numpy's numbers and arrays, dataclasses and paths.
+
+    Raises:
+        CheckpointError: a value that JSON has no form for; it says where in the object.
+        WriteError: the file cannot be written; an older one of that name is unchanged.
+    """
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write(path, (text + "\n").encode())
+
+
+def plain(obj: Any) -> Any:
+    """What a reader of `write_json`'s file gets back.
+
+    Example:
+        >>> plain({"a": (1, np.float64("nan"))})
+        {'a': [1, None]}
+    """
+    return _plain(obj, "$")
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_key(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+        if not isinstance(value, list):
+            return _plain(value, where)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _plain(fields, where)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise CheckpointError(
+        f"expected numbers, strings, sequences and mappings for JSON; received {type(value).__name__} at {where}."
+    )
+
+
+def _key(key: Any, where: str) -> str:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return str(key)
+    raise CheckpointError(f"expected strings as keys for JSON; received {key!r} in {where}.")

@@ -1,0 +1,154 @@
+"""One budget over the matrices of a trained model: each gets what it makes the most of.
+
+Every matrix has a curve, what it loses (a share of its squared norm, or of that of its outputs) by how many
+parameters it is given, and being left dense is its last point. Layers stand in series, so the product of what they
+keep is made large: small losses add up, and none is let go altogether. On the lower convex hulls of the curves (of
+-ln of what is kept) the steepest piece is bought first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._base.errors import BudgetError
+from .._graph.budget import rank_caps
+from .._graph.network import Network
+from .._graph.ordering import Ordering
+from .._graph.topology import Topology
+from .._graph.tree import full_ranks, grown, tree_of
+from .fit import Fitter, checked_memory
+from .svd import singular_values, tails
+from .target import Target, target_of
+
+Points = tuple[tuple[int, float], ...]
+
+_LEAST_KEPT = 1e-4  # what is lost altogether must not cost infinitely much
+_GRID = 24  # budgets at which the loss of a tree is read
+
+
+def loss_curve(
+    W: ArrayLike, topology: Topology, inputs: ArrayLike | None = None, ordering: Ordering | None = None
+) -> Points:
+    """(parameters, share of the squared norm that is lost), parameters ascending; the last point is W left dense.
+
+    On a tree the loss is what the spectra at its bonds drop, at ranks grown by error per parameter. On other graphs it
+    would take a fit for each point; there the spectrum of W stands in, as if the topology were low rank.
+
+    Args:
+        W: of shape (out_features, in_features).
+        topology: what W is to stand on.
+        inputs: as for `tn.decompose`: then the loss is that of the outputs.
+        ordering: of the inputs.
+
+    Raises:
+        ShapeError: W does not have the shape of the topology.
+        DataError: NaN or infinite entries, W zero everywhere.
+
+    Example:
+        >>> import numpy as np, tn4nn as tn
+        >>> points = loss_curve(np.eye(4), tn.low_rank(4, 4))
+        >>> points[0], points[-1]
+        ((8, 0.75), (16, 0.0))
+    """
+    target = target_of(W, topology, inputs, ordering)
+    dense = target.w.size
+    smallest = topology.with_rank(1).num_params
+    tree = tree_of(topology)
+    found: dict[int, float] = {}
+    if smallest < dense:
+        if tree is None:
+            found = {smallest: 1.0, **_low_rank_losses(target, smallest, dense)}
+        else:
+            found = _tree_losses(Fitter(target, tree, "svd", 0, checked_memory(None)), smallest, dense)
+    return (*sorted(found.items()), (dense, 0.0))
+
+
+def _tree_losses(fitter: Fitter, smallest: int, dense: int) -> dict[int, float]:
+    topology, lost = fitter.target.topology, fitter.tails
+    assert fitter.tree is not None
+    if not fitter.tree.edges:
+        return {smallest: 0.0}
+    most = full_ranks(fitter.tree, lost, rank_caps(topology))
+    found = {}
+    for budget in dict.fromkeys(int(n) for n in np.geomspace(smallest, dense - 1, _GRID)):
+        ranks = grown(topology, lost, most, max(budget, smallest), 0.0)
+        found[Network(topology, ranks).num_params] = lost.lost(ranks)
+    return found
+
+
+def _low_rank_losses(target: Target, smallest: int, dense: int) -> dict[int, float]:
+    weighed = target.w
+    if target.covariance is not None:
+        values, vectors = np.linalg.eigh(target.covariance)
+        weighed = weighed @ (vectors * np.sqrt(np.maximum(values, 0)))
+    dropped = tails(singular_values(weighed) ** 2)
+    price = sum(target.w.shape)
+    most = max(1, (dense - 1) // price)
+    ranks = dict.fromkeys(int(r) for r in np.geomspace(1, most, _GRID))
+    return {r * price: float(dropped[r] / dropped[0]) for r in ranks if smallest < r * price < dense}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A part of a curve's lower convex hull."""
+
+    slope: float
+    name: str
+    length: int
+
+
+def spread(curves: Mapping[str, Points], budget: int) -> dict[str, int]:
+    """How many parameters each of several matrices gets: together at most the budget, with the
+    largest product of what they keep (1 - loss).
+
+    Args:
+        curves: name -> what `loss_curve` gave.
+        budget: parameters.
+
+    Raises:
+        BudgetError: the smallest networks together are above the budget.
+
+    Example:
+        >>> spread({"flat": ((10, 0.9), (100, 0.8)), "steep": ((10, 0.9), (60, 0.1), (100, 0.0))}, 80)
+        {'flat': 20, 'steep': 60}
+    """
+    got = {name: points[0][0] for name, points in curves.items()}
+    smallest = sum(got.values())
+    if smallest > budget:
+        raise BudgetError(
+            f"a budget of {budget:,} parameters cannot be met: the smallest feasible one is {smallest:,} (rank 1 on "
+            "every bond of every layer)",
+            smallest,
+        )
+    left = budget - smallest
+    pieces = [piece for name, points in curves.items() for piece in _pieces(name, points)]
+    for piece in sorted(pieces, key=lambda piece: piece.slope):  # stable, and hulls are convex: in order in each curve
+        taken = min(piece.length, left)
+        got[piece.name] += taken
+        left -= taken
+    return got
+
+
+def _pieces(name: str, points: Points) -> list[_Piece]:
+    hull = _lower_hull([(params, -math.log(max(1 - loss, _LEAST_KEPT))) for params, loss in points])
+    return [_Piece((b[1] - a[1]) / (b[0] - a[0]), name, b[0] - a[0]) for a, b in itertools.pairwise(hull)]
+
+
+def _lower_hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    hull: list[tuple[int, float]] = []
+    for point in points:
+        while len(hull) > 1 and _above(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
+    """Whether b lies on or above the line from a to c."""
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])

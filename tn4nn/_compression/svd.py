@@ -1,0 +1,226 @@
+"""Low rank by singular values: the two-factor case that every other decomposition is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._base.errors import DataError, ShapeError, TopologyError
+from .._graph.topology import nearest
+
+Array = NDArray[Any]
+Split = Literal["both", "left", "right"]
+_RANGE = 1e120  # of magnitudes whose sums of squares are numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factors:
+    """M ~ left @ right through one bond.
+
+    Attributes:
+        left: A, of shape (rows, rank).
+        right: B, of shape (rank, columns).
+        spectrum: the singular values that are kept, largest first.
+        dropped: the ones that are not.
+        error: relative error in the Frobenius norm, sqrt(sum dropped^2 / sum of all squares).
+    """
+
+    left: Array
+    right: Array
+    spectrum: Array
+    dropped: Array
+    error: float
+
+    @property
+    def rank(self) -> int:
+        """Size of the bond."""
+        return len(self.spectrum)
+
+
+def numbers(value: Any, what: str) -> NDArray[Any]:
+    """`value` as an array of numbers that numpy has; bfloat16 as float32, which holds it exactly.
+
+    Raises:
+        ShapeError: no numbers, or a tensor that numpy cannot read.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError, ValueError) as error:  # torch: bfloat16, gradients, a device; lists: their lengths
+        advice = (
+            "give rows of one length"
+            if isinstance(value, list | tuple)
+            else "of a torch tensor, give tensor.detach().float().cpu().numpy(); under jax.jit there are no numbers yet"
+        )
+        raise ShapeError(
+            f"{what} must hold numbers that numpy can read, received {type(value).__name__} ({error}): {advice}"
+        ) from None
+    if array.dtype.name == "bfloat16":  # that of jax (ml_dtypes)
+        return array.astype(np.float32)
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+        received = f"{array.dtype}" if array.ndim else f"{type(value).__name__}"
+        raise ShapeError(f"{what} must hold numbers that numpy has, received {received}: give an array of float32")
+    return array
+
+
+def checked_array(
+    value: ArrayLike, what: str, ndim: int, zero: str = "there is nothing to decompose, leave the layer out"
+) -> Array:
+    """`value` as a float64 or complex128 array (never the caller's own) with finite entries, not all zero.
+
+    Args:
+        value: what was given.
+        what: its name.
+        ndim: number of axes.
+        zero: what would do where it is zero everywhere.
+
+    Raises:
+        ShapeError: no numbers, or another number of axes.
+        DataError: NaN, infinity, nothing but zeros, or numbers whose squares are out of range.
+    """
+    array = numbers(value, what)
+    if array.ndim != ndim or 0 in array.shape:
+        raise ShapeError(f"{what} must have {ndim} axes and at least one entry, received shape {array.shape}")
+    array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+    bad = ~np.isfinite(array)
+    if bad.any():
+        first = tuple(map(int, np.argwhere(bad)[0]))
+        raise DataError(f"{what} has {int(bad.sum())} entries that are NaN or infinite, the first at {first}")
+    largest = float(np.abs(array).max())
+    if largest == 0:
+        raise DataError(f"{what} is zero everywhere: {zero}")
+    if not 1 / _RANGE <= largest <= _RANGE:
+        raise DataError(
+            f"the largest entry of {what} is {largest:.3g} in magnitude, whose square is out of range: scale {what} to "
+            f"between {1 / _RANGE:g} and {_RANGE:g}"
+        )
+    return array
+
+
+def left_svd(matrix: Array) -> tuple[Array, Array]:
+    """(U, s) of matrices of shape (..., m, n), without the right factor, which may be large."""
+    if matrix.shape[-1] > matrix.shape[-2]:
+        matrix = _adjoint(_triangle(_adjoint(matrix)))
+    u, s, _ = np.linalg.svd(matrix, full_matrices=False)
+    return u, s
+
+
+def singular_values(matrix: Array) -> Array:
+    """Singular values of matrices of shape (..., m, n), largest first."""
+    if matrix.shape[-1] > matrix.shape[-2]:
+        matrix = matrix.swapaxes(-1, -2)
+    if matrix.shape[-2] > 2 * matrix.shape[-1]:
+        matrix = _triangle(matrix)
+    found: Array = np.linalg.svd(matrix, compute_uv=False)
+    return found
+
+
+def _triangle(matrix: Array) -> Array:
+    """R of the QR decomposition: the same singular values and right singular vectors in few rows."""
+    r: Any = np.linalg.qr(matrix, mode="r")  # its type hints know no mode
+    return np.asarray(r)
+
+
+def _adjoint(matrix: Array) -> Array:
+    return matrix.conj().swapaxes(-1, -2)
+
+
+def tails(energies: Array) -> Array:
+    """What is dropped at rank 0, 1, ..., len: sums of energies from there on.
+
+    Example:
+        >>> tails(np.array([4.0, 2.0, 1.0])).tolist()
+        [7.0, 3.0, 1.0, 0.0]
+    """
+    return np.append(np.cumsum(energies[::-1])[::-1], 0.0)
+
+
+def rank_for(energies: Array, error: float) -> int:
+    """The smallest rank of at least 1 whose relative error is at most `error`."""
+    left = tails(energies)
+    return max(1, int(np.argmax(left <= error**2 * left[0])))
+
+
+def low_rank_factors(
+    M: ArrayLike,
+    *,
+    rank: int | None = None,
+    error: float | None = None,
+    kept: float | None = None,
+    split: Split = "both",
+) -> Factors:
+    """M ~ A B, the best approximation through one bond (Eckart and Young), N^2 numbers as 2 N D.
+
+    Give exactly one of `rank`, `error`, `kept`.
+
+    Args:
+        M: a real or complex matrix.
+        rank: of the bond, from 1 to the smaller side of M.
+        error: largest relative error in the Frobenius norm, in [0, 1); the smallest rank that keeps it.
+        kept: least share of the squared norm that is kept, in (0, 1]; the smallest rank that keeps it.
+        split: "both" gives each factor the square roots of the singular values, so that
+            A^H A = B B^H = diag(spectrum); "left" gives them all to A, "right" all to B, and the other factor
+            is an isometry.
+
+    Raises:
+        ShapeError: M is no matrix of numbers.
+        DataError: M has NaN or infinite entries, or is zero.
+        TopologyError: a rank, error or share that cannot be.
+
+    Example:
+        >>> f = low_rank_factors([[3.0, 0.0], [0.0, 4.0]], rank=1)
+        >>> f.spectrum.tolist(), f.error
+        ([4.0], 0.6)
+        >>> abs(f.left @ f.right).round(12).tolist()
+        [[0.0, 0.0], [0.0, 4.0]]
+    """
+    matrix = checked_array(M, "M", 2)
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    r = _wanted_rank(s, rank, error, kept)
+    powers = {"both": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0)}
+    if split not in powers:
+        raise TopologyError(f"unknown split {split!r}." + nearest(str(split), powers))
+    on_left, on_right = powers[split]
+    keep, drop = s[:r], s[r:]
+    left, right = u[:, :r] * keep**on_left, keep[:, None] ** on_right * v[:r]
+    return Factors(left, right, keep, drop, float(np.linalg.norm(drop) / np.linalg.norm(s)))
+
+
+def _wanted_rank(s: Array, rank: int | None, error: float | None, kept: float | None) -> int:
+    given = {"rank": rank, "error": error, "kept": kept}
+    only = only_one(given, "low_rank_factors")
+    if only == "rank":
+        return checked_rank(rank, len(s), "the smaller side of M")
+    if only == "error":
+        return rank_for(s**2, checked_error(error))
+    if not (isinstance(kept, int | float) and 0 < kept <= 1):
+        raise TopologyError(f"kept must be a share above 0 and at most 1, received {kept!r}")
+    return rank_for(s**2, math.sqrt(1 - kept))
+
+
+def only_one(given: dict[str, Any], what: str) -> str:
+    """The one key whose value is not None, or an error."""
+    asked = [name for name, value in given.items() if value is not None]
+    if len(asked) != 1:
+        raise TopologyError(
+            f"{what} takes exactly one of {', '.join(f'{name}=' for name in given)}, "
+            f"received {', '.join(asked) or 'none'}"
+        )
+    return asked[0]
+
+
+def checked_rank(rank: Any, most: int, why: str) -> int:
+    """A rank as an int from 1 to `most`, or an error."""
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 1 <= rank <= most:
+        raise TopologyError(f"rank must be a whole number from 1 to {most} ({why}), received {rank!r}")
+    return int(rank)
+
+
+def checked_error(error: Any) -> float:
+    """A relative error as a float in [0, 1), or an error."""
+    if isinstance(error, bool) or not isinstance(error, int | float | np.floating) or not 0 <= error < 1:
+        raise TopologyError(f"error must be a relative error from 0 to below 1, received {error!r}")
+    return float(error)

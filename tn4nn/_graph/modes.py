@@ -1,0 +1,104 @@
+"""Choosing mode sizes.
+
+The rule, for one side of n features and s sites:
+  1. n is split into s factors as equal as can be (least largest factor, then largest smallest factor).
+  2. The split is taken when its largest factor is at most 4 times the ideal n^(1/s), or when n <= 16: small
+     sizes, like 10 classes, stay as they are, with modes of size 1 on the sites that get nothing.
+  3. Otherwise (primes, or a large prime factor) the side is padded: the smallest m with n < m <= 1.125 n + 1
+     whose largest factor is at most twice its ideal. The input is filled up with zeros, surplus outputs are
+     dropped. With pad=False, or where no such m exists, the split of 1 is kept whole.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+from .._base.errors import TopologyError
+from .topology import checked_size
+
+Pairing = Literal["opposed", "aligned", "palindrome"]
+PAIRINGS = ("opposed", "aligned", "palindrome")
+
+
+def modes_for(
+    in_features: int, out_features: int, sites: int, *, pairing: Pairing = "opposed", pad: bool = True
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Mode sizes (inputs, outputs), each of length `sites`; the module says by which rule.
+
+    Example:
+        >>> modes_for(784, 10, 4)
+        ((4, 4, 7, 7), (5, 2, 1, 1))
+        >>> modes_for(1009, 256, 4)[0]  # a prime: padded
+        (4, 4, 8, 8)
+    """
+    ins, outs = checked_size(in_features, "in_features"), checked_size(out_features, "out_features")
+    count = checked_size(sites, "sites")
+    if pairing not in PAIRINGS:
+        raise TopologyError(f"pairing must be one of {', '.join(PAIRINGS)}, received {pairing!r}")
+    left, right = _side(ins, count, pad), _side(outs, count, pad)
+    if pairing == "palindrome":
+        return _palindrome(left), _palindrome(right)
+    return left, right[::-1] if pairing == "opposed" else right
+
+
+def balanced(number: int, count: int) -> tuple[int, ...]:
+    """`count` factors of `number` in ascending order, as equal as can be.
+
+    Example:
+        >>> balanced(784, 4), balanced(10, 4), balanced(64, 3)
+        ((4, 4, 7, 7), (1, 1, 2, 5), (4, 4, 4))
+    """
+    return _balanced(number, count)
+
+
+@lru_cache(maxsize=4096)
+def _balanced(number: int, count: int) -> tuple[int, ...]:
+    if count == 1:
+        return (number,)
+    best: tuple[int, ...] | None = None
+    for last in _divisors(number):
+        if last**count < number:  # the largest factor is at least the ideal
+            continue
+        if best is not None and last > best[-1]:
+            break
+        rest = _balanced(number // last, count - 1)
+        split = tuple(sorted((*rest, last)))
+        if best is None or (split[-1], -split[0]) < (best[-1], -best[0]):
+            best = split
+    assert best is not None
+    return best
+
+
+def _divisors(number: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
+
+
+def _side(features: int, sites: int, pad: bool) -> tuple[int, ...]:
+    whole = balanced(features, sites)
+    if features <= 16 or whole[-1] <= 4 * features ** (1 / sites) or not pad:
+        return whole
+    for padded in range(features + 1, features + features // 8 + 2):
+        split = balanced(padded, sites)
+        if split[-1] <= 2 * padded ** (1 / sites):
+            return split
+    return whole
+
+
+def _palindrome(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Ascending sizes laid out so that the large ones stand in the middle."""
+    left, right = list(sizes[::2]), list(sizes[1::2])
+    return (*left, *right[::-1])
+
+
+def grid_of(sites: int) -> tuple[int, int]:
+    """The squarest (rows, columns) of that many sites, no more rows than columns.
+
+    Example:
+        >>> grid_of(6), grid_of(9)
+        ((2, 3), (3, 3))
+    """
+    rows = max(d for d in range(1, math.isqrt(sites) + 1) if sites % d == 0)
+    return rows, sites // rows

@@ -1,0 +1,215 @@
+"""Network: a Topology with a size on every leg. Still no arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._base.errors import ShapeError, TopologyError
+from .topology import Sizes, Topology, check_schema, checked_size, fingerprint_of, nearest, read_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+
+def shape_of(array: object, what: str) -> tuple[int, ...]:
+    """The shape of an array of any library, or a ShapeError that names it."""
+    shape: Any = getattr(array, "shape", None)
+    if shape is None:
+        raise ShapeError(f"{what}: expected an array, received {type(array).__name__}")
+    return tuple(shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A topology whose bonds have sizes: everything about a layer but its numbers.
+
+    Attributes:
+        topology: the graph.
+        ranks: bond -> size (bond dimension chi).
+
+    Raises:
+        TopologyError: a bond without a size, a size for something that is no bond, a size below 1.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> net = tn.low_rank(6, 4).with_rank(2)
+        >>> net.shapes
+        {'core0': (6, 2), 'core1': (2, 4)}
+        >>> W = net.to_dense(net.init(0))
+        >>> W.shape
+        (4, 6)
+    """
+
+    topology: Topology
+    ranks: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        bonds = self.topology.bonds
+        if not isinstance(self.ranks, Mapping):
+            raise TopologyError(f"ranks must map each bond to its size, received {self.ranks!r}")
+        for bond in map(str, self.ranks):
+            if bond not in bonds:
+                raise TopologyError(f"{bond!r} is no bond of {self.topology.name!r}." + nearest(bond, bonds))
+        missing = [bond for bond in bonds if bond not in self.ranks]
+        if missing:
+            raise TopologyError(f"every bond needs a size: {', '.join(map(repr, missing))} received none")
+        ranks = {bond: checked_size(self.ranks[bond], f"bond {bond!r}") for bond in bonds}
+        object.__setattr__(self, "ranks", Sizes(ranks))
+
+    # -- what it is made of ---------------------------------------------------------------------------------
+
+    @property
+    def in_features(self) -> int:
+        """Neurons of the input."""
+        return self.topology.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Neurons of the output."""
+        return self.topology.out_features
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of every leg: modes and bonds."""
+        return {**self.topology.modes, **self.ranks}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Core name -> shape of its array."""
+        sizes = self.sizes
+        return {core.name: tuple(sizes[leg] for leg in core.legs) for core in self.topology.cores}
+
+    @property
+    def num_params(self) -> int:
+        """How many numbers the cores hold."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def dense_params(self) -> int:
+        """How many numbers the dense W holds: out_features * in_features."""
+        return self.in_features * self.out_features
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that are equal for equal networks, on every machine and in every process."""
+        return fingerprint_of([self.topology.fingerprint, list(self.ranks.items())])
+
+    # -- numbers --------------------------------------------------------------------------------------------
+
+    def init(self, seed: int = 0, *, scheme: str = "normal", gain: float = 1.0) -> dict[str, NDArray[np.float32]]:
+        """Draws the cores: core name -> float32 array, the same on every backend.
+
+        Args:
+            seed: every seed gives other numbers, the same everywhere.
+            scheme: "normal" (default; Var(W) is exactly gain**2 / in_features), "orthogonal" (each core is an
+                isometry from what it sums to what it opens, then scaled to the same Var(W)), or "identity"
+                (each core near an identity from its input to its output legs; see docs/design.md).
+            gain: factor on the standard deviation of W.
+
+        Raises:
+            TopologyError: an unknown scheme.
+        """
+        from .init import init
+
+        return init(self, seed, scheme=scheme, gain=gain)
+
+    def lr_factors(self, base: int | None = None) -> dict[str, float]:
+        """Learning-rate factor of each core, for Adam-like optimizers: base / fan-in of the core.
+
+        One step of size lr then moves the layer's output by the same amount for every core and width
+        (structure-aware learning rates of Qiu et al. 2024, arXiv:2406.06248, with the fan-in read from the
+        graph). `base` is the width at which a dense layer's factor is 1 (default: in_features).
+        """
+        from .init import lr_factors
+
+        return lr_factors(self, base)
+
+    def to_dense(self, weights: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The matrix W of the network, shape (out_features, in_features), in the dtype of the weights.
+
+        It is computed in float64 (or complex128). Raises ShapeError for weights of another network.
+        """
+        from ..reference import dense
+
+        return dense(self, weights)
+
+    def check(self, weights: Mapping[str, Any], where: str = "") -> None:
+        """Raises ShapeError unless `weights` has one array of the right shape for every core and no other."""
+        shapes = self.shapes
+        for name in weights:
+            if name not in shapes:
+                raise ShapeError(f"{where}{name!r} is no core of this network." + nearest(name, shapes))
+        for name, shape in shapes.items():
+            if name not in weights:
+                raise ShapeError(f"{where}core {name!r} has no weights: expected an array of shape {shape}")
+            received = shape_of(weights[name], f"{where}core {name!r}")
+            if received != shape:
+                raise ShapeError(f"{where}core {name!r}: expected shape {shape}, received {received}")
+
+    # -- as text, as data, as a picture ---------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The network as plain data."""
+        return {"schema": 1, "topology": self.topology.to_dict(), "ranks": dict(self.ranks)}
+
+    def to_json(self) -> str:
+        """The network as JSON; `Network.from_json` reads it back."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Network:
+        """Reads what `to_dict` gave."""
+        check_schema(data, "network", ("topology", "ranks"))
+        return cls(Topology.from_dict(data["topology"]), data["ranks"])
+
+    @classmethod
+    def from_json(cls, text: str) -> Network:
+        """Reads what `to_json` wrote."""
+        return cls.from_dict(read_json(text, "network"))
+
+    def draw(self, path: str | None = None, *, weights: Mapping[str, NDArray[Any]] | None = None) -> Figure:
+        """Draws the graph with matplotlib, each bond labelled with its size chi and the wider the larger.
+
+        Args:
+            path: a .png or .svg file to write.
+            weights: core name -> array; given, each bond is coloured by S / ln(chi), the share of the entanglement
+                entropy that its size allows. At a bond of a tree S is that of W across it, in a loop that of the two
+                cores which it joins.
+
+        Raises:
+            TN4NNError: another ending, or matplotlib is not installed.
+            ShapeError: weights of another network.
+        """
+        from .._compression.entanglement import bond_shares
+        from .._drawing.graph import draw
+
+        shares = None if weights is None else bond_shares(self, weights)
+        return draw(self.topology, self.ranks, shares=shares, path=path)
+
+    def __str__(self) -> str:
+        t = self.topology
+        ratio = self.dense_params / self.num_params
+        lines = [
+            f"Network {t.name!r}: {t.in_features} -> {t.out_features}, {self.num_params:,} params "
+            f"({ratio:.3g}x fewer than dense)",
+            "  bonds   " + (" ".join(f"{bond}={rank}" for bond, rank in self.ranks.items()) or "none"),
+        ]
+        for core in t.cores:
+            shape = self.shapes[core.name]
+            lines.append(f"  {core.name:<8} {' '.join(core.legs):<20} {shape}")
+        return "\n".join(lines)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Network):
+            return NotImplemented
+        return self.topology == other.topology and dict(self.ranks) == dict(other.ranks)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)

@@ -1,0 +1,434 @@
+"""Topology: cores, legs and mode sizes. No ranks, no arrays, no framework."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import math
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from .._base.errors import TopologyError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .network import Network
+
+
+class Sizes(dict[str, int]):
+    """A dict of sizes that cannot be changed, only copied: `dict(sizes)`."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("sizes of a topology or network cannot be changed: make a new one from dict(sizes)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = _refuse
+    setdefault = update = _refuse  # pyright: ignore[reportAssignmentType]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a dict is pickled by setting its items
+        return Sizes, (dict(self),)
+
+
+_NAME = re.compile(r"[^\s,:]+")
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Core:
+    """One trainable tensor: a name and its legs, in the order of the array's axes."""
+
+    name: str
+    legs: tuple[str, ...]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the nearest known words, or the known words when none is near."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=3)
+    if close:
+        return f" Did you mean {', '.join(map(repr, close))}?"
+    return f" Known: {', '.join(map(repr, words)) or 'none'}."
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Topology:
+    """A graph of cores joined by legs, with a size on every open leg.
+
+    A leg named in `inputs` meets the layer's input, one named in `outputs` forms its output, one named in
+    both is kept (it runs through, as a batch index does: W is block diagonal in it), and every other leg is
+    a bond, summed over. A leg that stands in more than two tensors, or an open leg that stands in more than
+    one core, is a hyperedge. The flat neuron index is big-endian in the order of the mapping, which is what
+    reshape does: ``i = sum_l i_l prod_{m>l} n_m``.
+
+    Attributes:
+        cores: the tensors, in the order in which they were declared.
+        inputs: size of each input leg, in the order of the modes of the input.
+        outputs: size of each output leg, in the order of the modes of the output.
+        in_features: neurons of the input; at most the product of the input sizes. A smaller value means that
+            the input is padded with zeros up to the product.
+        out_features: neurons of the output; at most the product of the output sizes, the rest is dropped.
+        name: what tables call it.
+
+    Raises:
+        TopologyError: a leg or core is wrong; the message names it.
+
+    Example:
+        >>> t = topology("x0 y0 a, x1 y1 a", inputs={"x0": 4, "x1": 8}, outputs={"y0": 2, "y1": 3})
+        >>> t.in_features, t.out_features, t.bonds
+        (32, 6, ('a',))
+    """
+
+    cores: tuple[Core, ...]
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+    in_features: int = -1
+    out_features: int = -1
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "cores", tuple(Core(str(c.name), tuple(c.legs)) for c in self.cores))
+        put(self, "inputs", Sizes(_checked_sizes(self.inputs, "input")))
+        put(self, "outputs", Sizes(_checked_sizes(self.outputs, "output")))
+        self._check_graph()
+        for side, sizes in (("in_features", self.inputs), ("out_features", self.outputs)):
+            product, wanted = math.prod(sizes.values()), getattr(self, side)
+            number = operator.index(wanted) if isinstance(wanted, SupportsIndex) else 0
+            if number == -1:
+                number = product
+            if isinstance(wanted, bool) or not 1 <= number <= product:
+                raise TopologyError(
+                    f"{side} must be from 1 to the product of its mode sizes "
+                    f"({'*'.join(map(str, sizes.values()))} = {product}), received {wanted!r}"
+                )
+            put(self, side, number)
+        if any(leg in self.outputs for leg in self.inputs) and self.is_padded:
+            raise TopologyError(
+                "a topology with a kept leg (input and output at once) cannot be padded: "
+                "choose mode sizes whose products are the features"
+            )
+
+    def _check_graph(self) -> None:
+        if not self.cores:
+            raise TopologyError("a topology needs at least one core, received none")
+        where: dict[str, list[str]] = {}
+        seen: set[str] = set()
+        for core in self.cores:
+            if not core.name.isidentifier() or core.name in ("bias", "x"):
+                raise TopologyError(
+                    f"{core.name!r} is no core name: expected a letter, then letters, digits, underscores, "
+                    "and neither 'bias' nor 'x'"
+                )
+            if core.name in seen:
+                raise TopologyError(f"core name {core.name!r} stands twice: names must be unique")
+            seen.add(core.name)
+            if not core.legs:
+                raise TopologyError(f"core {core.name!r} has no legs: give it at least one, or leave it out")
+            for leg in core.legs:
+                if core.legs.count(leg) > 1:
+                    raise TopologyError(
+                        f"core {core.name!r} has leg {leg!r} twice (a trace): give the two axes two names"
+                    )
+                if not _NAME.fullmatch(leg):
+                    raise TopologyError(f"core {core.name!r}: {leg!r} is no leg name (no spaces, commas, colons)")
+                where.setdefault(leg, []).append(core.name)
+        for leg, size in self.inputs.items():
+            if leg in self.outputs:
+                if self.outputs[leg] != size:
+                    raise TopologyError(
+                        f"leg {leg!r} is input and output at once (kept), so its sizes must agree: "
+                        f"input {size}, output {self.outputs[leg]}"
+                    )
+            elif leg not in where:
+                raise TopologyError(f"input leg {leg!r} stands on no core." + nearest(leg, where))
+        for leg in self.outputs:
+            if leg not in where and leg not in self.inputs:
+                raise TopologyError(f"output leg {leg!r} stands on no core." + nearest(leg, where))
+        for leg, cores in where.items():
+            if len(cores) == 1 and leg not in self.inputs and leg not in self.outputs:
+                raise TopologyError(
+                    f"leg {leg!r} stands only on core {cores[0]!r} and is neither input nor output: a bond "
+                    "joins at least two cores. Name it in inputs= or outputs=, or add it to another core"
+                )
+
+    # -- what it is made of ---------------------------------------------------------------------------------
+
+    @property
+    def bonds(self) -> tuple[str, ...]:
+        """The legs that are summed and open nowhere, in the order in which they first appear."""
+        legs = dict.fromkeys(leg for core in self.cores for leg in core.legs)
+        return tuple(leg for leg in legs if leg not in self.inputs and leg not in self.outputs)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The legs that are input and output at once."""
+        return tuple(leg for leg in self.inputs if leg in self.outputs)
+
+    @property
+    def modes(self) -> dict[str, int]:
+        """Size of every open leg."""
+        return {**self.inputs, **self.outputs}
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the features are fewer than the product of the modes on either side."""
+        return self.in_features != math.prod(self.inputs.values()) or self.out_features != math.prod(
+            self.outputs.values()
+        )
+
+    @property
+    def text(self) -> str:
+        """The cores in the text notation, names included; `topology` reads it back."""
+        return ", ".join(f"{core.name}: {' '.join(core.legs)}" for core in self.cores)
+
+    # -- the next values ------------------------------------------------------------------------------------
+
+    def with_rank(self, rank: int, *, clip: bool = False) -> Network:
+        """A Network with the same size on every bond.
+
+        Args:
+            rank: bond dimension chi, at least 1.
+            clip: lower each bond to its largest useful rank (`rank_caps`) where `rank` is above it.
+        """
+        return self.with_ranks(dict.fromkeys(self.bonds, rank), clip=clip)
+
+    def with_ranks(self, ranks: Mapping[str, int], *, clip: bool = False) -> Network:
+        """A Network with a given size on every bond.
+
+        Args:
+            ranks: bond -> size, for every bond.
+            clip: lower each bond to its largest useful rank (`rank_caps`).
+        """
+        from .budget import rank_caps
+        from .network import Network
+
+        network = Network(self, ranks)
+        if not clip:
+            return network
+        caps = rank_caps(self)
+        return Network(self, {bond: min(rank, caps[bond]) for bond, rank in network.ranks.items()})
+
+    def with_budget(
+        self,
+        *,
+        params: int | None = None,
+        macs: int | None = None,
+        bytes: int | None = None,  # noqa: A002  (the word of the field)
+        batch: int = 1,
+        dtype: str = "float32",
+        weights: Mapping[str, float] | None = None,
+        fixed: Mapping[str, int] | None = None,
+    ) -> Network:
+        """The Network whose ranks fill a budget: never above it, and as near as can be.
+
+        Give exactly one of `params` (numbers in the cores), `macs` (multiply-adds of one forward pass over
+        `batch` rows, in the order that needs fewest), `bytes` (of the cores at `dtype`).
+
+        Args:
+            weights: relative size wanted for each bond (default 1 for each).
+            fixed: bonds whose size is given and not chosen.
+
+        Raises:
+            BudgetError: even rank 1 on every bond is above the budget; `.smallest` is what would do.
+
+        Example:
+            >>> import tn4nn as tn
+            >>> net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_budget(params=1024)
+            >>> net.num_params, net.ranks
+            (1024, {'a0': 4, 'a1': 4, 'a2': 4})
+        """
+        from .budget import network_with_budget
+
+        return network_with_budget(
+            self, params=params, macs=macs, bytes=bytes, batch=batch, dtype=dtype, weights=weights, fixed=fixed
+        )
+
+    def renamed(self, name: str) -> Topology:
+        """The same topology under another name for tables."""
+        return dataclasses.replace(self, name=name)
+
+    # -- as text, as data, as a picture ---------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The topology as JSON; `Topology.from_json` reads it back."""
+        return json.dumps(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The topology as plain data."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "cores": [[core.name, list(core.legs)] for core in self.cores],
+            "inputs": dict(self.inputs),
+            "outputs": dict(self.outputs),
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> Topology:
+        """Reads what `to_json` wrote."""
+        return cls.from_dict(read_json(text, "topology"))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Topology:
+        """Reads what `to_dict` gave. In hand-written data `cores` may be the text notation, and the name and
+        the features may be left out."""
+        check_schema(data, "topology", ("cores", "inputs", "outputs"))
+        written = data["cores"]
+        return cls(
+            parse(written) if isinstance(written, str) else _listed(written),
+            data["inputs"],
+            data["outputs"],
+            data.get("in_features", -1),
+            data.get("out_features", -1),
+            data.get("name", "custom"),
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that are equal for equal topologies, on every machine and in every process.
+        The name for tables does not count."""
+        return fingerprint_of({k: v for k, v in self.to_dict().items() if k != "name"})
+
+    def draw(self, path: str | None = None) -> Figure:
+        """Draws the graph with matplotlib; saves it where a path is given."""
+        from .._drawing.graph import draw
+
+        return draw(self, path=path)
+
+    def __str__(self) -> str:
+        lines = [
+            f"Topology {self.name!r}: {self.in_features} -> {self.out_features}, {len(self.cores)} cores, "
+            f"{len(self.bonds)} bonds",
+            f"  inputs  {_sizes_text(self.inputs)}",
+            f"  outputs {_sizes_text(self.outputs)}",
+        ]
+        lines += [f"  {core.name:<8} {' '.join(core.legs)}" for core in self.cores]
+        return "\n".join(lines)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Topology):
+            return NotImplemented
+        return self.to_json() == other.to_json()  # dictionaries would be equal in another order of modes
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+def topology(
+    text: str,
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, int],
+    *,
+    in_features: int = -1,
+    out_features: int = -1,
+    name: str = "custom",
+) -> Topology:
+    """Declares a topology in text: tensors split by commas, legs by spaces.
+
+    Legs in neither mapping are bonds. A leg in more than two tensors, or an open leg in more than one core,
+    is a hyperedge; a leg in both mappings is kept. Cores are named core0, core1, ... in order, unless
+    written ``name: legs``.
+
+    Args:
+        text: e.g. ``"x0 y0 a, x1 y1 a b, x2 y2 b"``.
+        inputs: size of each input leg, in mode order.
+        outputs: size of each output leg, in mode order.
+        in_features: fewer neurons than the product of the inputs (zero padding); -1 for the product.
+        out_features: fewer neurons than the product of the outputs (the rest is dropped); -1 for the product.
+        name: what tables call it.
+
+    Raises:
+        TopologyError: naming the core and the leg that are wrong.
+
+    Example:
+        A rank-r block tensor train (Qiu et al. 2024, arXiv:2406.06248) over two modes; x0 and y1 stand in
+        both cores:
+
+        >>> btt = topology("x0 x1 y1 r, y0 x0 y1 r", {"x0": 8, "x1": 8}, {"y0": 4, "y1": 4})
+        >>> btt.with_rank(2).num_params
+        768
+    """
+    return Topology(parse(text), inputs, outputs, in_features, out_features, name)
+
+
+def parse(text: str) -> tuple[Core, ...]:
+    """The cores of a text in the notation of `topology`."""
+    if not isinstance(text, str) or not text.strip():
+        raise TopologyError(f"expected cores as text, like 'x0 y0 a, x1 y1 a', received {text!r}")
+    cores = []
+    for position, part in enumerate(text.split(",")):
+        head, colon, tail = part.partition(":")
+        name, legs = (head.strip(), tail) if colon else (f"core{position}", head)
+        if not _NAME.fullmatch(name):
+            raise TopologyError(f"tensor {position} ({part.strip()!r}): {name!r} is no core name")
+        if ":" in legs:
+            raise TopologyError(f"tensor {position} ({part.strip()!r}) has more than one colon")
+        cores.append(Core(name, tuple(legs.split())))
+    return tuple(cores)
+
+
+def _listed(written: object) -> tuple[Core, ...]:
+    """Cores out of [[name, [leg, ...]], ...]."""
+    if not isinstance(written, list | tuple):
+        raise TopologyError(f"cores in topology data are text or a list of [name, [legs]], received {written!r}")
+    cores = []
+    for item in written:
+        if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[1], list | tuple)):
+            raise TopologyError(f"a core is [name, [legs]] in topology data, received {item!r}")
+        cores.append(Core(str(item[0]), tuple(map(str, item[1]))))
+    return tuple(cores)
+
+
+def _checked_sizes(sizes: Mapping[str, int], side: str) -> dict[str, int]:
+    if not isinstance(sizes, Mapping) or not sizes:
+        raise TopologyError(f"{side}s must map at least one leg to its size, received {sizes!r}")
+    return {str(leg): checked_size(size, f"{side} leg {leg!r}") for leg, size in sizes.items()}
+
+
+def checked_size(size: object, what: str) -> int:
+    """`size` as an int of at least 1, or an error that names `what`."""
+    if type(size) is not int and (isinstance(size, bool) or not isinstance(size, SupportsIndex)):  # the first is quick
+        raise TopologyError(f"{what}: the size must be a whole number of at least 1, received {size!r}")
+    number = operator.index(size)
+    if number < 1:
+        raise TopologyError(f"{what}: the size must be at least 1, received {number}")
+    return int(number)
+
+
+def _sizes_text(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{leg}={size}" for leg, size in sizes.items())
+
+
+def read_json(text: str, what: str) -> dict[str, Any]:
+    """A JSON object, or an error that says what was expected."""
+    try:
+        data = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise TopologyError(f"this is no JSON of a {what}: {error}") from error
+    if not isinstance(data, dict):
+        raise TopologyError(f"the JSON of a {what} is an object, received {type(data).__name__}")
+    return data
+
+
+def check_schema(data: Mapping[str, Any], what: str, keys: Sequence[str]) -> None:
+    """Refuses data that is no object, of another schema, or with keys missing."""
+    if not isinstance(data, Mapping):
+        raise TopologyError(f"{what} data is an object, received {type(data).__name__}")
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise TopologyError(f"{what} data of schema {data['schema']!r}: this version reads schema {SCHEMA}")
+    missing = [key for key in keys if key not in data]
+    if missing:
+        raise TopologyError(f"{what} data lacks {', '.join(missing)}: received the keys {sorted(data)}")
+
+
+def fingerprint_of(data: object) -> str:
+    """16 hexadecimal digits of a canonical JSON text."""
+    text = json.dumps(data, sort_keys=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,178 @@
+"""A model and its weights in one file: safetensors with JSON in its metadata, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._base.cache import plans
+from .._base.errors import CheckpointError, DataError, ShapeError, TN4NNError
+from .._base.files import atomic_write
+from .._compression.svd import numbers
+from .._graph.network import Network
+from .._graph.topology import nearest
+from .layers import Layer, OnNetwork, layer_from_dict
+
+SCHEMA = 1
+_KEY = "tn4nn"
+
+
+def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[str, Any]) -> None:
+    """Writes a model (or one Network) and its weights to a file, whole or not at all.
+
+    The file is a safetensors file: anything that reads those finds the arrays under their names. Layer graph,
+    topologies, ranks, orderings and versions stand as JSON in its metadata, and so do the plans that this process has
+    found or read for the model's networks: a process that loads the file need not search for them again (those that
+    were made for another processor are not used).
+
+    Args:
+        path: of the file; an older one is replaced.
+        model: a layer, a whole model, or a Network.
+        weights: name -> array, as `init`, training or a backend's `weights` gives them. Numbers are kept to the bit,
+            bfloat16 as float32: a module that is built with dtype="bfloat16" has the same bits again.
+
+    Raises:
+        ShapeError: weights of another model, or arrays that hold no numbers.
+        WriteError: the file cannot be written; an older one is as it was.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np, tn4nn as tn
+        >>> model = tn.Sequential(tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "model.safetensors"
+        ...     tn.save(file, model, model.init(0))
+        ...     again, weights = tn.load(file)
+        >>> again == model, all(np.array_equal(a, model.init(0)[name]) for name, a in weights.items())
+        (True, True)
+    """
+    from safetensors.numpy import save as to_bytes
+
+    from .. import __version__
+
+    if not isinstance(model, Layer | Network):
+        raise ShapeError(f"save takes a model or a Network, then its weights; received {type(model).__name__}")
+    model.check(weights)
+    record = {
+        "schema": SCHEMA,
+        "versions": {"tn4nn": __version__, "numpy": np.__version__},
+        "network" if isinstance(model, Network) else "model": model.to_dict(),
+        "plans": plans.owned(_fingerprints(model)),
+    }
+    ready = {name: _in_order(name, array) for name, array in weights.items()}
+    atomic_write(path, to_bytes(ready, {_KEY: json.dumps(record)}))
+
+
+def _fingerprints(model: Layer | Network) -> set[str]:
+    """Of all networks of a model."""
+    if isinstance(model, Network):
+        return {model.fingerprint}
+    layers = (layer for _, layer in model.walk() if isinstance(layer, OnNetwork) and layer.has_ranks)
+    return {layer.solid().fingerprint for layer in layers}
+
+
+def _in_order(name: str, array: Any) -> NDArray[Any]:
+    """An array whose numbers lie in order: safetensors writes the buffer as it lies, whatever the strides say."""
+    found = numbers(array, repr(name))
+    native = found.astype(found.dtype.newbyteorder("="), copy=False)
+    return np.ascontiguousarray(native).reshape(found.shape)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArray[Any]]]:
+    """Reads what `save` wrote.
+
+    Returns:
+        (model, weights): `model.build(backend, weights)` goes on with them on any backend.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+        CheckpointError: a file that is not of `save`, of another version of its format, or with arrays missing, too
+            many, or of another shape.
+    """
+    record, weights = _read(Path(path))
+    if record.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {record.get('schema')!r}, written by tn4nn {_version(record)}; this version reads "
+            f"schema {SCHEMA}: read it with that version and save it anew"
+        )
+    try:
+        model: Layer | Network
+        model = Network.from_dict(record["network"]) if "network" in record else layer_from_dict(record["model"])
+        names = list(model.shapes if isinstance(model, Network) else model.specs())
+        model.check(weights)
+    except (TN4NNError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: the model and the arrays in it do not fit: {error}") from error
+    found = record.get("plans", {})
+    if isinstance(found, dict):  # a plan that does not fit is found out when it is asked for, and made anew
+        plans.adopt(found)
+    return model, {name: weights[name] for name in names}
+
+
+def read_matrix(path: str | os.PathLike[str], tensor: str | None = None) -> NDArray[Any]:
+    """A matrix out of a .npy file, or out of a .safetensors file by the name of the tensor.
+
+    Raises:
+        DataError: no such file or tensor (with the names of the matrices in it), or no matrix.
+    """
+    if Path(path).suffix == ".npy":
+        try:
+            found: NDArray[Any] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} cannot be read as a .npy file: {error}") from error
+    else:
+        found = _tensor(Path(path), tensor)
+    if found.ndim != 2:
+        raise DataError(f"{path}: expected a matrix (out_features, in_features), received shape {found.shape}")
+    return found
+
+
+def _tensor(path: Path, name: str | None) -> NDArray[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            names = list(file.keys())
+            if name not in names:
+                matrices = [n for n in names if len(file.get_slice(n).get_shape()) == 2]
+                raise DataError(
+                    f"{path}: expected the name of a tensor, received {name!r}."
+                    + nearest(name or "", matrices or names)
+                )
+            return np.asarray(file.get_tensor(name))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as a .npy or .safetensors file: {error}") from error
+
+
+def _version(record: Mapping[str, Any]) -> str:
+    versions = record.get("versions")
+    return str(versions.get("tn4nn")) if isinstance(versions, Mapping) else "of an unknown version"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            arrays = {} if text is None else {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118  (no mapping)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except (SafetensorError, TypeError) as error:
+        raise CheckpointError(f"{path} is no safetensors file that can be read here ({error})") from error
+    if text is None:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of tn4nn.save: its metadata have no {_KEY!r}. Read its arrays "
+            "with safetensors, and give one to tn.decompose"
+        )
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata {_KEY!r} are no JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: its metadata {_KEY!r} are no object, received {type(record).__name__}")
+    return record, arrays

@@ -1,0 +1,379 @@
+"""What a network costs over batches, beside what else a person could run; predicted, and measured where asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from .._base.errors import TN4NNError
+from .._graph.catalogue import dense
+from .._graph.network import Network
+from .._graph.paths import Path, find_paths, greedy_path, legs_along
+from .._model.layers import Embedding
+from .._runtime.devices import machine_of
+from .growth import exponent
+from .native import Way, _interleaved, _layouts, _Pricer, machine_here, runs_of
+from .plan import PHASES, Cost, Machine, Search, _bytes, plan
+
+BATCHES = (1, 32, 256, 2048)
+_LONGEST = 1.0  # seconds: what is predicted to take longer is not measured
+
+
+@dataclasses.dataclass(frozen=True)
+class CostRow:
+    """What one way of applying a network costs for one batch and phase.
+
+    Attributes:
+        batch: rows of x.
+        phase: "forward", or "train" for forward and backward.
+        way: "ours", "dense", "W first", "left to right", "greedy" (cotengra's) or "fewest FLOPs".
+        runtime: "native" (the C runtime of layers on a CPU), or "program" (array operations of a framework).
+        order: in words, where the order comes from.
+        macs: multiply-adds, half the FLOPs.
+        bytes_moved: bytes read and written by all steps.
+        largest: bytes of the largest array between x, the cores and y; 0 where there is none.
+        saved: bytes kept between forward and backward.
+        predicted_s: seconds by the cost model.
+        roofline_s: the least seconds for these multiply-adds on this machine: at its peak rate, or at its bandwidth for
+            reading and writing x, y and the cores once (in training their gradients too), whichever is longer.
+        measured_s: seconds in the native runtime, or of numpy's product for dense; None where not measured.
+    """
+
+    batch: int
+    phase: str
+    way: str
+    runtime: str
+    order: str
+    macs: int
+    bytes_moved: int
+    largest: int
+    saved: int
+    predicted_s: float
+    roofline_s: float
+    measured_s: float | None = None
+
+    @property
+    def roofline(self) -> float:
+        """The share of the roofline that is reached, by the measured time where there is one, else the predicted."""
+        return self.roofline_s / (self.predicted_s if self.measured_s is None else self.measured_s)
+
+    @property
+    def intensity(self) -> float:
+        """Multiply-adds for each byte moved."""
+        return self.macs / max(1, self.bytes_moved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain data."""
+        return {**dataclasses.asdict(self), "intensity": self.intensity, "roofline": self.roofline}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CostReport:
+    """What `cost` found; its text is the table.
+
+    Attributes:
+        network: what was priced.
+        rows: for each batch and phase, ours first.
+    """
+
+    network: Network
+    rows: tuple[CostRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        rows = [row.to_dict() for row in self.rows]
+        return {"schema": 1, "network": self.network.to_dict(), "rows": rows, "growth": self.growth()}
+
+    def growth(self) -> dict[str, dict[str, float]]:
+        """By phase, the exponents e with which our time (on a CPU the native one), multiply-adds and memory grow as
+        batch^e.
+
+        A least-squares line through the logarithms at all batches; empty for one batch alone. Memory is what is kept
+        for backward, in a forward pass the largest array.
+        """
+        found = {}
+        for phase in dict.fromkeys(row.phase for row in self.rows):
+            first = self.rows[0].runtime
+            ours = [row for row in self.rows if (row.phase, row.way, row.runtime) == (phase, "ours", first)]
+            if len({row.batch for row in ours}) > 1:
+                quantities: dict[str, list[float]] = {
+                    "time": [row.predicted_s if row.measured_s is None else row.measured_s for row in ours],
+                    "MACs": [row.macs for row in ours],
+                    "memory": [row.saved or row.largest for row in ours],
+                }
+                batches = [row.batch for row in ours]
+                found[phase] = {
+                    name: exponent(batches, values) for name, values in quantities.items() if min(values) > 0
+                }
+        return found
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Cost of {self.network.topology.name!r} {self.network.in_features} -> {self.network.out_features}, "
+            f"{self.network.num_params:,} params",
+            f"{'batch':>6} {'phase':<8}{'way':<14}{'runtime':<9}{'MACs':>15} {'moved':>10} {'largest':>10} "
+            f"{'saved':>10} {'MACs/B':>7} {'predicted':>11} {'measured':>11} {'roofline':>9}",
+        ]
+        for row in self.rows:
+            measured = "" if row.measured_s is None else _milliseconds(row.measured_s)
+            sizes = " ".join(f"{_bytes(number):>10}" for number in (row.bytes_moved, row.largest, row.saved))
+            lines.append(
+                f"{row.batch:>6} {row.phase:<8}{row.way:<14}{row.runtime:<9}{row.macs:>15,} {sizes} "
+                f"{row.intensity:>7.3g} {_milliseconds(row.predicted_s):>11} {measured:>11} {row.roofline:>9.0%}"
+            )
+        for phase, exponents in self.growth().items():
+            grown = ", ".join(f"{name} ~ batch^{exponent:.2f}" for name, exponent in exponents.items())
+            lines.append(f"{phase}, ours, {self.rows[0].runtime}: {grown}")
+        lines.append("MACs are multiply-adds; bytes at the size of one number that was asked for")
+        return "\n".join(lines)
+
+    __str__ = __repr__
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ModuleCost:
+    """What `cost` found for a module; its text is the tables of its layers.
+
+    Attributes:
+        reports: by the name of the layer in the module.
+    """
+
+    reports: Mapping[str, CostReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reports as plain data."""
+        return {"schema": 1, "layers": {name: report.to_dict() for name, report in self.reports.items()}}
+
+    def __repr__(self) -> str:
+        return "\n\n".join(f"{name or 'the module'}: {report}" for name, report in self.reports.items())
+
+    __str__ = __repr__
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+@overload
+def cost(
+    network: Network,
+    batches: Iterable[int] = ...,
+    *,
+    phases: Sequence[str] = ...,
+    itemsize: int = ...,
+    machine: Machine | None = ...,
+    device: str | None = ...,
+    measure: bool = ...,
+    cache: bool = ...,
+) -> CostReport: ...
+@overload
+def cost(
+    network: Any,
+    batches: Iterable[int] = ...,
+    *,
+    phases: Sequence[str] = ...,
+    itemsize: int = ...,
+    machine: Machine | None = ...,
+    device: str | None = ...,
+    measure: bool = ...,
+    cache: bool = ...,
+) -> CostReport | ModuleCost: ...
+def cost(
+    network: Network | Any,
+    batches: Iterable[int] = BATCHES,
+    *,
+    phases: Sequence[str] = PHASES,
+    itemsize: int = 4,
+    machine: Machine | None = None,
+    device: str | None = None,
+    measure: bool = False,
+    cache: bool = True,
+) -> CostReport | ModuleCost:
+    """What a network costs for several batches, forward and training, beside the other ways to run it.
+
+    For each batch and phase: our plan in the native runtime and as a program; the dense layer of the same features as
+    one matrix product; W built first, x through the cores from left to right, cotengra's greedy order, and the order
+    with the fewest FLOPs (exhaustive up to nine tensors, the best found above), these four in the native runtime too.
+    On a GPU all of them as programs, operation by operation.
+
+    Args:
+        network: what is applied; or a torch module, for a report on each of its linear layers and convolutions that
+            stand on a network. A row of a convolution is one position of its output.
+        batches: rows of x.
+        phases: "forward", "train" or both.
+        itemsize: 4 or 8 bytes of a number; on a GPU also 2.
+        machine: figures of the cost model (default: this processor's, where calibrated; else one CPU core).
+        device: a GPU, which need not be here: "H100", "H200", "H100 PCIe", "A100", or the full name of one that was
+            calibrated with torch. Instead of `machine`.
+        measure: also run the rows of the native runtime, and numpy's product for dense, on random numbers; the least
+            time of several interleaved rounds. What is predicted to take more than a second is left out.
+        cache: False plans anew and stores nothing.
+
+    Raises:
+        TN4NNError: an unknown phase, a batch below 1, no batch at all, a module without such layers, an unknown GPU, a
+            GPU with a machine or to be measured.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> report = tn.cost(tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), [64], phases=["forward"])
+        >>> [row.way for row in report.rows]
+        ['ours', 'ours', 'dense', 'W first', 'left to right', 'greedy', 'fewest FLOPs']
+        >>> report.rows[2].macs == 64 * 128 * 128
+        True
+    """
+    sizes = tuple(batches)
+    if not sizes:
+        raise TN4NNError("a cost needs at least one batch, received none")
+    if device is not None and (measure or machine is not None):
+        raise TN4NNError(
+            f"device={device!r} is priced, with its own figures, and not measured: leave out machine= and measure=, or "
+            "run benchmarks/step_time.py on it"
+        )
+    if not isinstance(network, Network):
+        options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "device": device, "measure": measure}
+        return ModuleCost(
+            {
+                name: cost(found, sizes, phases=phases, cache=cache, **options)
+                for name, found in _networks(network).items()
+            }
+        )
+    figures = machine or (machine_here(itemsize) if device is None else machine_of(device, itemsize))
+    rows: list[CostRow] = []
+    for batch in sizes:
+        for phase in phases:
+            asked = _Question(network, batch, phase, itemsize, figures, device is not None, cache)
+            rows += asked.measured() if measure else [row for row, _ in asked.rows()]
+    return CostReport(network, tuple(rows))
+
+
+def _networks(module: Any) -> dict[str, Network]:
+    """The networks of a torch module's layers, by the layers' names."""
+    if not hasattr(module, "named_modules"):
+        raise TN4NNError(f"a cost is of a Network or of a torch module, received {type(module).__name__}")
+    layers = dict(module.named_modules())
+    found = {
+        name: layer.network
+        for name, layer in layers.items()
+        if isinstance(getattr(layer, "network", None), Network)
+        and not isinstance(getattr(layer, "layer", None), Embedding)  # it picks rows: there is no product to price
+    }
+    if not found:
+        raise TN4NNError(
+            f"no linear layer or convolution of this {type(module).__name__} stands on a network: put TNLinear or "
+            "TNConv2d in it, or use tn4nn_torch.convert"
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    network: Network
+    batch: int
+    phase: str
+    itemsize: int
+    machine: Machine
+    gpu: bool
+    cache: bool
+
+    def rows(self) -> Iterator[tuple[CostRow, Way | None]]:
+        """Each row, with what the native runtime would run for it."""
+        for runtime in ("program",) if self.gpu else ("native", "program"):
+            p = self._plan(self.network, runtime)
+            yield self._row("ours", runtime, p.order, p.path, p.cost, p.block), p.way
+        p = self._plan(dense((self.network.in_features,), (self.network.out_features,)).with_rank(1), "program")
+        yield self._row("dense", "program", "one product", (), p.cost, 0), None
+        search = Search(self.network, self.batch, self.phase, "time", "apply", self.itemsize, self.machine)
+        for name, path in self._others(search):
+            if self.gpu:
+                yield self._row(name, "program", name, path, search.made(name, path).cost, 0), None
+                continue
+            way = self.native(name, path)
+            yield self._row(name, "native", name, path, way.cost, way.block), way
+
+    def native(self, name: str, path: Path) -> Way:
+        """The best layouts and block of a path in the native runtime."""
+        pricer = _Pricer(self.network, path, name, self.batch, self.phase, self.itemsize, self.machine)
+        return next(iter(_layouts(pricer, "time")))
+
+    def measured(self) -> list[CostRow]:
+        """The rows, those of the native runtime and dense measured in turns."""
+        found = list(self.rows())
+        short = [i for i, (row, _) in enumerate(found) if row.predicted_s <= _LONGEST]
+        ways = {i: way for i in short if (way := found[i][1]) is not None}
+        natives = runs_of(self.network, self.batch, self.phase, [*ways.values()], self.itemsize)
+        runs = dict(zip(ways, natives or (), strict=False))  # none without the runtime
+        runs |= {
+            i: _dense_run(self.network, self.batch, self.phase, self.itemsize)
+            for i in short
+            if found[i][0].way == "dense"
+        }
+        times = dict(zip(runs, _interleaved([*runs.values()]), strict=True))
+        return [dataclasses.replace(row, measured_s=times.get(i)) for i, (row, _) in enumerate(found)]
+
+    def _plan(self, network: Network, runtime: str) -> Any:
+        return plan(
+            network,
+            self.batch,
+            self.phase,
+            runtime=runtime,
+            itemsize=self.itemsize,
+            machine=self.machine,
+            cache=self.cache,
+        )
+
+    def _others(self, search: Search) -> list[tuple[str, Path]]:
+        fewest = find_paths(search.tensors, search.output, search.sizes)[0]
+        first = search.dense_first(greedy=len(search.tensors) > 24)
+        greedy = greedy_path(search.tensors, search.output, search.sizes)
+        left = search.chains()[0]
+        return [("W first", first), ("left to right", left), ("greedy", greedy), ("fewest FLOPs", fewest)]
+
+    def _row(self, name: str, runtime: str, order: str, path: Path, cost: Cost, block: int) -> CostRow:
+        largest = self._largest(path, min(block or self.batch, self.batch))
+        return CostRow(
+            self.batch,
+            self.phase,
+            name,
+            runtime,
+            order,
+            cost.macs,
+            cost.bytes_moved,
+            largest,
+            cost.saved,
+            cost.predicted_s,
+            self._roofline(name, cost.macs),
+        )
+
+    def _roofline(self, name: str, macs: int) -> float:
+        """Seconds; see `CostRow.roofline_s`."""
+        ends = self.batch * (self.network.in_features + self.network.out_features)
+        cores = self.network.num_params
+        if name == "dense":
+            cores = self.network.in_features * self.network.out_features
+        numbers = (ends + cores) * (2 if self.phase == "train" else 1)
+        machine = self.machine
+        peak = max(machine.macs_per_s, machine.tile_macs_per_s)
+        bandwidth = max(machine.bytes_per_s, machine.memory_bytes_per_s)
+        return max(macs / peak, numbers * self.itemsize / bandwidth)
+
+    def _largest(self, path: Path, rows: int) -> int:
+        """Bytes of the largest array that a path makes on its way, `rows` at a time."""
+        search = Search(self.network, rows, self.phase, "time", "apply", self.itemsize, self.machine)
+        legs = legs_along(search.tensors, search.output, path)[len(search.tensors) : -1]
+        return max((math.prod(search.sizes[leg] for leg in on) for on in legs), default=0) * self.itemsize
+
+
+def _dense_run(network: Network, batch: int, phase: str, itemsize: int) -> Callable[[], object]:
+    """One pass of the dense layer through numpy's BLAS."""
+    rng = np.random.default_rng(0)
+    kind: type[np.float32 | np.float64] = np.float32 if itemsize == 4 else np.float64
+    x = rng.standard_normal((batch, network.in_features), dtype=kind)
+    w = rng.standard_normal((network.out_features, network.in_features), dtype=kind)
+    gy = rng.standard_normal((batch, network.out_features), dtype=kind)
+    if phase == "forward":
+        return lambda: x @ w.T
+    return lambda: (x @ w.T, gy.T @ x, gy @ w)

@@ -1,0 +1,160 @@
+"""Figures of devices, for the cost model: those that a calibration has kept, else those of the GPUs' data sheets.
+
+The shares of a data sheet that a program reaches were measured on an H100 SXM (torch 2.11, CUDA 13); of the other GPUs
+only the data sheets are known. The CPU's figures are the defaults of `Machine`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path as File
+from typing import Any
+
+from .._base.errors import TN4NNError
+from .._base.files import atomic_write, cache_folder
+from .._graph.topology import fingerprint_of
+from .._planning.plan import Machine
+from .compiled import processor
+
+SCHEMA = 1  # of the files that a calibration keeps
+CPU = "cpu"
+
+_REACHED = 0.75  # of the peak of matrix products, by a large one of the vendor's library
+_STREAMED = 0.85  # of the peak of memory
+_OP = 10e-6  # seconds of one operation of an eager framework: 7 for a sum, 13 for a product
+_NODE = 3e-6  # of one in a program that is compiled or captured
+_TILED = 0.12  # of the peak, by the small tiles of a fused kernel
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, by its data sheet.
+
+    Attributes:
+        float32_macs_per_s: multiply-adds in IEEE float32, without TF32.
+        half_macs_per_s: in bfloat16 and float16, on the matrix units, without sparsity.
+        bytes_per_s: of its memory.
+        cache_bytes: of the second-level cache.
+        cache_bytes_per_s: of that cache: no data sheet has it, an estimate.
+        units: multiprocessors.
+    """
+
+    float32_macs_per_s: float
+    half_macs_per_s: float
+    bytes_per_s: float
+    cache_bytes: int
+    cache_bytes_per_s: float
+    units: int
+
+    def macs_per_s(self, itemsize: int) -> float:
+        """The peak for numbers of that many bytes."""
+        return self.half_macs_per_s if itemsize <= 2 else self.float32_macs_per_s
+
+    def machine(self, itemsize: int, *, compiled: bool = False) -> Machine:
+        """What the cost model is to believe for numbers of that many bytes.
+
+        Args:
+            itemsize: bytes of one number.
+            compiled: the program is launched as a whole, not operation by operation.
+        """
+        op_s = _NODE if compiled else _OP
+        return Machine(
+            macs_per_s=_REACHED * self.macs_per_s(itemsize),
+            bytes_per_s=_STREAMED * self.bytes_per_s,
+            strided=2.0 if itemsize <= 2 else 1.3,  # legs of 4 to 64 that change places
+            op_s=op_s,
+            matrix_s=1e-9,  # batched products run side by side
+            edge=64.0 if itemsize <= 2 else 24.0,
+            pass_s=op_s,
+            step_s=op_s,
+            kernel_macs_per_s=_TILED * self.macs_per_s(itemsize),
+        )
+
+
+_H100 = Gpu(33.5e12, 495e12, 3.35e12, 50 << 20, 5.5e12, 132)
+GPUS = {
+    "H200": dataclasses.replace(_H100, bytes_per_s=4.8e12),
+    "H100 PCIe": Gpu(25.5e12, 378e12, 2.0e12, 50 << 20, 3.8e12, 114),
+    "H100": _H100,
+    "A100": Gpu(9.75e12, 156e12, 1.9e12, 40 << 20, 4.0e12, 108),
+}
+
+
+def gpu(name: str) -> Gpu:
+    """The figures of the first GPU whose name is in the device's; of an H100 for all that are not in the table.
+
+    Example:
+        >>> gpu("NVIDIA H200").bytes_per_s
+        4800000000000.0
+    """
+    return next((figures for part, figures in GPUS.items() if part in name), _H100)
+
+
+def machine_of(name: str, itemsize: int) -> Machine:
+    """Figures of a GPU that need not be here, for programs that run operation by operation: those that a calibration
+    with torch has kept under this name, else those of its data sheet.
+
+    Raises:
+        TN4NNError: neither.
+
+    Example:
+        >>> machine_of("H100", 2).macs_per_s > 5 * machine_of("A100", 4).macs_per_s
+        True
+    """
+    dtype = "bfloat16" if itemsize == 2 else f"float{8 * itemsize}"
+    found = kept("torch", name, dtype)
+    if found is None and not any(part in name for part in GPUS):
+        raise TN4NNError(f"unknown GPU {name!r}: expected one of {', '.join(GPUS)}, or one that was calibrated")
+    return found or gpu(name).machine(itemsize)
+
+
+def known(backend: str, name: str, dtype: str, itemsize: int, *, compiled: bool = False) -> dict[str, Any]:
+    """What a plan of the programs that a backend runs on a device is told: `machine` and `itemsize`.
+
+    Args:
+        backend: whose programs.
+        name: of the GPU, or "cpu".
+        dtype: of the numbers.
+        itemsize: their bytes.
+        compiled: see `Gpu.machine`.
+
+    Returns:
+        The figures that `calibrate` has kept, else those of the GPU's data sheet; nothing for a CPU that was not
+        calibrated, whose figures are the defaults.
+    """
+    machine = kept(backend, name, dtype)
+    if machine is None and name == CPU:
+        return {}
+    return {"machine": machine or gpu(name).machine(itemsize, compiled=compiled), "itemsize": itemsize}
+
+
+def kept(runtime: str, name: str, dtype: str) -> Machine | None:
+    """The figures that a calibration has kept for a runtime ("native", or a backend), a device and a dtype; None where
+    there are none that can be read. Looked for on disk once a process."""
+    return _read(_file(runtime, name, dtype))
+
+
+def keep(runtime: str, name: str, dtype: str, found: Mapping[str, Any]) -> None:
+    """Puts a calibration, as plain data, on disk."""
+    atomic_write(_file(runtime, name, dtype), json.dumps(found).encode())
+    _read.cache_clear()
+
+
+def _file(runtime: str, name: str, dtype: str) -> File:
+    device = processor() if name == CPU else name
+    return cache_folder() / "machines" / f"{fingerprint_of([runtime, device, dtype])}.json"
+
+
+@functools.cache
+def _read(path: File) -> Machine | None:
+    try:
+        data = json.loads(path.read_bytes())
+        machine = Machine(**data["machine"])
+        sound = data["schema"] == SCHEMA and all(0 < figure < math.inf for figure in dataclasses.astuple(machine))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return machine if sound else None

@@ -1,0 +1,67 @@
+"""Learning-rate schedules, as plain numbers: one list for all backends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from .._base.errors import TN4NNError
+from .._graph.topology import nearest
+
+Schedule = str | tuple[str, float] | tuple[str, int, float] | Callable[[int, int], float]
+
+# (share of the run that is over) -> factor on the learning rate
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+}
+
+
+def learning_rates(
+    schedule: Schedule, lr: float, *, steps: int, steps_per_epoch: int, warmup: int = 0
+) -> Sequence[float]:
+    """The learning rate of every step.
+
+    Args:
+        schedule: "constant", "cosine" (to 0), "linear" (to 0), ("exponential", factor per epoch),
+            ("step", epochs, factor every so many epochs), or a function (step, steps) -> factor.
+        lr: the largest rate.
+        steps: of the whole run.
+        steps_per_epoch: for the schedules that count epochs.
+        warmup: steps in which the rate rises linearly; they come out of `steps`.
+
+    Raises:
+        TN4NNError: an unknown schedule, a rate below 0 or not finite.
+
+    Example:
+        >>> learning_rates("linear", 1.0, steps=4, steps_per_epoch=4)
+        [1.0, 0.75, 0.5, 0.25]
+    """
+    if not (math.isfinite(lr) and lr >= 0):
+        raise TN4NNError(f"lr must be a finite number of at least 0, received {lr!r}")
+    factor = _factor(schedule, steps_per_epoch)
+    rates = []
+    for step in range(steps):
+        rising = min(1.0, (step + 1) / (warmup + 1))
+        rest = max(1, steps - warmup)
+        rates.append(lr * rising * factor(max(0, step - warmup), rest))
+    return rates
+
+
+def _factor(schedule: Schedule, steps_per_epoch: int) -> Callable[[int, int], float]:
+    if callable(schedule):
+        return schedule
+    if isinstance(schedule, str) and schedule in _SHAPES:
+        shape = _SHAPES[schedule]
+        return lambda step, steps: shape(step / steps)
+    match schedule:
+        case ("exponential", float() | int() as rate):
+            return lambda step, _: float(rate) ** (step // steps_per_epoch)
+        case ("step", int() as every, float() | int() as rate):
+            return lambda step, _: float(rate) ** (step // (every * steps_per_epoch))
+    raise TN4NNError(
+        f"unknown schedule {schedule!r}: expected 'constant', 'cosine', 'linear', ('exponential', 0.99), "
+        "('step', 50, 0.3) or a function (step, steps) -> factor."
+        + (nearest(schedule, _SHAPES) if isinstance(schedule, str) else "")
+    )

@@ -18,7 +18,8 @@ from tn4nn._compression.fit import Fitter
 from tn4nn._compression.gauss_newton import GaussNewton, refined
 from tn4nn._compression.svd import left_svd, rank_for, singular_values
 from tn4nn._compression.target import target_of
-from tn4nn._graph.tree import full_ranks, grown, tree_of
+from tn4nn._compression.tree_svd import full_ranks, grown
+from tn4nn._graph.tree import tree_of
 
 
 def random(*shape: int) -> np.ndarray:

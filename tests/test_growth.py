@@ -5,9 +5,9 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._base.errors import TN4NNError
+from tn4nn._base.fits import exponent
 from tn4nn._graph.catalogue import like
 from tn4nn._planning import growth as _growth
-from tn4nn._planning.growth import exponent
 
 
 @pytest.fixture

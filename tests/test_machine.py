@@ -4,7 +4,8 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._planning.conv import conv_plan
-from tn4nn._planning.plan import Machine, Search
+from tn4nn._planning.plan import Search
+from tn4nn._runtime.cost import Machine
 from tn4nn._runtime.devices import GPUS, gpu
 
 H100 = gpu("NVIDIA H100 80GB HBM3")

@@ -18,8 +18,10 @@ from tn4nn import reference
 from tn4nn._base.cache import PlanCache
 from tn4nn._base.errors import TN4NNError
 from tn4nn._graph.paths import find_paths, path_macs
+from tn4nn._graph.problem import is_path
 from tn4nn._planning import plan as _plan
-from tn4nn._planning.plan import Machine, Plan, Search, bucket
+from tn4nn._planning.plan import Plan, Search, bucket
+from tn4nn._runtime.cost import Machine
 from tn4nn._runtime.program import Ops, run
 from tn4nn.testing import random_network
 
@@ -359,7 +361,7 @@ def test_the_search_over_a_thousand_cores_ends_with_its_time_limit() -> None:
     path = find_paths(tensors, output, {**net.sizes, _plan.BATCH: 4}, time_limit=5.0, progress=lines.append)[0]
     assert time.perf_counter() - start < 20  # it ends the round that it is in
     assert lines
-    assert _plan.is_path(path, 1001)
+    assert is_path(path, 1001)
 
 
 def einsum_tree() -> tuple[list[tuple[str, ...]], tuple[str, ...], dict[str, int]]:

@@ -7,7 +7,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._drawing.figure import new_figure, saved
-from tn4nn._planning.plan import min_macs
+from tn4nn._graph.problem import min_macs
 from tn4nn.reproduce import einsum_space, search, topology
 
 

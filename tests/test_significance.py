@@ -7,7 +7,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._comparison.significance import holm, level_with_best, welch
-from tn4nn._planning.plan import min_macs
+from tn4nn._graph.problem import min_macs
 
 
 def test_welch_is_that_of_scipy() -> None:

@@ -67,7 +67,8 @@ from ._model.layers import (
     Unflatten,
     model_from_json,
 )
-from ._planning.plan import Cost, Machine, Plan, plan
+from ._planning.plan import Plan, plan
+from ._runtime.cost import Cost, Machine
 from ._training.schedule import learning_rates
 
 if TYPE_CHECKING:
@@ -144,12 +145,9 @@ _LAZY: dict[str, tuple[str, str | None]] = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from ._base.version import installed_version
 
-        try:
-            value: Any = version("tn4nn")
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            value = "0+source"
+        value: Any = installed_version()
     elif name in _LAZY:
         from importlib import import_module
 

@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from . import __version__
 from ._base.errors import TN4NNError
+from ._base.version import installed_version
 from ._comparison.compare import (
     DEFAULT_TOPOLOGIES,
     Candidate,
@@ -67,7 +67,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _out.print(f"tn4nn {__version__}", highlight=False)
+        _out.print(f"tn4nn {installed_version()}", highlight=False)
         raise typer.Exit
 
 

@@ -7,109 +7,24 @@ contracted pair by pair with numpy.einsum, and gradients come from one einsum fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._base.errors import BackendError, ShapeError
+from ._graph.contract import _above_one, _pieces, _wide, contract, dense
 from ._graph.network import Network
-from ._graph.paths import Path, greedy_path
+from ._graph.paths import BATCH
 from ._model import layers
 from ._model.backend import Trainer, TrainSpec
-from ._runtime.program import BATCH, Legs
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
 
 
 # -- contractions -----------------------------------------------------------------------------------------------
-
-
-def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, path: Path | None = None) -> Array:
-    """Contracts a network pair by pair with numpy.einsum.
-
-    Args:
-        tensors: the legs of each array.
-        arrays: of matching shapes.
-        output: legs of the result, in order; each of a size above 1 stands on some tensor.
-        path: pairs in single static assignment form; found greedily where left out.
-    """
-    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
-    if path is None:
-        path = greedy_path(tensors, tuple(leg for leg in output if leg in sizes), sizes)
-    # numpy.einsum has 52 letters: legs of size 1 take none.
-    legs = [tuple(leg for leg in t if sizes[leg] != 1) for t in tensors]
-    known = [a.reshape([sizes[leg] for leg in t]) for a, t in zip(arrays, legs, strict=True)]
-    waiting = set(range(len(legs)))
-    for a, b in path:
-        waiting -= {a, b}
-        needed = set(output).union(*(legs[i] for i in waiting))
-        both = (*legs[a], *(leg for leg in legs[b] if leg not in legs[a]))
-        made = tuple(leg for leg in both if leg in needed)
-        known.append(_pair(known[a], legs[a], known[b], legs[b], made))
-        legs.append(made)
-        waiting.add(len(legs) - 1)
-    number = {leg: i for i, leg in enumerate(legs[-1])}
-    result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output if leg in number])
-    return result.reshape([sizes.get(leg, 1) for leg in output])
-
-
-def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, made: Legs) -> Array:
-    """Two tensors through BLAS; `made` holds legs of the first, then of the second that the first has not."""
-    shared = [leg for leg in legs_a if leg in legs_b]
-    if made == tuple(leg for leg in (*legs_a, *legs_b) if leg not in shared):  # without einsum's parser
-        axes = [legs_a.index(leg) for leg in shared], [legs_b.index(leg) for leg in shared]
-        return np.tensordot(a, b, axes)
-    number = {leg: i for i, leg in enumerate(dict.fromkeys((*legs_a, *legs_b)))}
-    axes_a, axes_b, axes_made = ([number[leg] for leg in t] for t in (legs_a, legs_b, made))
-    return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_made, optimize=True))
-
-
-def _wide(array: Array) -> Array:
-    return np.asarray(array, dtype=np.complex128 if np.iscomplexobj(array) else np.float64)
-
-
-def _pieces(network: Network, weights: Weights) -> tuple[list[Legs], list[Array]]:
-    network.check(weights)
-    t = network.topology
-    return [core.legs for core in t.cores], [_wide(weights[core.name]) for core in t.cores]
-
-
-def dense(network: Network, weights: Weights) -> Array:
-    """W of shape (out_features, in_features); see `Network.to_dense`."""
-    t = network.topology
-    tensors, arrays = _pieces(network, weights)
-    # A kept leg makes W block diagonal: the identity between its input and its output does just that.
-    for leg in t.kept:
-        tensors = [*tensors, (leg, leg + ":out", leg + ":in")]
-        size = t.inputs[leg]
-        identity = np.zeros((size, size, size))
-        identity[(np.arange(size),) * 3] = 1.0
-        arrays = [*arrays, identity]
-    outs = tuple(leg + ":out" if leg in t.kept else leg for leg in t.outputs)
-    ins = tuple(leg + ":in" if leg in t.kept else leg for leg in t.inputs)
-    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
-    w = contract(tensors, arrays, tuple(leg for leg in (*outs, *ins) if sizes[leg] != 1))
-    w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))
-    kind = np.result_type(*(np.asarray(weights[core.name]).dtype for core in t.cores))
-    return np.ascontiguousarray(w[: t.out_features, : t.in_features]).astype(kind)
-
-
-def apply(network: Network, weights: Weights, x: Array) -> Array:
-    """x W^T without forming W, for x of shape (rows, product of the input modes); no cropping of outputs."""
-    t = network.topology
-    tensors, arrays = _pieces(network, weights)
-    ins, outs = (_above_one(side) for side in (t.inputs, t.outputs))
-    image = _wide(x).reshape(len(x), *ins.values())
-    y = contract([*tensors, (BATCH, *ins)], [*arrays, image], (BATCH, *outs))
-    return y.reshape(len(x), math.prod(t.outputs.values()))
-
-
-def _above_one(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Without the legs of size 1: numpy's arrays have at most 64 axes."""
-    return {leg: size for leg, size in sizes.items() if size != 1}
 
 
 def _core_gradients(network: Network, weights: Weights, x: Array, gy: Array) -> dict[str, Array]:

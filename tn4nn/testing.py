@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._base.seeds import rng_for
 from ._graph import catalogue as cat
 from ._graph.budget import rank_caps
-from ._graph.init import rng_for
 from ._graph.network import Network
 from ._graph.topology import Core, Topology, topology
 from ._model import layers

@@ -18,9 +18,10 @@ from jax import lax
 
 from tn4nn._base.errors import BackendError, ShapeError, TN4NNError
 from tn4nn._graph.network import Network
+from tn4nn._graph.problem import Form
 from tn4nn._model import layers
 from tn4nn._planning.conv import conv_plan
-from tn4nn._planning.plan import Form, Plan, bucket, plan
+from tn4nn._planning.plan import Plan, bucket, plan
 from tn4nn._runtime.native import Native
 from tn4nn._runtime.program import run
 from tn4nn.interop.engines import check_engine, engine

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tn4nn._base.arrays import Array
+from tn4nn._base.checks import nearest
 from tn4nn._base.errors import BackendError, ShapeError, TN4NNError
 from tn4nn._compression import convert as _convert
 from tn4nn._compression.convert import ConversionPlan, Given, Weight
 from tn4nn._compression.decompose import Decomposition
-from tn4nn._compression.svd import Array
-from tn4nn._graph.topology import nearest
 from tn4nn._model.layers import Linear
 
 from ._convert import word

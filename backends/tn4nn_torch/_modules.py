@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tn4nn._model.layers as layers
+from tn4nn._base.checks import nearest
 from tn4nn._base.errors import BackendError, ShapeError
 from tn4nn._graph.network import Network
 from tn4nn._graph.ordering import Ordering
-from tn4nn._graph.topology import nearest
+from tn4nn._graph.problem import Form
 from tn4nn._model.layers import OnNetwork
 from tn4nn._planning.conv import ConvPlan, conv_plan
 from tn4nn._planning.merge import merged
 from tn4nn._planning.native import ways
-from tn4nn._planning.plan import Form, bucket, plan
+from tn4nn._planning.plan import bucket, plan
 from tn4nn._runtime.native import Native, native
 from tn4nn.interop.engines import Engine, check_engine, engine
 

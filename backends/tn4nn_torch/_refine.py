@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tn4nn._base.checks import checked_size, nearest
 from tn4nn._base.errors import TN4NNError
-from tn4nn._graph.topology import checked_size, nearest
 
 from ._convert import _batches, _evaluating, input_of
 from ._modules import TNConv2d, TNLinear, _Planned

@@ -50,3 +50,11 @@ class WriteError(TN4NNError, OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+# Tracebacks name the errors as users import them.
+for _error in (
+    TN4NNError, TopologyError, BudgetError, ShapeError, DataError, BackendError, CheckpointError, WriteError,
+):  # fmt: skip
+    _error.__module__ = "tn4nn"
+del _error

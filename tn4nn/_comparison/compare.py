@@ -24,18 +24,22 @@ from typing import Any
 
 import numpy as np
 
+from .._base.checks import at_least, checked_size, one_of, read_json
 from .._base.errors import BudgetError, CheckpointError, TN4NNError, TopologyError
+from .._base.hashing import digest, fingerprint_of
+from .._base.version import installed_version
 from .._graph.budget import checked_budget
 from .._graph.catalogue import build, canonical_name, catalogue
 from .._graph.network import Network
-from .._graph.topology import Topology, checked_size, fingerprint_of, read_json
+from .._graph.problem import min_macs
+from .._graph.topology import Topology
 from .._model.backend import TrainSpec, backend, installed_backends
 from .._model.budget import with_budget
 from .._model.layers import Layer, Linear, ReLU, Sequential
-from .._planning.plan import bucket, min_macs, plan
+from .._planning.plan import bucket, plan
 from .._training.data import Dataset
 from .._training.data import load as load_data
-from .._training.train import OPTIMIZERS, PRECISIONS, Pair, Run, at_least, digest, one_of, train
+from .._training.train import OPTIMIZERS, PRECISIONS, Pair, Run, train
 from .report import print_table, write_csv, write_html, write_json
 from .significance import level_with_best
 
@@ -249,14 +253,12 @@ def compare(
 
 def machine(names: Sequence[str]) -> dict[str, str | int]:
     """What the results were made on."""
-    from .. import __version__
-
     found: dict[str, str | int] = {
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "python": platform.python_version(),
-        "tn4nn": __version__,
+        "tn4nn": installed_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
     for name in ("numpy", *names):

@@ -21,10 +21,11 @@ from .._graph.budget import rank_caps
 from .._graph.network import Network
 from .._graph.ordering import Ordering
 from .._graph.topology import Topology
-from .._graph.tree import full_ranks, grown, tree_of
+from .._graph.tree import tree_of
 from .fit import Fitter, checked_memory
 from .svd import singular_values, tails
 from .target import Target, target_of
+from .tree_svd import full_ranks, grown
 
 Points = tuple[tuple[int, float], ...]
 

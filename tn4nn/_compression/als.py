@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from .._base.arrays import Array
+from .._graph.contract import contract
 from .._graph.network import Network
 from .._graph.paths import EXHAUSTIVE, Legs, Path, find_paths, greedy_path, legs_along, path_macs
 from .._graph.tree import held_modes
 from .._runtime.program import Ops, Program, lower, run
-from ..reference import contract
-from .svd import Array
 from .target import Target
 
 _STEPS = 8  # of conjugate gradients from the core before

@@ -16,17 +16,18 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from .._base.arrays import Array
+from .._base.checks import nearest
 from .._base.errors import BudgetError, ShapeError, TN4NNError, TopologyError
 from .._graph.budget import checked_budget
 from .._graph.catalogue import build, dense
 from .._graph.network import Network
 from .._graph.ordering import Ordering
-from .._graph.topology import Topology, nearest
+from .._graph.topology import Topology
 from .._model.layers import ordering_of
 from .._planning.plan import plan
 from .allocation import loss_curve, spread
 from .decompose import Decomposition, decompose
-from .svd import Array
 
 SKIP = "skip"
 

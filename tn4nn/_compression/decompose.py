@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._base.arrays import Array
 from .._base.errors import DataError, ShapeError, TopologyError
-from .._graph.init import checked_seed, rng_for
+from .._base.seeds import checked_seed, rng_for
 from .._graph.network import Network
 from .._graph.topology import Topology
 from .._graph.topology import topology as topology_of
 from .._graph.tree import tree_of
 from .fit import Asked, Fitter, checked_memory, checked_method
 from .gauge import balance
-from .svd import Array
 from .target import Target, target_of
 
 if TYPE_CHECKING:

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._base.arrays import Array, checked_array
+from .._base.checks import nearest
 from .._base.errors import BudgetError, DataError, ShapeError, TopologyError
-from .._graph.init import rng_for
+from .._base.seeds import rng_for
+from .._drawing.charts import draw_entropies
+from .._graph.contract import contract
 from .._graph.min_cut import min_cut
 from .._graph.network import Network
 from .._graph.ordering import Ordering
 from .._graph.paths import Legs
-from .._graph.topology import nearest
 from .._graph.tree import holders_of, tree_of
-from ..reference import contract
 from .gauge import canonicalise, wide
 from .ranks import schmidt_values
-from .svd import Array, checked_array, singular_values
+from .svd import singular_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,8 +110,6 @@ class Entanglement(Sequence[Cut]):
             >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
             ['bound', 'shuffled', 'random', 'S']
         """
-        from .._drawing.charts import draw_entropies
-
         return draw_entropies(self, nulls or {}, path)
 
     def __str__(self) -> str:

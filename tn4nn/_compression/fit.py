@@ -12,16 +12,19 @@ from typing import Protocol
 
 import numpy as np
 
+from .._base.arrays import Array
+from .._base.checks import nearest
 from .._base.errors import BudgetError, TopologyError
+from .._base.seeds import rng_for
 from .._graph.budget import checked_budget, rank_caps
-from .._graph.init import rng_for
 from .._graph.network import Network
-from .._graph.topology import Core, Topology, nearest
-from .._graph.tree import Tails, Tree, energies_of, first_svd, full_ranks, grown, holders_of, shrunk, sweep, tree_of
+from .._graph.topology import Core, Topology
+from .._graph.tree import Tree, holders_of, tree_of
 from .als import Als
 from .gauss_newton import refined
-from .svd import Array, checked_error, checked_rank
+from .svd import checked_error, checked_rank
 from .target import Target
+from .tree_svd import Tails, energies_of, first_svd, full_ranks, grown, shrunk, sweep
 
 METHODS = ("auto", "svd", "als")
 _REMEMBERED = 8  # covariances whose eigenvectors are kept

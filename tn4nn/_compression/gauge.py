@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.arrays import Array
+from .._base.checks import nearest
 from .._base.errors import TopologyError
-from .._graph.init import rng_for
+from .._base.seeds import rng_for
+from .._graph.contract import apply
 from .._graph.network import Network
 from .._graph.paths import Legs
-from .._graph.topology import nearest
 from .._graph.tree import Tree, holders_of, tree_of
-from ..reference import apply
-from .svd import Array
 
 Weights = Mapping[str, NDArray[Any]]
 

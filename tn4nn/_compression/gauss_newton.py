@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .._base.arrays import Array
 from .._graph.paths import legs_along
 from .als import ENOUGH, Als, Contraction, primed
-from .svd import Array
 
 _STEPS = (10, 100)  # fewer are not worth the start, more gain little
 _WORK = 1e10  # multiply-adds that all steps together may take

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.arrays import Array
+from .._base.checks import checked_size, nearest
 from .._base.errors import ShapeError, TopologyError
-from .._graph.init import rng_for
+from .._base.seeds import rng_for
 from .._graph.network import Network
-from .._graph.topology import Topology, checked_size, nearest
+from .._graph.topology import Topology
 from .._graph.tree import holders_of, tree_of
 from .gauge import wide
-from .svd import Array
 
 Weights = Mapping[str, NDArray[Any]]
 

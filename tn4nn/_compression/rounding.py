@@ -8,13 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.arrays import Array
 from .._base.errors import DataError
 from .._graph.network import Network
-from .._graph.tree import Tails
 from .decompose import Decomposition
 from .fit import Asked, lost_at_edges
 from .gauge import Weights, balance, canonicalise, plain_tree, wide
-from .svd import Array, singular_values
+from .svd import singular_values
+from .tree_svd import Tails
 
 
 def rounded(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._base.arrays import Array, checked_array
 from .._base.errors import DataError, ShapeError
 from .._graph.ordering import Ordering
 from .._graph.topology import Topology
 from .._graph.tree import held_modes
-from .svd import Array, checked_array
 
 _RIDGE = 1e-3  # of the mean variance: inputs that never vary must not get arbitrary weights
 

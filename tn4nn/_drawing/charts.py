@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from numpy.typing import NDArray
 
 from .._base.errors import TN4NNError
-from .._planning.growth import exponent
+from .._base.fits import exponent
 from .figure import BLUE, DARK, GREEN, ORANGE, PINK, YELLOW, dress, legend, new_figure, saved, scale_colour
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .._compression.entanglement import Entanglement
-    from .._planning.growth import Growth
+
+class Cut(Protocol):
+    """One cut of a weight: `tn4nn.Cut`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bound(self) -> float: ...
+    @property
+    def entropy(self) -> float: ...
+    @property
+    def probabilities(self) -> NDArray[Any]: ...
+
 
 _NULLS = (ORANGE, GREEN, PINK, YELLOW)  # lines differ by their marks too
 _MARKS = "s^Dv"
@@ -25,7 +38,7 @@ _FLOOR = 1e-12  # of probabilities, in the figure
 _SLANTED = 6  # longer names of cuts are written at a slant
 
 
-def draw_entropies(found: Entanglement, nulls: Mapping[str, Entanglement], path: str | None) -> Figure:
+def draw_entropies(found: Sequence[Cut], nulls: Mapping[str, Sequence[Cut]], path: str | None) -> Figure:
     """What `Entanglement.draw` does."""
     names = [cut.name for cut in found]
     for name, null in nulls.items():
@@ -40,8 +53,10 @@ def draw_entropies(found: Entanglement, nulls: Mapping[str, Entanglement], path:
     for (name, null), colour, mark in zip(
         nulls.items(), itertools.cycle(_NULLS), itertools.cycle(_MARKS), strict=False
     ):
-        axes.plot(places, null.entropies, color=colour, marker=mark, markersize=5, linewidth=1.2, label=name)
-    axes.plot(places, found.entropies, color=BLUE, marker="o", linewidth=2.2, label="S")
+        axes.plot(
+            places, [cut.entropy for cut in null], color=colour, marker=mark, markersize=5, linewidth=1.2, label=name
+        )
+    axes.plot(places, [cut.entropy for cut in found], color=BLUE, marker="o", linewidth=2.2, label="S")
     slanted = max(map(len, names)) > _SLANTED
     turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if slanted else {}
     axes.set_xticks(list(places), [name.removesuffix(" |") for name in names], parse_math=False, **turn)
@@ -52,7 +67,7 @@ def draw_entropies(found: Entanglement, nulls: Mapping[str, Entanglement], path:
     return saved(figure, path)
 
 
-def draw_spectra(epochs: Sequence[Entanglement], path: str | None) -> Figure:
+def draw_spectra(epochs: Sequence[Sequence[Cut]], path: str | None) -> Figure:
     """What `EntanglementLog.draw` does."""
     count = min(_MOST, len(epochs[-1]))
     columns = min(4, count)
@@ -77,19 +92,29 @@ def draw_spectra(epochs: Sequence[Entanglement], path: str | None) -> Figure:
     return saved(figure, path)
 
 
-def draw_growth(found: Growth, path: str | None) -> Figure:
-    """What `Growth.draw` does."""
-    columns = max(1, len(found.curves))
+def draw_growth(
+    title: str,
+    curves: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]],
+    held: Mapping[str, str],
+    path: str | None,
+) -> Figure:
+    """What `Growth.draw` does.
+
+    Args:
+        title: above the picture.
+        curves: axis -> (its values, quantity -> one number for each of them).
+        held: axis -> what does not vary along it, in words.
+        path: a .png or .svg file to write.
+    """
+    columns = max(1, len(curves))
     figure = new_figure(path, 3.6 * columns + 0.4, 5.8)
     panels = figure.subplots(2, columns, squeeze=False, sharex="col", sharey="row")
     rows = (("predicted ms", 1e3, "predicted_s", "dense_s"), ("multiply-adds", 1.0, "macs", "dense_macs"))
-    held = {"batch": "", "rank": f", batch {found.batch}", "sites": f", batch {found.batch}, rank {found.rank}"}
-    for column, (axis, points) in enumerate(found.curves.items()):
-        at = [point.at for point in points]
+    for column, (axis, (at, quantities)) in enumerate(curves.items()):
         for row, (label, unit, ours, theirs) in enumerate(rows):
             axes = panels[row][column]
             for name, of, style in (("dense", theirs, _DENSE_LINE), ("ours", ours, _OUR_LINE)):
-                values = [unit * getattr(point, of) for point in points]
+                values = [unit * number for number in quantities[of]]
                 grown = f"{name} ~ {axis}^{exponent(at, values):.2f}" if len(set(values)) > 1 else name
                 axes.loglog(at, values, label=grown, **style)
             dress(axes, axis if row == 1 else "", label if column == 0 else "", size=10)
@@ -97,10 +122,6 @@ def draw_growth(found: Growth, path: str | None) -> Figure:
             axes.minorticks_off()
             legend(axes, fontsize=8, handlelength=2.4)
         panels[0][column].set_title(f"against {axis}{held[axis]}", fontsize=9)
-    network = found.network
-    figure.suptitle(
-        f"{network.topology.name} {network.in_features} -> {network.out_features}, {found.phase}", fontsize=10,
-        parse_math=False,
-    )  # fmt: skip
+    figure.suptitle(title, fontsize=10, parse_math=False)
     figure.set_layout_engine("constrained")
     return saved(figure, path)

@@ -6,12 +6,11 @@ words for cores and steps; so these are drawn here.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._graph.paths import legs_along
-from .._planning.plan import Plan, problem
-from .._runtime.program import BATCH
 from .figure import BLUE, DARK, GREEN, ORANGE, new_figure, saved
 
 if TYPE_CHECKING:
@@ -23,23 +22,42 @@ _WORDED = 24  # tensors up to which steps are labelled
 _WIDEST, _HIGHEST = 16.0, 11.0  # inches
 
 
-def draw_tree(p: Plan, path: str | None = None) -> Figure:
+@dataclasses.dataclass(frozen=True)
+class ContractionTree:
+    """What is drawn of a contraction.
+
+    Attributes:
+        title: above the picture.
+        names: of the tensors; "x" is the input.
+        path: pairs in single static assignment form.
+        macs: multiply-adds of each pair.
+        numbers: in each tensor and in what each pair makes.
+        labels: legs of what each pair makes, in words.
+    """
+
+    title: str
+    names: Sequence[str]
+    path: Sequence[tuple[int, int]]
+    macs: Sequence[int]
+    numbers: Sequence[int]
+    labels: Sequence[str]
+
+
+def draw_tree(tree: ContractionTree, path: str | None = None) -> Figure:
     """What `Plan.draw` does."""
-    tensors, names, output = problem(p.network, p.form)
-    sizes, legs = {**p.network.sizes, BATCH: p.batch}, legs_along(tensors, output, p.path)
-    macs = [math.prod(sizes[leg] for leg in legs[a] | legs[b]) for a, b in p.path]
-    places = _places(p, len(tensors))
+    names, macs, count = tree.names, tree.macs, len(tree.names)
+    places = _places(tree)
     width, height = (max(place[axis] for place in places) for axis in (0, 1))
-    few = len(tensors) <= _WORDED
+    few = count <= _WORDED
     figure = new_figure(path, min(_WIDEST, 2.2 + 1.05 * width), min(_HIGHEST, 1.8 + 0.72 * height))
     axes = figure.add_subplot()
-    for step, pair in enumerate(p.path):
+    for step, pair in enumerate(tree.path):
         for child in pair:
-            (x0, y0), (x1, y1) = places[child], places[len(tensors) + step]
-            heavy = math.log2(1 + math.prod(sizes[leg] for leg in legs[child]))
+            (x0, y0), (x1, y1) = places[child], places[count + step]
+            heavy = math.log2(1 + tree.numbers[child])
             axes.plot([x0, x0, x1], [y0, y1, y1], color=_LINE, linewidth=0.4 + 0.16 * heavy, zorder=1, alpha=0.7)
     for number, (x, y) in enumerate(places):
-        step = number - len(tensors)
+        step = number - count
         if step < 0:
             colour = _INPUT if names[number] == "x" else _CORE
             axes.plot(x, y, marker="s", markersize=9, color=colour, zorder=2)
@@ -52,17 +70,18 @@ def draw_tree(p: Plan, path: str | None = None) -> Figure:
         if few or most:
             part = macs[step] / sum(macs)
             share = (f"{part:.0%}" if part >= 0.01 else "<1%") + (" of the multiply-adds" if most else "")
-            batch = ["batch"] if BATCH in legs[number] else []
-            made = " ".join([*batch, *(leg for leg in p.network.sizes if leg in legs[number])])
             words: dict[str, Any] = {"weight": "bold", "color": _MOST} if most else {"color": _LINE}
             axes.text(
-                x + 0.14, y + 0.1, f"{share}\n{made}", fontsize=7, va="bottom", parse_math=False, zorder=3, **words
+                x + 0.14,
+                y + 0.1,
+                f"{share}\n{tree.labels[step]}",
+                fontsize=7,
+                va="bottom",
+                parse_math=False,
+                zorder=3,
+                **words,
             )
-    t = p.network.topology
-    axes.set_title(
-        f"{t.name} {t.in_features} -> {t.out_features}, batch {p.batch}, {p.phase}: {p.order}", fontsize=9,
-        parse_math=False,
-    )  # fmt: skip
+    axes.set_title(tree.title, fontsize=9, parse_math=False)
     axes.set_xlim(-0.7, width + 1.6)
     axes.set_ylim(-0.9, height + 0.9)
     axes.set_axis_off()
@@ -70,18 +89,19 @@ def draw_tree(p: Plan, path: str | None = None) -> Figure:
     return saved(figure, path)
 
 
-def _places(p: Plan, tensors: int) -> list[tuple[float, float]]:
+def _places(tree: ContractionTree) -> list[tuple[float, float]]:
     """(x, y) of every tensor and step: the tensors in a row as the tree takes them, each step above its two."""
+    count = len(tree.names)
     places: dict[int, tuple[float, float]] = {}
-    waiting, count = [tensors + len(p.path) - 1], 0
+    waiting, column = [count + len(tree.path) - 1], 0
     while waiting:  # no recursion: a tree may be a thousand deep
         number = waiting.pop()
-        if number < tensors:
-            places[number] = float(count), 0.0
-            count += 1
+        if number < count:
+            places[number] = float(column), 0.0
+            column += 1
         else:
-            waiting += reversed(p.path[number - tensors])
-    for step, (a, b) in enumerate(p.path):
+            waiting += reversed(tree.path[number - count])
+    for step, (a, b) in enumerate(tree.path):
         (xa, ya), (xb, yb) = places[a], places[b]
-        places[tensors + step] = (xa + xb) / 2, 1.0 + max(ya, yb)
-    return [places[number] for number in range(tensors + len(p.path))]
+        places[count + step] = (xa + xb) / 2, 1.0 + max(ya, yb)
+    return [places[number] for number in range(count + len(tree.path))]

@@ -12,17 +12,49 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._graph.topology import Topology
 from .figure import BLUE, DARK, GREEN, ORANGE, PINK, new_figure, saved, scale_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+class Node(Protocol):
+    """A core: its name and its legs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def legs(self) -> tuple[str, ...]: ...
+
+
+class Topology(Protocol):
+    """What is drawn: the attributes of `tn4nn.Topology` that say which cores share which legs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def cores(self) -> Sequence[Node]: ...
+    @property
+    def inputs(self) -> Mapping[str, int]: ...
+    @property
+    def outputs(self) -> Mapping[str, int]: ...
+    @property
+    def bonds(self) -> tuple[str, ...]: ...
+    @property
+    def kept(self) -> tuple[str, ...]: ...
+    @property
+    def modes(self) -> Mapping[str, int]: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+
 
 Point = tuple[float, float]
 Places = dict[str, Point]

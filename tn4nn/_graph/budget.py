@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from .._base.checks import checked_size, nearest
 from .._base.errors import BudgetError, TN4NNError, TopologyError
 from .network import Network
-from .topology import Topology, checked_size, nearest
+from .topology import Topology
 
 Key = Hashable
 _ENOUGH = 0.998  # filled so far, nothing is traded any more
@@ -375,7 +376,7 @@ def network_with_budget(
 def _solve_macs(
     problem: Problem, network: Callable[[Mapping[Key, int]], Network], budget: int, batch: int
 ) -> dict[Key, int]:
-    from .._planning.plan import min_macs
+    from .problem import min_macs
 
     batch = checked_size(batch, "batch")
     known: dict[tuple[int, ...], int] = {}

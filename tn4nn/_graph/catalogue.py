@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .._base.checks import nearest
 from .._base.errors import TopologyError
 from .modes import Pairing, grid_of, modes_for
-from .topology import Core, Topology, nearest
+from .topology import Core, Topology
 
 Modes = int | Sequence[int]
 Legs = tuple[str, ...]

@@ -13,20 +13,18 @@ mean square, and then ||W||_F is computed and all cores are scaled alike to brin
 
 from __future__ import annotations
 
-import hashlib
 import math
-import operator
 from collections.abc import Mapping
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._base.errors import TN4NNError, TopologyError
-from .._runtime.program import BATCH, Legs
+from .._base.checks import nearest
+from .._base.errors import TopologyError
+from .._base.seeds import rng_for
 from .network import Network
-from .paths import greedy_path, path_macs
-from .topology import nearest
+from .paths import BATCH, Legs, greedy_path, path_macs
 
 _AFFORDABLE = 2e9  # multiply-adds for the norm of W
 _ELEMENTS = 2**24  # of the arrays that an estimate may make
@@ -57,19 +55,6 @@ def lr_factors(network: Network, base: int | None) -> dict[str, float]:
     """base / fan-in for each core; see `Network.lr_factors`."""
     width = network.in_features if base is None else base
     return {name: width / fan for name, fan in fan_ins(network).items()}
-
-
-def checked_seed(seed: object) -> int:
-    """A seed as an int, or an error."""
-    if not isinstance(seed, SupportsIndex):
-        raise TN4NNError(f"a seed must be a whole number, received {seed!r}")
-    return operator.index(seed)
-
-
-def rng_for(seed: int, *path: object) -> np.random.Generator:
-    """A generator that depends on the seed and on a name, and on no draw made before it."""
-    digest = hashlib.sha256(repr((checked_seed(seed), *map(str, path))).encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
 def init(
@@ -106,7 +91,7 @@ def mean_square_of(
     independent entries. `diagonal` tells that few entries hold nearly all of W, which random ones would miss, each
     of them in one term of its sum over bonds.
     """
-    from ..reference import apply, contract
+    from .contract import apply, contract
 
     t, sizes = network.topology, network.sizes
     open_legs = set(t.modes)
@@ -153,7 +138,7 @@ def mean_square_of(
 def _mean_square_of_terms(network: Network, cores: Mapping[str, NDArray[Any]]) -> float:
     """The mean over entries of W, those that are zero by structure left out, of the squares of the terms that each is
     a sum of: where all but one term are small noise, the square of the entry itself."""
-    from ..reference import contract
+    from .contract import contract
 
     t = network.topology
     arrays = [np.asarray(cores[core.name], dtype=np.float64) ** 2 for core in t.cores]
@@ -169,7 +154,7 @@ def _mean_square_of_terms(network: Network, cores: Mapping[str, NDArray[Any]]) -
 
 def _mean_square_of_entries(network: Network, cores: Mapping[str, NDArray[Any]], seed: int) -> float:
     """The mean of the squares of some entries of W, none of them zero by structure."""
-    from ..reference import contract
+    from .contract import contract
 
     t, sizes = network.topology, network.sizes
     inner = {core.name: tuple(leg for leg in core.legs if leg not in t.modes) for core in t.cores}

@@ -15,8 +15,8 @@ import math
 from functools import lru_cache
 from typing import Literal
 
+from .._base.checks import checked_size
 from .._base.errors import TopologyError
-from .topology import checked_size
 
 Pairing = Literal["opposed", "aligned", "palindrome"]
 PAIRINGS = ("opposed", "aligned", "palindrome")

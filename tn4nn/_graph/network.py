@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._base.checks import check_schema, checked_size, nearest, read_json
 from .._base.errors import ShapeError, TopologyError
-from .topology import Sizes, Topology, check_schema, checked_size, fingerprint_of, nearest, read_json
+from .._base.hashing import fingerprint_of
+from .._drawing.graph import draw as draw_graph
+from .topology import Sizes, Topology
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +139,7 @@ class Network:
 
         It is computed in float64 (or complex128). Raises ShapeError for weights of another network.
         """
-        from ..reference import dense
+        from .contract import dense
 
         return dense(self, weights)
 
@@ -188,10 +191,9 @@ class Network:
             ShapeError: weights of another network.
         """
         from .._compression.entanglement import bond_shares
-        from .._drawing.graph import draw
 
         shares = None if weights is None else bond_shares(self, weights)
-        return draw(self.topology, self.ranks, shares=shares, path=path)
+        return draw_graph(self.topology, self.ranks, shares=shares, path=path)
 
     def __str__(self) -> str:
         t = self.topology

@@ -20,6 +20,8 @@ Legs = tuple[str, ...]
 Path = tuple[tuple[int, int], ...]
 Progress = Callable[[str], None]
 
+BATCH = ":batch"  # the batch leg; a user cannot name a leg so, a colon ends a core name
+
 EXHAUSTIVE = 9  # tensors up to which the exhaustive search always ends within some milliseconds
 SMALL = 40  # tensors up to which half of the rounds are enough: they are to be planned within a second
 _ROUNDS = 8  # rounds of the random search
@@ -79,6 +81,13 @@ def find_paths(
     if len(tensors) <= EXHAUSTIVE:
         return [_call("optimize_optimal", inputs, out, known, minimize=minimize, use_ssa=True)]
     return _search(inputs, out, known, minimize, seed, time_limit, progress, thorough)
+
+
+def quick_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
+    """One path, found at once: the best where exhaustive search ends within milliseconds, else the greedy one."""
+    if len(tensors) <= EXHAUSTIVE:
+        return find_paths(tensors, output, sizes)[0]
+    return greedy_path(tensors, output, sizes)
 
 
 def greedy_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:

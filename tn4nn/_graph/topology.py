@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import hashlib
 import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from .._base.checks import check_schema, checked_size, nearest, read_json
 from .._base.errors import TopologyError
+from .._base.hashing import fingerprint_of
+from .._drawing.graph import draw as draw_graph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,15 +45,6 @@ class Core:
 
     name: str
     legs: tuple[str, ...]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the nearest known words, or the known words when none is near."""
-    words = sorted(known)
-    close = difflib.get_close_matches(word, words, n=3)
-    if close:
-        return f" Did you mean {', '.join(map(repr, close))}?"
-    return f" Known: {', '.join(map(repr, words)) or 'none'}."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -298,9 +290,7 @@ class Topology:
 
     def draw(self, path: str | None = None) -> Figure:
         """Draws the graph with matplotlib; saves it where a path is given."""
-        from .._drawing.graph import draw
-
-        return draw(self, path=path)
+        return draw_graph(self, path=path)
 
     def __str__(self) -> str:
         lines = [
@@ -392,43 +382,5 @@ def _checked_sizes(sizes: Mapping[str, int], side: str) -> dict[str, int]:
     return {str(leg): checked_size(size, f"{side} leg {leg!r}") for leg, size in sizes.items()}
 
 
-def checked_size(size: object, what: str) -> int:
-    """`size` as an int of at least 1, or an error that names `what`."""
-    if type(size) is not int and (isinstance(size, bool) or not isinstance(size, SupportsIndex)):  # the first is quick
-        raise TopologyError(f"{what}: the size must be a whole number of at least 1, received {size!r}")
-    number = operator.index(size)
-    if number < 1:
-        raise TopologyError(f"{what}: the size must be at least 1, received {number}")
-    return int(number)
-
-
 def _sizes_text(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{leg}={size}" for leg, size in sizes.items())
-
-
-def read_json(text: str, what: str) -> dict[str, Any]:
-    """A JSON object, or an error that says what was expected."""
-    try:
-        data = json.loads(text)
-    except (TypeError, ValueError) as error:
-        raise TopologyError(f"this is no JSON of a {what}: {error}") from error
-    if not isinstance(data, dict):
-        raise TopologyError(f"the JSON of a {what} is an object, received {type(data).__name__}")
-    return data
-
-
-def check_schema(data: Mapping[str, Any], what: str, keys: Sequence[str]) -> None:
-    """Refuses data that is no object, of another schema, or with keys missing."""
-    if not isinstance(data, Mapping):
-        raise TopologyError(f"{what} data is an object, received {type(data).__name__}")
-    if data.get("schema", SCHEMA) != SCHEMA:
-        raise TopologyError(f"{what} data of schema {data['schema']!r}: this version reads schema {SCHEMA}")
-    missing = [key for key in keys if key not in data]
-    if missing:
-        raise TopologyError(f"{what} data lacks {', '.join(missing)}: received the keys {sorted(data)}")
-
-
-def fingerprint_of(data: object) -> str:
-    """16 hexadecimal digits of a canonical JSON text."""
-    text = json.dumps(data, sort_keys=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -13,8 +13,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from .._base.checks import nearest
 from .._base.errors import BackendError
-from .._graph.topology import nearest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from .._base.checks import nearest
 from .._base.errors import TopologyError
 from .._graph.budget import Problem, checked_budget, solve, topology_problem, untagged
 from .._graph.network import Network
-from .._graph.topology import Topology, nearest
+from .._graph.topology import Topology
 from .layers import Layer, OnNetwork, replace_networks
 
 

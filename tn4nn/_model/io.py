@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.arrays import numbers
 from .._base.cache import plans
+from .._base.checks import nearest
 from .._base.errors import CheckpointError, DataError, ShapeError, TN4NNError
 from .._base.files import atomic_write
-from .._compression.svd import numbers
+from .._base.version import installed_version
 from .._graph.network import Network
-from .._graph.topology import nearest
 from .layers import Layer, OnNetwork, layer_from_dict
 
 SCHEMA = 1
@@ -53,14 +54,12 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
     """
     from safetensors.numpy import save as to_bytes
 
-    from .. import __version__
-
     if not isinstance(model, Layer | Network):
         raise ShapeError(f"save takes a model or a Network, then its weights; received {type(model).__name__}")
     model.check(weights)
     record = {
         "schema": SCHEMA,
-        "versions": {"tn4nn": __version__, "numpy": np.__version__},
+        "versions": {"tn4nn": installed_version(), "numpy": np.__version__},
         "network" if isinstance(model, Network) else "model": model.to_dict(),
         "plans": plans.owned(_fingerprints(model)),
     }

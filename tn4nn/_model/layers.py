@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 
+from .._base.checks import check_schema, nearest, read_json
 from .._base.errors import ShapeError, TopologyError
+from .._base.hashing import fingerprint_of
 from .._graph.init import SCHEMES
 from .._graph.init import init as init_network
 from .._graph.network import Network, shape_of
 from .._graph.ordering import Ordering
 from .._graph.ordering import ordering as named_ordering
-from .._graph.topology import Topology, check_schema, fingerprint_of, nearest, read_json
+from .._graph.topology import Topology
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,10 +24,11 @@ from .._graph import catalogue
 from .._graph.network import Network
 from .._model.backend import Place, place_of
 from .._runtime.compiled import vector_bytes
+from .._runtime.cost import Machine
 from .._runtime.devices import CPU, SCHEMA, gpu, keep, kept
 from .._runtime.native import runtime
 from .native import Way, _Pricer, candidates, measured
-from .plan import PHASES, Machine, Plan, Search, seconds_of
+from .plan import PHASES, Plan, Search, seconds_of
 
 FIGURES = ("tile_macs_per_s", "tile_s", "vector_s", "far_s", "task_s", "call_s", "memory_bytes_per_s")
 PROGRAM_FIGURES: tuple[str, ...] = ("macs_per_s", "bytes_per_s", "strided", "op_s", "matrix_s", "pass_s", "step_s")

@@ -6,7 +6,8 @@ import dataclasses
 import math
 
 from .._model.layers import Conv2d
-from .plan import Machine, Plan, bucket, plan
+from .._runtime.cost import Machine
+from .plan import Plan, bucket, plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

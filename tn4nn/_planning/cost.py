@@ -10,14 +10,15 @@ from typing import Any, overload
 import numpy as np
 
 from .._base.errors import TN4NNError
+from .._base.fits import exponent
 from .._graph.catalogue import dense
 from .._graph.network import Network
 from .._graph.paths import Path, find_paths, greedy_path, legs_along
 from .._model.layers import Embedding
+from .._runtime.cost import Cost, Machine
 from .._runtime.devices import machine_of
-from .growth import exponent
 from .native import Way, _interleaved, _layouts, _Pricer, machine_here, runs_of
-from .plan import PHASES, Cost, Machine, Search, _bytes, plan
+from .plan import PHASES, Search, _bytes, plan
 
 BATCHES = (1, 32, 256, 2048)
 _LONGEST = 1.0  # seconds: what is predicted to take longer is not measured
@@ -327,9 +328,9 @@ class _Question:
 
     def _others(self, search: Search) -> list[tuple[str, Path]]:
         fewest = find_paths(search.tensors, search.output, search.sizes)[0]
-        first = search.dense_first(greedy=len(search.tensors) > 24)
+        first = search.problem.dense_first()
         greedy = greedy_path(search.tensors, search.output, search.sizes)
-        left = search.chains()[0]
+        left = search.problem.chains()[0]
         return [("W first", first), ("left to right", left), ("greedy", greedy), ("fewest FLOPs", fewest)]
 
     def _row(self, name: str, runtime: str, order: str, path: Path, cost: Cost, block: int) -> CostRow:

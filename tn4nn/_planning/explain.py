@@ -13,8 +13,9 @@ from .._graph.catalogue import like
 from .._graph.modes import balanced
 from .._graph.network import Network
 from .._graph.topology import Topology
+from .._runtime.cost import Machine
 from .native import machine_here
-from .plan import RUNTIMES, Machine, Plan, _seconds, plan
+from .plan import RUNTIMES, Plan, _seconds, plan
 
 _BONDS = 12  # at most, those of the largest rank
 _ORDERS = 3  # other orders that are told, the best first

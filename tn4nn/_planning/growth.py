@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._base.fits import exponent
+from .._drawing.charts import draw_growth
 from .._graph.catalogue import dense, like
 from .._graph.modes import modes_for
 from .._graph.network import Network
-from .plan import Machine, plan
+from .._runtime.cost import Machine
+from .plan import plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,9 +94,14 @@ class Growth:
         Raises:
             TN4NNError: another ending, or matplotlib is not installed.
         """
-        from .._drawing.charts import draw_growth  # it imports exponent
-
-        return draw_growth(self, path)
+        names = ("predicted_s", "dense_s", "macs", "dense_macs")
+        curves = {
+            axis: ([p.at for p in points], {name: [float(getattr(p, name)) for p in points] for name in names})
+            for axis, points in self.curves.items()
+        }
+        held = {"batch": "", "rank": f", batch {self.batch}", "sites": f", batch {self.batch}, rank {self.rank}"}
+        t = self.network.topology
+        return draw_growth(f"{t.name} {t.in_features} -> {t.out_features}, {self.phase}", curves, held, path)
 
     def __repr__(self) -> str:
         lines = [f"Growth of {self.network.topology.name!r}, {self.phase}: x^e, fitted through the logarithms"]
@@ -104,16 +112,6 @@ class Growth:
         return "\n".join(lines)
 
     __str__ = __repr__
-
-
-def exponent(at: Sequence[float], values: Sequence[float]) -> float:
-    """The e of values ~ at^e: a least-squares line through the logarithms.
-
-    Example:
-        >>> exponent([1, 2, 4], [3, 12, 48])
-        2.0
-    """
-    return round(float(np.polyfit(np.log(at), np.log(values), 1)[0]), 3)
 
 
 def growth(

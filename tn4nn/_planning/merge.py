@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._graph.contract import contract
 from .._graph.network import Network
 from .._graph.paths import legs_along
+from .._graph.problem import tensors_of
 from .._graph.topology import Core, Topology
-from ..reference import contract
 from .native import candidates
-from .plan import problem
 
 
 def merged(network: Network, weights: Mapping[str, NDArray[Any]], batch: int = 1) -> tuple[Network, dict[str, Any]]:
@@ -38,7 +38,7 @@ def merged(network: Network, weights: Mapping[str, NDArray[Any]], batch: int = 1
         (True, True)
     """
     path = candidates(network, batch, "frozen")[0].path
-    tensors, names, output = problem(network, "apply")
+    tensors, names, output = tensors_of(network, "apply")
     order, x = list(network.sizes), len(names) - 1
     arrays = [np.asarray(weights[name]) for name in names[:-1]]
     legs_of = legs_along(tensors, output, path)

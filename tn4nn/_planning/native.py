@@ -17,12 +17,14 @@ import numpy as np
 
 from .._base.cache import plans as _cache
 from .._base.errors import TN4NNError
+from .._base.hashing import fingerprint_of
 from .._graph.network import Network
 from .._graph.paths import EXHAUSTIVE, SMALL, Path, Progress, find_paths
-from .._graph.topology import fingerprint_of
+from .._graph.problem import is_path, tree_of_path
 from .._runtime.compiled import processor, vector_bytes
+from .._runtime.cost import Cost, Machine
 from .._runtime.recipe import LAYOUTS, Recipe, Task, recipe, task_bytes, task_seconds
-from .plan import FEWEST, FEWEST_LARGE, FEWEST_WRITTEN, Cost, Machine, Search, is_path, restored_cost
+from .plan import FEWEST, FEWEST_LARGE, FEWEST_WRITTEN, Search, restored_cost
 
 if TYPE_CHECKING:
     from .._runtime.native import Native
@@ -208,7 +210,11 @@ def candidates(
     made: list[Way] = []
     for i, (order, path) in enumerate(found, 1):
         best = min((way.cost.predicted_s for way in made), default=math.inf)
-        if minimize == "time" and len(search.tensors) > EXHAUSTIVE and passes * search.macs_of(path) > _BEYOND * best:
+        if (
+            minimize == "time"
+            and len(search.tensors) > EXHAUSTIVE
+            and passes * search.problem.macs(path) > _BEYOND * best
+        ):
             continue  # its multiply-adds alone take longer: nothing is left to price
         made += _layouts(_Pricer(network, path, order, batch, phase, itemsize, machine), minimize)
         spent = time.monotonic() - start
@@ -235,7 +241,7 @@ def paths(
     every: dict[frozenset[frozenset[int]], tuple[str, Path]] = {}
 
     def add(order: str, path: Path) -> None:
-        every.setdefault(_tree(path, len(search.tensors)), (order, path))
+        every.setdefault(tree_of_path(path, len(search.tensors)), (order, path))
 
     def find(sizes: Mapping[str, int], minimize: str, share: float) -> list[Path]:
         options: dict[str, Any] = {"seed": seed, "time_limit": share * time_limit, "progress": progress}
@@ -252,25 +258,17 @@ def paths(
         add("fewest MACs and writes found", path)
     for path in find(search.sizes, "size", 0.05)[:1]:
         add("smallest intermediate found", path)
-    for order, path in search.merges():
+    for order, path in search.problem.merges():
         add(order, path)
     found = {path: order for order, path in every.values()}
-    macs = {path: search.macs_of(path) for path in found}
+    macs = {path: search.problem.macs(path) for path in found}
     least = min(macs.values())
     cheap = [path for path in sorted(found, key=macs.__getitem__)[:_PATHS] if macs[path] <= _SILLY * least]
-    first = search.dense_first(greedy=not few)
-    if search.macs_of(first) <= _SILLY * least or len(cheap) < 2:
-        tree = _tree(first, len(search.tensors))
-        cheap = [path for path in cheap if _tree(path, len(search.tensors)) != tree] + [first]
+    first = search.problem.dense_first()
+    if search.problem.macs(first) <= _SILLY * least or len(cheap) < 2:
+        tree = tree_of_path(first, len(search.tensors))
+        cheap = [path for path in cheap if tree_of_path(path, len(search.tensors)) != tree] + [first]
     return [("W first" if path is first else found[path], path) for path in cheap]
-
-
-def _tree(path: Path, tensors: int) -> frozenset[frozenset[int]]:
-    """The tensors below each contraction: the same for all orders in which one tree can be written down."""
-    below = [frozenset([i]) for i in range(tensors)]
-    for a, b in path:
-        below.append(below[a] | below[b])
-    return frozenset(below[tensors:])
 
 
 # -- pricing ----------------------------------------------------------------------------------------------------

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .._base.cache import plans as _cache
 from .._base.errors import TN4NNError
+from .._base.hashing import fingerprint_of
+from .._drawing.contraction_tree import ContractionTree, draw_tree
 from .._graph.network import Network
-from .._graph.paths import EXHAUSTIVE, Path, chain_path, find_paths, greedy_path, path_macs, slice_legs
-from .._graph.topology import fingerprint_of
-from .._runtime.program import BATCH, Legs, Program, Work, lower, trace
+from .._graph.paths import (
+    BATCH,
+    EXHAUSTIVE,
+    Path,
+    find_paths,
+    legs_along,
+    slice_legs,
+)
+from .._graph.problem import Form, Problem, is_path, tensors_of
+from .._runtime.cost import Cost, Machine
+from .._runtime.program import Program, Work, lower, trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +31,6 @@ if TYPE_CHECKING:
     from .native import Way
 
 Phase = Literal["forward", "train"]
-Form = Literal["apply", "gather", "dense"]
 PLANNER = 7  # raised when the planner may find another plan for the same question: old cache files then rest
 
 PHASES = ("forward", "train")
@@ -30,81 +39,6 @@ RUNTIMES = ("program", "native")
 FEWEST, FEWEST_LARGE = 5, 3  # paths of the search for fewest multiply-adds that are priced: a large one takes long
 FEWEST_WRITTEN = 2  # of the search for fewest multiply-adds and elements written
 _SILLY = 1000  # times the fewest multiply-adds: orders beyond are not lowered to be priced
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Machine:
-    """What the cost model believes of the device: a roofline with a price for each operation.
-
-    Attributes:
-        macs_per_s: multiply-adds of a large matrix product, per second.
-        bytes_per_s: of a copy in order.
-        strided: how many times slower memory is read against its order.
-        op_s: seconds for calling one array operation.
-        matrix_s: seconds for starting one matrix of a batched product.
-        edge: a matrix dimension at which a product runs at half speed.
-        pass_s: seconds for a forward pass, whatever is in it.
-        step_s: seconds for a training step, whatever is in it: autograd, for the most part.
-        kernel_macs_per_s: multiply-adds of a kernel of small tiles on a GPU, per second.
-        vector_bytes: of the native runtime's vectors; this and what follows is the native runtime's.
-        tile_macs_per_s: multiply-adds of its tiles, per second.
-        tile_s: seconds for starting a tile.
-        vector_s: seconds for moving one vector.
-        columns: seconds for packing one vector out of columns, in `vector_s`.
-        scatter: seconds for moving one number out of a vector, in `vector_s`.
-        across: how many times slower tiles are whose vectors lie along h or k.
-        far_s: seconds for reading a number on a cache line of its own.
-        task_s: seconds for starting a task.
-        call_s: seconds for a call.
-        cache_bytes: of a block's states from which memory is felt.
-        memory_bytes_per_s: of memory, as streams of rows feel it.
-    """
-
-    macs_per_s: float = 35e9
-    bytes_per_s: float = 20e9
-    strided: float = 4.0
-    op_s: float = 2.5e-6
-    matrix_s: float = 0.1e-6
-    edge: float = 4.0
-    pass_s: float = 2e-6
-    step_s: float = 30e-6  # 9e-6 compiled by XLA, 80e-6 in torch's autograd
-    kernel_macs_per_s: float = 22e9
-    vector_bytes: int = 64
-    tile_macs_per_s: float = 50e9
-    tile_s: float = 5.4e-9
-    vector_s: float = 0.35e-9
-    columns: float = 3.2
-    scatter: float = 0.94
-    across: float = 1.0
-    far_s: float = 1.5e-9
-    task_s: float = 0.1e-6
-    call_s: float = 3.1e-6
-    cache_bytes: int = 1_000_000
-    memory_bytes_per_s: float = 44e9
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cost:
-    """What one pass costs, for the plan's batch and phase.
-
-    Attributes:
-        macs: multiply-adds (half the FLOPs); a training step counts forward and backward, 3x forward.
-        bytes_moved: bytes read and written by all steps.
-        peak: bytes of intermediates alive at once in the forward pass, input and output included.
-        saved: bytes kept between forward and backward, the input included, the cores not; 0 for "forward".
-        predicted_s: seconds by the cost model.
-    """
-
-    macs: int
-    bytes_moved: int
-    peak: int
-    saved: int
-    predicted_s: float
-
-    def score(self, minimize: str) -> tuple[float, float]:
-        """What is minimised; ties go to time."""
-        first = {"time": self.predicted_s, "flops": self.macs, "memory": self.peak + self.saved}[minimize]
-        return float(first), self.predicted_s
 
 
 Table = tuple[tuple[str, Cost], ...]
@@ -179,9 +113,21 @@ class Plan:
         Raises:
             TN4NNError: another ending, or matplotlib is not installed.
         """
-        from .._drawing.contraction_tree import draw_tree
+        return draw_tree(self._picture(), path)
 
-        return draw_tree(self, path)
+    def _picture(self) -> ContractionTree:
+        tensors, names, output = tensors_of(self.network, self.form)
+        sizes, legs = {**self.network.sizes, BATCH: self.batch}, legs_along(tensors, output, self.path)
+        numbers = [math.prod(sizes[leg] for leg in on) for on in legs]
+        macs = [math.prod(sizes[leg] for leg in legs[a] | legs[b]) for a, b in self.path]
+        shown = {**dict.fromkeys(self.network.sizes), BATCH: None}
+        labels = [
+            " ".join((["batch"] if BATCH in on else []) + [leg for leg in shown if leg in on and leg != BATCH])
+            for on in legs[len(tensors) :]
+        ]
+        t = self.network.topology
+        title = f"{t.name} {t.in_features} -> {t.out_features}, batch {self.batch}, {self.phase}: {self.order}"
+        return ContractionTree(title, names, self.path, macs, numbers, labels)
 
     def __str__(self) -> str:
         if self.way is not None:
@@ -367,47 +313,13 @@ def bucket(batch: int) -> int:
     return size
 
 
-def min_macs(network: Network, batch: int) -> int:
-    """The fewest multiply-adds of one forward pass that the exhaustive or greedy search finds, at once."""
-    search = Search(network, batch, "forward", "flops", "apply", 4, Machine())
-    tensors, output = search.tensors, search.output
-    few = len(tensors) <= 7
-    paths = [find_paths(tensors, output, search.sizes)[0] if few else greedy_path(tensors, output, search.sizes)]
-    paths.append(search.dense_first(greedy=not few))
-    paths += search.chains()
-    return min(search.macs_of(path) for path in paths)
-
-
-def problem(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...], Legs]:
-    """The tensors to contract, the names of the program's inputs, and the legs of the result.
-
-    "apply" and "gather" have a batch leg; the result of "apply" and "gather" is (batch, outputs...), that of
-    "dense" (outputs..., inputs...), kept legs standing once, among the outputs.
-    """
-    t = network.topology
-    tensors = [core.legs for core in t.cores]
-    names = tuple(core.name for core in t.cores)
-    outputs = tuple(t.outputs)
-    if form == "dense":
-        return tensors, names, (*outputs, *(leg for leg in t.inputs if leg not in t.outputs))
-    if form == "gather":
-        if t.kept:
-            raise TN4NNError(f"an embedding cannot have kept legs, received {', '.join(t.kept)}")
-        rows = []
-        for legs in tensors:
-            inner = tuple(leg for leg in legs if leg not in t.inputs)
-            rows.append((BATCH, *inner) if len(inner) < len(legs) else inner)
-        return rows, names, (BATCH, *outputs)
-    return [*tensors, (BATCH, *t.inputs)], (*names, "x"), (BATCH, *outputs)
-
-
 def _input_shapes(network: Network, program: Program, batch: int) -> list[tuple[int, ...]]:
     t, sizes = network.topology, {**network.sizes, BATCH: batch}
     shapes = [tuple(sizes[leg] for leg in core.legs) for core in t.cores]
     if program.inputs[-1:] == ("x",):
         shapes.append((batch, math.prod(t.inputs.values())))
     elif program.gathers:
-        tensors, _, _ = problem(network, "gather")
+        tensors, _, _ = tensors_of(network, "gather")
         shapes = [tuple(sizes[leg] for leg in legs) for legs in tensors]
     return shapes
 
@@ -433,8 +345,9 @@ class Search:
         self.network, self.batch, self.phase, self.minimize = network, batch, phase, minimize
         self.form: Form = form
         self.itemsize, self.machine = itemsize, machine
-        self.tensors, self.names, self.output = problem(network, form)
-        self.sizes = {**network.sizes, BATCH: batch}
+        self.problem = Problem(network, form, batch)
+        self.tensors, self.names, self.output = self.problem.tensors, self.problem.names, self.problem.output
+        self.sizes = self.problem.sizes
 
     # -- candidates -----------------------------------------------------------------------------------------
 
@@ -462,60 +375,13 @@ class Search:
         for path in find("size", 0.1)[:1]:
             found.setdefault(path, "smallest intermediate found")
         if self.form == "apply":
-            found.setdefault(self.dense_first(greedy=len(self.tensors) > 24), "W first")
-            for path, name in zip(self.chains(), ("left to right", "right to left"), strict=True):
+            found.setdefault(self.problem.dense_first(), "W first")
+            for path, name in zip(self.problem.chains(), ("left to right", "right to left"), strict=True):
                 found.setdefault(path, name)
-        macs = {path: self.macs_of(path) for path in found}
+        macs = {path: self.problem.macs(path) for path in found}
         most = _SILLY * min(macs.values())
         # Taking the cores of a large graph in turn may hold hundreds of legs at once, which takes hours to lower.
         return [(name, path) for path, name in found.items() if macs[path] <= most]
-
-    def dense_first(self, *, greedy: bool = False) -> Path:
-        """The cores among themselves, then x."""
-        cores = self.tensors[:-1]
-        t = self.network.topology
-        output = tuple(dict.fromkeys([*t.outputs, *t.inputs]))
-        on_cores = {leg for legs in cores for leg in legs}
-        output = tuple(leg for leg in output if leg in on_cores)
-        finder = greedy_path if greedy else lambda *question: find_paths(*question, thorough=False)[0]
-        inner = finder(cores, output, self.network.sizes)
-        n = len(cores)
-        # x takes number n, so what the cores make moves up by one.
-        shifted = [tuple(i if i < n else i + 1 for i in pair) for pair in inner]
-        last = n if not inner else len(cores) + len(inner)
-        made = 0 if not inner else last
-        return tuple([(a, b) for a, b in shifted] + [(made, n)])
-
-    def chains(self) -> list[Path]:
-        """x through the cores in their order, and in the reverse order."""
-        n = len(self.tensors)
-        order = range(n - 1)
-        return [chain_path(order, n - 1, n), chain_path(order[::-1], n - 1, n)]
-
-    def merges(self) -> Iterator[tuple[str, Path]]:
-        """Neighbouring cores merged, then x through what they make, from either side."""
-        cores = len(self.tensors) - 1
-        for groups in _groupings(cores):
-            for order, name in ((groups, "left to right"), (groups[::-1], "right to left")):
-                path: list[tuple[int, int]] = []
-                current = cores
-                made = [self._merged(group, path) for group in order]
-                for operand in made:
-                    path.append((current, operand))
-                    current = cores + len(path)
-                yield f"{name}, cores merged by {'+'.join(str(len(group)) for group in groups)}", tuple(path)
-
-    def _merged(self, group: Sequence[int], path: list[tuple[int, int]]) -> int:
-        """Contracts a group of cores from left to right; returns the number of what they make."""
-        current = group[0]
-        for other in group[1:]:
-            path.append((current, other))
-            current = len(self.tensors) - 1 + len(path)
-        return current
-
-    def macs_of(self, path: Path) -> int:
-        """Multiply-adds of a path, without lowering it."""
-        return path_macs(self.tensors, self.output, self.sizes, path)
 
     # -- lowering and pricing -------------------------------------------------------------------------------
 
@@ -662,34 +528,6 @@ def restored_cost(numbers: Sequence[Any]) -> Cost:
     if not all(isinstance(number, int | float) for number in numbers):
         raise TypeError(f"costs are numbers, received {numbers}")
     return Cost(*numbers)
-
-
-def _groupings(cores: int) -> Iterator[list[list[int]]]:
-    """Ways to cut a row of cores into groups: all of them for a short row, else groups of one size."""
-    if cores <= 7:
-        for cuts in range(1 << (cores - 1)):
-            groups = [[0]]
-            for core in range(1, cores):
-                if cuts >> (core - 1) & 1:
-                    groups.append([core])
-                else:
-                    groups[-1].append(core)
-            if len(groups) > 1:
-                yield groups
-        return
-    for size in range(1, 5):
-        yield [list(range(low, min(cores, low + size))) for low in range(0, cores, size)]
-
-
-def is_path(path: Path, tensors: int) -> bool:
-    """Whether this is a path over so many tensors."""
-    free = set(range(tensors))
-    for step, (a, b) in enumerate(path):
-        if a == b or a not in free or b not in free:
-            return False
-        free -= {a, b}
-        free.add(tensors + step)
-    return len(free) == 1
 
 
 def _seconds(work: Work, itemsize: int, machine: Machine) -> float:

@@ -16,9 +16,9 @@ from typing import Any
 
 from .._base.errors import TN4NNError
 from .._base.files import atomic_write, cache_folder
-from .._graph.topology import fingerprint_of
-from .._planning.plan import Machine
+from .._base.hashing import fingerprint_of
 from .compiled import processor
+from .cost import Machine
 
 SCHEMA = 1  # of the files that a calibration keeps
 CPU = "cpu"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._graph.paths import Legs
 from .compiled import library, vector_bytes
-from .program import Legs
 from .recipe import Offsets, Place, Recipe, Task, contracted, offsets, shape_of
 
 Piece = NDArray[np.int64]

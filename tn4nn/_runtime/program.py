@@ -14,12 +14,9 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from .._graph.paths import legs_along
+from .._graph.paths import BATCH, Legs, legs_along
 
 Kind = Literal["reshape", "permute", "matmul", "multiply"]
-Legs = tuple[str, ...]
-
-BATCH = ":batch"  # the batch leg of a program; a user cannot name a leg so, a colon ends a core name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from .._base.errors import TN4NNError
 from .._graph.network import Network
-from .._graph.paths import Path, legs_along
-from .._planning.plan import Machine, is_path, problem
+from .._graph.paths import BATCH, Legs, Path, legs_along
+from .._graph.problem import is_path, tensors_of
 from .compiled import vector_bytes
-from .program import BATCH, Legs
+from .cost import Machine
 
 Offsets = NDArray[np.int32]
 
@@ -397,7 +397,7 @@ def recipe(
     Raises:
         TN4NNError: the path is of another network.
     """
-    tensors, _, output = problem(network, "apply")
+    tensors, _, output = tensors_of(network, "apply")
     cores = len(tensors) - 1
     if not is_path(path, len(tensors)):
         raise TN4NNError(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.arrays import Array
 from .._compression.ranks import Resized, grown, shortened
-from .._compression.svd import Array
 from .._graph.network import Network
 from .._graph.topology import Core, Topology
 from .._graph.tree import holders_of

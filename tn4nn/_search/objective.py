@@ -9,16 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._base.arrays import Array, checked_array
 from .._base.errors import ShapeError, TN4NNError
+from .._base.hashing import digest, fingerprint_of
+from .._base.seeds import rng_for
 from .._compression.als import Als
-from .._compression.svd import Array, checked_array
 from .._compression.target import Target
-from .._graph.init import rng_for
 from .._graph.network import Network
-from .._graph.topology import Topology, fingerprint_of, topology
+from .._graph.topology import Topology, topology
 from .._model.layers import Layer, Linear, Sequential
 from .._training.data import Dataset
-from .._training.train import digest, train
+from .._training.train import train
 from .moves import Move, carried
 from .screen import promises
 

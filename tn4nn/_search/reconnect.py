@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
+from .._base.arrays import Array
+from .._base.checks import checked_size
 from .._base.errors import TopologyError
+from .._base.seeds import rng_for
 from .._compression.entanglement import Cut
-from .._compression.svd import Array, singular_values
+from .._compression.svd import singular_values
 from .._compression.target import target_of
-from .._graph.init import rng_for
-from .._graph.topology import Topology, checked_size
+from .._graph.topology import Topology
 from .._graph.tree import holders_of, tree_of
 from .moves import exchanged
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .._compression.svd import Array
+from .._base.arrays import Array
+from .._graph.contract import contract
 from .._graph.network import Network
 from .._graph.paths import Legs
 from .._graph.tree import held_modes, holders_of
-from ..reference import contract
 from .moves import Move
 
 

@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._base.arrays import Array
+from .._base.checks import checked_size, nearest
 from .._base.errors import BudgetError, CheckpointError, DataError, TN4NNError
 from .._base.files import atomic_write
-from .._compression.svd import Array, checked_error
+from .._base.hashing import fingerprint_of
+from .._base.seeds import rng_for
+from .._base.version import installed_version
+from .._compression.svd import checked_error
 from .._graph.budget import checked_budget
-from .._graph.init import rng_for
 from .._graph.network import Network
-from .._graph.topology import Topology, checked_size, fingerprint_of, nearest
+from .._graph.topology import Topology
 from .moves import Move, larger, smaller, structure_of, swaps, without_bonds_of_one
 from .objective import Objective, objective_of
 
@@ -458,7 +462,7 @@ class _State:
             if found is not None
             for name, core in found.weights.items()
         }
-        record = {"schema": SCHEMA, "version": _version(), "search": self.identity}
+        record = {"schema": SCHEMA, "version": installed_version(), "search": self.identity}
         record |= {"errors": self.errors, "rounds": self.rounds}
         atomic_write(self.path, save(arrays, {"tn4nn": json.dumps(record)}), sync=False)
 
@@ -470,14 +474,14 @@ class _State:
             with safe_open(str(self.path), framework="numpy") as file:
                 record = json.loads((file.metadata() or {})["tn4nn"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-                schema, version, identity = record["schema"], record["version"], record["search"]
+                schema, written, identity = record["schema"], record["version"], record["search"]
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error}") from error
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path} is no state of a search ({error}): {advice}") from error
-        if schema != SCHEMA or version != _version():
+        if schema != SCHEMA or written != installed_version():
             raise CheckpointError(
-                f"{self.path} was written by tn4nn {version} (schema {schema}), this is {_version()} (schema "
+                f"{self.path} was written by tn4nn {written} (schema {schema}), this is {installed_version()} (schema "
                 f"{SCHEMA}): finish the search there, or {advice}"
             )
         if identity != self.identity:
@@ -489,9 +493,3 @@ class _State:
         for name, array in arrays.items():
             number, _, core = name.partition(".")
             self.weights.setdefault(int(number), {})[core] = array
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return __version__

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.checks import nearest
 from .._base.errors import TN4NNError
 from .._compression.entanglement import Entanglement, entanglement
+from .._drawing.charts import draw_spectra
 from .._graph.network import Network
-from .._graph.topology import Topology, nearest
+from .._graph.topology import Topology
 from .._model.backend import Trainer
 from .._model.layers import Layer
 from .train import Epoch
@@ -81,8 +83,6 @@ class EntanglementLog:
         Raises:
             TN4NNError: no such layer, nothing recorded yet, another ending than .png or .svg, or no matplotlib.
         """
-        from .._drawing.charts import draw_spectra
-
         self.entropies(layer)  # names the layers that there are
         if not self.epochs:
             raise TN4NNError("nothing is recorded yet: pass the log to tn.train as callback= first")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from .._base.checks import nearest
 from .._base.errors import TN4NNError
-from .._graph.topology import nearest
 
 Schedule = str | tuple[str, float] | tuple[str, int, float] | Callable[[int, int], float]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import hashlib
 import json
 import math
 import time
@@ -21,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.checks import at_least, nearest, one_of
 from .._base.errors import BackendError, CheckpointError, DataError, ShapeError, TN4NNError
 from .._base.files import atomic_write
-from .._graph.init import rng_for
-from .._graph.topology import fingerprint_of, nearest
+from .._base.hashing import digest, fingerprint_of
+from .._base.seeds import rng_for
 from .._model.backend import Module, Trainer, TrainSpec
 from .._model.backend import backend as load_backend
 from .._model.layers import Layer
@@ -551,28 +551,6 @@ def _decay(model: Layer, given: float | Mapping[str, float]) -> dict[str, float]
     if isinstance(given, Mapping):
         return _by_pattern(model, given, 0.0, "weight_decay")
     return {name: float(given) if spec.role == "core" else 0.0 for name, spec in model.specs().items()}
-
-
-def one_of(value: str, known: Sequence[str], what: str) -> None:
-    """Raises TN4NNError for a word that is not known."""
-    if value not in known:
-        raise TN4NNError(f"{what} must be one of {', '.join(known)}, received {value!r}")
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raises TN4NNError for what is no whole number, or less."""
-    for name, value in values.items():
-        if not isinstance(value, int) or value < least:
-            raise TN4NNError(f"{name} must be a whole number of at least {least}, received {value!r}")
-
-
-def digest(*arrays: NDArray[Any]) -> str:
-    """Equal for equal arrays, of one shape and dtype."""
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(repr((array.shape, str(array.dtype))).encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.checks import checked_size, nearest
 from .._base.errors import BackendError, ShapeError, TopologyError
 from .._graph.network import Network
-from .._graph.topology import Core, Topology, checked_size, nearest
+from .._graph.topology import Core, Topology
 
 Legs = tuple[str, ...]
 Named = Sequence[tuple[str, Legs]]  # (core name, its indices)

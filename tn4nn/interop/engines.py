@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .._base.checks import nearest
 from .._base.errors import BackendError
 from .._graph.network import Network
-from .._graph.paths import legs_along
-from .._graph.topology import nearest
+from .._graph.paths import BATCH, legs_along
+from .._graph.problem import tensors_of
 from .._model import layers
-from .._planning.plan import Plan, problem
-from .._runtime.program import BATCH
+from .._planning.plan import Plan
 from ._graph import library
 
 _LIBRARIES = {"quimb": "quimb.tensor", "tensornetwork": "tensornetwork"}
@@ -68,7 +68,7 @@ def _check_copies(layer: layers.OnNetwork, network: Network) -> None:
             f"{layer.describe()}: engine 'tensornetwork' runs no embeddings, since the batch stands on every picked "
             "row and its edges join two nodes: use engine='quimb'"
         )
-    tensors, _, output = problem(network, "apply")
+    tensors, _, output = tensors_of(network, "apply")
     for leg, size in network.sizes.items():
         if size > _LARGEST and sum(leg in legs for legs in (*tensors, output)) > 2:
             raise BackendError(
@@ -100,7 +100,7 @@ class _Contraction:
 
     def __init__(self, p: Plan) -> None:
         t, self.path, self.sizes = p.network.topology, p.path, p.network.sizes
-        self.tensors, _, self.output = problem(p.network, p.form)
+        self.tensors, _, self.output = tensors_of(p.network, p.form)
         inputs, outputs = tuple(t.inputs.values()), tuple(t.outputs.values())
         self.modes = inputs if p.form == "apply" else None
         self.made = math.prod(outputs), math.prod(inputs)

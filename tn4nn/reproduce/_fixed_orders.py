@@ -12,7 +12,8 @@ import numpy as np
 from .._graph.network import Network
 from .._graph.paths import Path, legs_along, path_macs
 from .._model.layers import Linear
-from .._planning.plan import Machine, Search, plan
+from .._planning.plan import Search, plan
+from .._runtime.cost import Machine
 from ._clock import Call
 
 ORDERS = ("left to right", "right to left", "W first")
@@ -40,8 +41,8 @@ class Cell:
     def paths(self) -> dict[str, Path]:
         """Order -> path; for the network a chain."""
         search = self.search()
-        forth, back = search.chains()
-        return dict(zip(ORDERS, (forth, back, search.dense_first(greedy=False)), strict=True))
+        forth, back = search.problem.chains()
+        return dict(zip(ORDERS, (forth, back, search.problem.dense_first()), strict=True))
 
 
 def costs(cell: Cell) -> dict[str, dict[str, Any]]:

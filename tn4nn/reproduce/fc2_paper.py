@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import presets
-from .._graph.init import rng_for
+from .._base.seeds import rng_for
 from .._model.layers import Layer
 from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line

@@ -1,0 +1,80 @@
+"""What a plan costs, and the parameters of the model that predicts it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """What the cost model believes of the device: a roofline with a price for each operation.
+
+    Attributes:
+        macs_per_s: multiply-adds of a large matrix product, per second.
+        bytes_per_s: of a copy in order.
+        strided: how many times slower memory is read against its order.
+        op_s: seconds for calling one array operation.
+        matrix_s: seconds for starting one matrix of a batched product.
+        edge: a matrix dimension at which a product runs at half speed.
+        pass_s: seconds for a forward pass, whatever is in it.
+        step_s: seconds for a training step, whatever is in it: autograd, for the most part.
+        kernel_macs_per_s: multiply-adds of a kernel of small tiles on a GPU, per second.
+        vector_bytes: of the native runtime's vectors; this and what follows is the native runtime's.
+        tile_macs_per_s: multiply-adds of its tiles, per second.
+        tile_s: seconds for starting a tile.
+        vector_s: seconds for moving one vector.
+        columns: seconds for packing one vector out of columns, in `vector_s`.
+        scatter: seconds for moving one number out of a vector, in `vector_s`.
+        across: how many times slower tiles are whose vectors lie along h or k.
+        far_s: seconds for reading a number on a cache line of its own.
+        task_s: seconds for starting a task.
+        call_s: seconds for a call.
+        cache_bytes: of a block's states from which memory is felt.
+        memory_bytes_per_s: of memory, as streams of rows feel it.
+    """
+
+    macs_per_s: float = 35e9
+    bytes_per_s: float = 20e9
+    strided: float = 4.0
+    op_s: float = 2.5e-6
+    matrix_s: float = 0.1e-6
+    edge: float = 4.0
+    pass_s: float = 2e-6
+    step_s: float = 30e-6  # 9e-6 compiled by XLA, 80e-6 in torch's autograd
+    kernel_macs_per_s: float = 22e9
+    vector_bytes: int = 64
+    tile_macs_per_s: float = 50e9
+    tile_s: float = 5.4e-9
+    vector_s: float = 0.35e-9
+    columns: float = 3.2
+    scatter: float = 0.94
+    across: float = 1.0
+    far_s: float = 1.5e-9
+    task_s: float = 0.1e-6
+    call_s: float = 3.1e-6
+    cache_bytes: int = 1_000_000
+    memory_bytes_per_s: float = 44e9
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """What one pass costs, for the plan's batch and phase.
+
+    Attributes:
+        macs: multiply-adds (half the FLOPs); a training step counts forward and backward, 3x forward.
+        bytes_moved: bytes read and written by all steps.
+        peak: bytes of intermediates alive at once in the forward pass, input and output included.
+        saved: bytes kept between forward and backward, the input included, the cores not; 0 for "forward".
+        predicted_s: seconds by the cost model.
+    """
+
+    macs: int
+    bytes_moved: int
+    peak: int
+    saved: int
+    predicted_s: float
+
+    def score(self, minimize: str) -> tuple[float, float]:
+        """What is minimised; ties go to time."""
+        first = {"time": self.predicted_s, "flops": self.macs, "memory": self.peak + self.saved}[minimize]
+        return float(first), self.predicted_s

@@ -67,7 +67,8 @@ from ._model.layers import (
     Unflatten,
     model_from_json,
 )
-from ._planning.plan import Plan, plan
+from ._planning.layer import plan
+from ._planning.plan import Plan
 from ._runtime.cost import Cost, Machine
 from ._training.schedule import learning_rates
 

@@ -37,7 +37,8 @@ from ._planning.calibrate import calibrate
 from ._planning.cost import BATCHES, cost
 from ._planning.explain import explain
 from ._planning.growth import growth
-from ._planning.plan import Plan, plan
+from ._planning.layer import plan
+from ._planning.plan import Plan
 from ._training.data import load as load_data
 from ._training.train import train
 from .interop.einsum import from_einsum
@@ -257,7 +258,7 @@ def _plan(
     phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
     minimize: Annotated[str, typer.Option(help="time, flops or memory.")] = "time",
     memory: Annotated[int | None, typer.Option(min=1, help="Cap on the peak, in bytes.")] = None,
-    runtime: Annotated[str, typer.Option(help="program, or native: layers on a CPU.")] = "program",
+    runtime: Annotated[str | None, typer.Option(help="program, or native: layers on a CPU.")] = None,
     explained: Annotated[
         bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
     ] = False,

@@ -8,7 +8,7 @@ does it for a tree of named matrices; `backend` is what `model.build("jax")` fin
 from ._apply import apply, conv2d, embedding, linear
 from ._backend import JaxBackend, backend
 from ._convert import ConversionPlan, Rule, convert, plan_conversion, undo
-from ._modules import JaxModule, TNConv2d, TNEmbedding, TNLinear
+from ._modules import JaxModule, TNConv2d, TNEmbedding, TNLinear, plans
 from ._params import decompose_params, plan_params
 from ._trainer import JaxTrainer
 
@@ -30,5 +30,6 @@ __all__ = [
     "linear",
     "plan_conversion",
     "plan_params",
+    "plans",
     "undo",
 ]

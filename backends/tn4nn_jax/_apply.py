@@ -18,18 +18,16 @@ from jax import lax
 
 from tn4nn._base.errors import BackendError, ShapeError, TN4NNError
 from tn4nn._graph.network import Network
-from tn4nn._graph.problem import Form
 from tn4nn._model import layers
-from tn4nn._planning.conv import conv_plan
-from tn4nn._planning.plan import Plan, bucket, plan
-from tn4nn._runtime.native import Native
+from tn4nn._planning.layer import LayerPlanner
+from tn4nn._planning.plan import Plan
 from tn4nn._runtime.program import run
 from tn4nn.interop.engines import check_engine, engine
 
-from ._device import figures
 from ._native import apply as apply_native
-from ._native import native_for
+from ._native import native_of
 from ._ops import OPS, matmul, precision
+from ._target import target
 
 Weights = Mapping[str, Any]
 State = dict[str, jax.Array]
@@ -82,32 +80,19 @@ class _Call:
         """The cores of a layer, as operands."""
         return {core.name: self.cast(self.get(prefix, core.name)) for core in net.topology.cores}
 
-    def plan(self, net: Network, rows: int, samples: int, form: Form = "apply") -> Plan:
-        """The plan of a network for `rows` rows that came with `samples` samples."""
-        batch = self._batch(rows, samples)
-        return plan(net, batch, self.phase, minimize=self.minimize, form=form, **self.figures)
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """What plans are priced with, where that is no CPU."""
-        return figures(self.compute or np.float32)
+    def planner(self, layer: layers.OnNetwork, dtype: Any, samples: int, rows: int, *, program: bool) -> LayerPlanner:
+        """What plans a layer for rows that came with so many samples."""
+        batch = None if self.plan_batch is None else max(1, self.plan_batch * (rows // max(1, samples)))
+        where = target(dtype, runtime="program" if program else self.runtime, engine=self.engine)
+        return LayerPlanner(layer, where, self.phase, self.minimize, self.tune, batch)
 
     def run(self, p: Plan, cores: Mapping[str, jax.Array], *x: jax.Array) -> jax.Array:
         """What a plan says, on the cores and the rows."""
         arrays = [*(cores[core.name] for core in p.network.topology.cores), *x]
+        if p.executor == "native":
+            return apply_native(native_of(p), arrays[:-1], arrays[-1])
         y: jax.Array = run(OPS, p.program, arrays) if self.engine is None else engine(self.engine, p)(arrays)
         return y
-
-    def native(self, net: Network, rows: int, samples: int, arrays: Sequence[jax.Array]) -> Native | None:
-        """The native runtime for a network, where these arrays can go through it."""
-        dtype = arrays[0].dtype
-        if self.runtime == "program" or self.engine is not None or any(array.dtype != dtype for array in arrays):
-            return None
-        return native_for(net, self._batch(rows, samples), self.phase, self.minimize, self.tune, dtype)
-
-    def _batch(self, rows: int, samples: int) -> int:
-        """The rows that a plan is made for."""
-        return bucket(rows) if self.plan_batch is None else max(1, self.plan_batch * (rows // max(1, samples)))
 
 
 def _join(prefix: str, name: str) -> str:
@@ -138,13 +123,10 @@ def _rows(call: _Call, layer: layers.OnNetwork, prefix: str, rows: jax.Array, sa
         return jnp.zeros((0, t.out_features), jnp.result_type(rows, *cores.values()))
     if layer.is_dense:
         return matmul(rows, cores[t.cores[0].name].reshape(t.out_features, t.in_features).T)
-    padded = _pad(rows, math.prod(t.inputs.values()))
-    native = call.native(net, rows.shape[0], samples, [rows, *cores.values()])
-    if native is not None:
-        made = apply_native(native, [cores[core.name] for core in t.cores], padded)
-    else:
-        made = call.run(call.plan(net, rows.shape[0], samples), cores, padded)
-    return made[:, : t.out_features]
+    mixed = any(core.dtype != rows.dtype for core in cores.values())
+    planner = call.planner(layer, rows.dtype, samples, rows.shape[0], program=mixed)
+    planned = planner.patches_plan(rows.shape[0])
+    return call.run(planned, cores, _pad(rows, math.prod(t.inputs.values())))[:, : t.out_features]
 
 
 def _linear(call: _Call, layer: layers.Linear, prefix: str, x: jax.Array) -> jax.Array:
@@ -206,7 +188,9 @@ def _embedding(call: _Call, layer: layers.Embedding, prefix: str, x: jax.Array) 
     if not x.size:
         return jnp.zeros(shape, jnp.result_type(*cores.values()))
     digits = _digits(layer, x.reshape(-1).astype(jnp.int32))
-    planned = call.plan(net, x.size, x.shape[0] if x.ndim else 1, "gather")
+    dtype = next(iter(cores.values())).dtype
+    planner = call.planner(layer, dtype, x.shape[0] if x.ndim else 1, x.size, program=True)
+    planned = planner.class_plan(x.size)
     picked = {core.name: _picked(core.legs, cores[core.name], t.inputs, digits) for core in t.cores}
     y = call.run(planned, picked)
     return y[:, : t.out_features].reshape(shape)
@@ -243,17 +227,15 @@ def _conv2d(call: _Call, layer: layers.Conv2d, prefix: str, x: jax.Array) -> jax
     batch = x.shape[0]
     if not batch:
         return jnp.zeros((0, *out), x.dtype)
-    chosen = None
-    if not layer.is_dense:
-        image = (x.shape[1], x.shape[2], x.shape[3])
-        chosen = conv_plan(layer, call.plan_batch or batch, image, call.phase, call.minimize, **call.figures)
-    if chosen is not None and chosen.form == "patches":
+    positions = batch * out[1] * out[2]
+    planner = call.planner(layer, x.dtype, batch, positions, program=False)
+    if not layer.is_dense and planner.class_plan(positions).form == "apply":
         (ph, pw), t = layer.padding, layer.topology
         rows = _patches(layer, jnp.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw))), out)
         y = _rows(call, layer, prefix, rows, batch).reshape(batch, *out[1:], t.out_features)
         y = y.transpose(0, 3, 1, 2)
     else:
-        kernel = _kernel(call, layer, prefix, None if chosen is None else chosen.plan)
+        kernel = _kernel(call, layer, prefix, None if layer.is_dense else planner.class_plan(positions))
         x, kernel = x.astype(common := jnp.result_type(x, kernel)), kernel.astype(common)
         padding = [(p, p) for p in layer.padding]
         y = lax.conv_general_dilated(x, kernel, layer.stride, padding, precision=precision(x, kernel))

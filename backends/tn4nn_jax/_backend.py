@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from tn4nn._model.backend import Place, Trainer, TrainSpec
 from tn4nn._model.layers import Layer
+from tn4nn._runtime.target import Target
 
 from ._device import checked_dtype, device_of, to_host
 from ._modules import JaxModule, Options, made, run_options
 from ._place import place
+from ._target import target
 from ._trainer import JaxTrainer
 
 
@@ -100,6 +102,10 @@ class JaxBackend:
             BackendError: an unknown loss, optimizer, precision or device.
         """
         return JaxTrainer(model, weights, spec)
+
+    def target(self, device: str | None, dtype: str) -> Target:
+        """Where layers run plans, for `tn4nn.plan`."""
+        return target(checked_dtype(dtype), device_of(device))
 
     def place(self, device: str | None, dtype: str) -> Place:
         """Where programs run, for `tn4nn.calibrate`."""

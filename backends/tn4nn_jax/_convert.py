@@ -22,10 +22,12 @@ from tn4nn._compression.convert import ConversionPlan, Given, Rule, Seen, Weight
 from tn4nn._compression.decompose import Decomposition
 from tn4nn._graph.network import Network
 from tn4nn._model import layers
+from tn4nn._runtime.target import Target
 
 from ._device import beside, dtype_of, to_host, wide
 from ._kinds import Kind, dense_module, equinox, kind_of, readers, why_not
 from ._modules import JaxModule, made
+from ._target import target
 
 __all__ = ["ConversionPlan", "Rule", "convert", "plan_conversion", "undo"]
 
@@ -237,7 +239,11 @@ def plan_conversion(
             instead.update(_made(mine[id(weight)], result, batch, phase))
         return _replaced(model, instead)
 
-    return _convert.conversion(weights, chosen, seen, budget, batch, seed, make)
+    def where(weight: Weight) -> Target:
+        return target(dtype_of(mine[id(weight)].weight))
+
+    pricing = _convert.Pricing(where, batch, phase, planned=True)
+    return _convert.conversion(weights, chosen, seen, budget, pricing, seed, make)
 
 
 def _made(found: _Found, result: Decomposition, batch: int, phase: str) -> dict[int, JaxModule]:

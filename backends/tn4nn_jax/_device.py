@@ -13,7 +13,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from tn4nn._base.errors import BackendError
-from tn4nn._runtime.devices import CPU, known
 
 Device = Any  # jax.Device, which type checkers take for a variable
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -59,13 +58,6 @@ def device_of(name: str | None) -> Device | None:
     except (RuntimeError, IndexError, ValueError):
         there = ", ".join(repr(platform) for platform in _platforms())
         raise BackendError(f"jax has no device {name!r} here: use one of {there}, or None") from None
-
-
-def figures(dtype: Any) -> dict[str, Any]:
-    """What a plan for jax's own device and a dtype is told; nothing on a CPU that was not calibrated."""
-    kind, device = np.dtype(dtype), jax.devices()[0]
-    name = device.device_kind if device.platform == "gpu" else CPU
-    return known("jax", name, kind.name, kind.itemsize, compiled=True)
 
 
 def to_device(array: Any, dtype: Any, device: Device | None) -> jax.Array:

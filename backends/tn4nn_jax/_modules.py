@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tn4nn._base.errors import BackendError
 from tn4nn._graph.network import Network
 from tn4nn._graph.topology import Topology
 from tn4nn._model import layers
+from tn4nn._planning.layer import LayerPlanner
+from tn4nn._planning.plan import Plan
 from tn4nn.interop.engines import check_engine
 from tn4nn.reference import check_tokens
 
 from ._apply import State, apply
 from ._device import checked_dtype, device_of, to_device, wide
+from ._target import target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,6 +172,27 @@ class JaxModule:
         with self.precision():
             return run_options(self.options, self.weights, self.cast(x), train=train, key=key)
 
+    def plan(self, rows: int) -> Plan:
+        """The plan by which so many rows of its one layer on a network run, and what they cost; `print` shows it.
+
+        Args:
+            rows: of x: the product of all axes but the last; of an embedding, tokens; of a convolution, positions of
+                its output (images x height' x width').
+
+        Raises:
+            BackendError: a model of several such layers, or of none: `tn4nn_jax.plans` has each by its name.
+
+        Example:
+            >>> import tn4nn as tn, tn4nn_jax
+            >>> p = tn4nn_jax.TNLinear(tn.low_rank(64, 64).with_rank(4)).plan(32)
+            >>> p.batch, p.cost.macs == 3 * 32 * 4 * 128
+            (32, True)
+        """
+        found = plans(self, rows)
+        if len(found) != 1:
+            raise BackendError(f"this model has {len(found)} layers on a network: use tn4nn_jax.plans(module, rows)")
+        return next(iter(found.values()))
+
     def updated(self, weights: Mapping[str, Any]) -> Self:
         """The module with some weights or running statistics replaced."""
         changed: Self = _unflatten(type(self), self.options, {**self.weights, **weights})
@@ -198,6 +223,28 @@ class JaxModule:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model.describe()}, {self.model.num_params:,} parameters)"
+
+
+def plans(module: JaxModule, rows: int) -> dict[str, Plan]:
+    """The plan by which each layer of a module runs so many rows, by the layer's name; see `JaxModule.plan`.
+
+    Args:
+        module: of any model.
+        rows: that each layer sees: of a linear layer rows, of an embedding tokens, of a convolution positions.
+
+    Example:
+        >>> import tn4nn as tn, tn4nn_jax
+        >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 2))
+        >>> sorted(tn4nn_jax.plans(model.build("jax", seed=0), 64))
+        ['0', '2']
+    """
+    options = module.options
+    where = target(module._dtype(), runtime=options.runtime, engine=options.engine)
+    return {
+        name: LayerPlanner(layer, where, options.phase, options.minimize, options.tune, options.plan_batch).plan(rows)
+        for name, layer in module.model.walk()
+        if isinstance(layer, layers.OnNetwork)
+    }
 
 
 def _unflatten(cls: type[Any], options: Options, weights: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """The native runtime of the CPU as primitives of jax.
 
 Three of them, each with the same function in jax's own operations for whatever is not a plain call on the CPU:
-`rows` makes y and what the backward pass needs again of the cores; `tangent` is its derivative, linear in what moves,
-and only there to be transposed or to be jvp itself; `slopes` is the transpose of that, all gradients at once.
+`apply` makes y and what the backward pass needs again of the cores; `jvp` is its derivative, linear in what moves, and
+only there to be transposed or to be a jvp itself; `vjp` is the transpose of that, all gradients at once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad as _ad
 from jax.interpreters import batching, mlir
 
-from tn4nn._graph.network import Network
-from tn4nn._planning.native import ways
-from tn4nn._planning.plan import plan
+from tn4nn._planning.layer import plan
+from tn4nn._planning.plan import Plan
 from tn4nn._runtime import native as _native
 from tn4nn._runtime.compiled import library
 from tn4nn._runtime.native import Native
@@ -56,23 +55,27 @@ def _handler(itemsize: int) -> str | None:
     return name
 
 
-_KNOWN: dict[tuple[Any, ...], Native | None] = {}  # one object for one question: jit compares its parameters
+_KNOWN: dict[tuple[Any, ...], Native] = {}  # one object for one plan: jit compares its parameters
 
 
-def native_for(network: Network, rows: int, phase: str, minimize: str, tune: bool, dtype: Any) -> Native | None:
-    """The native runtime for a network and a number of rows, where it is to be used.
+def native_of(plan: Plan) -> Native:
+    """The native runtime of a plan whose executor is "native"."""
+    key = (plan.network.fingerprint, plan.path, plan.layouts, plan.block, plan.save, plan.itemsize)
+    if key not in _KNOWN:
+        made = _native.native(plan.recipe)
+        assert made is not None  # `available` has seen the compiler
+        _KNOWN[key] = made
+    return _KNOWN[key]
+
+
+def available(dtype: Any) -> bool:
+    """Whether the native runtime is used for a dtype.
 
     That is for float32 and float64 on the CPU, where it is jax's only device: XLA cannot split a call that it does not
     know over several. While jax looks for NaNs, it must see the single operations, and no memory that is kept.
     """
-    itemsize = np.dtype(dtype).itemsize
-    if np.dtype(dtype) not in (np.float32, np.float64) or not _alone() or _looking() or _handler(itemsize) is None:
-        return None
-    key = (network.fingerprint, rows, phase, minimize, tune, itemsize)
-    if key not in _KNOWN:
-        way = ways(network, rows, phase, minimize=minimize, itemsize=itemsize, tune=tune)[0]
-        _KNOWN[key] = _native.native(way.recipe(network, itemsize))
-    return _KNOWN[key]
+    kind = np.dtype(dtype)
+    return kind in (np.float32, np.float64) and _alone() and not _looking() and _handler(kind.itemsize) is not None
 
 
 def _alone() -> bool:
@@ -91,7 +94,7 @@ def apply(native: Native, cores: Arrays, x: jax.Array) -> jax.Array:
         cores: in the network's order, of x's dtype.
         x: the rows.
     """
-    y: jax.Array = rows_p.bind(x, *cores, native=native, keep=False)[0]
+    y: jax.Array = apply_p.bind(x, *cores, native=native, keep=False)[0]
     return y
 
 
@@ -104,61 +107,61 @@ def _plain(native: Native, x: jax.Array, *cores: jax.Array) -> jax.Array:
     return y
 
 
-def _plain_rows(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
-    return [_plain(native, x, *cores), jnp.zeros(_rows_shapes(x, native=native, keep=keep)[1].shape, x.dtype)]
+def _plain_apply(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
+    return [_plain(native, x, *cores), jnp.zeros(_apply_shapes(x, native=native, keep=keep)[1].shape, x.dtype)]
 
 
-def _plain_tangent(*given: jax.Array, native: Native, moved: tuple[bool, ...]) -> list[jax.Array]:
+def _plain_jvp(*given: jax.Array, native: Native, moved: tuple[bool, ...]) -> list[jax.Array]:
     count = len(moved)
     still, moves = given[:count], iter(given[count + 1 :])  # `made` lies between
     along = [next(moves) if moving else jnp.zeros_like(value) for value, moving in zip(still, moved, strict=True)]
     return [jax.jvp(functools.partial(_plain, native), tuple(still), tuple(along))[1]]
 
 
-def _plain_slopes(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
+def _plain_vjp(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
     *still, _, gy = given
     found = jax.vjp(functools.partial(_plain, native), *still)[1](gy)
-    return [slope for slope, needed in zip(found, wanted, strict=True) if needed]
+    return [grad for grad, needed in zip(found, wanted, strict=True) if needed]
 
 
 # -- on the CPU --------------------------------------------------------------------------------------------------
 
 
-def _call(native: Native, piece: Any, back: bool, places: Sequence[int], results: Any, *arrays: jax.Array) -> Any:
+def _call(native: Native, encoded: Any, back: bool, places: Sequence[int], results: Any, *arrays: jax.Array) -> Any:
     call = ffi.ffi_call(str(_handler(native.recipe.itemsize)), results)
-    return call(jnp.asarray(piece.view(np.int32)), *arrays, at=np.array([back, *places], np.int64))
+    return call(jnp.asarray(encoded.view(np.int32)), *arrays, at=np.array([back, *places], np.int64))
 
 
-def _cpu_rows(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
-    bases = native.recipe.bases
-    results = _rows_shapes(x, *cores, native=native, keep=keep)
+def _cpu_apply(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
+    buffers = native.recipe.buffers
+    results = _apply_shapes(x, *cores, native=native, keep=keep)
     # Where nothing is kept, the second result is a number that nobody reads.
-    places = [bases.x, *range(len(cores)), bases.y, bases.made if native.kept(1) else bases.gy]
-    return list(_call(native, native.training if keep else native.piece(), False, places, results, x, *cores))
+    places = [buffers.x, *range(len(cores)), buffers.y, buffers.prologue if native.saved(1) else buffers.y_grad]
+    return list(_call(native, native.training if keep else native.encoded(), False, places, results, x, *cores))
 
 
-def _cpu_slopes(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
-    (x, *cores), made, gy, bases = given[:-2], given[-2], given[-1], native.recipe.bases
-    targets = [bases.gx, *bases.slopes]
-    places = [bases.x, *range(len(cores)), bases.made if native.kept(1) else bases.y, bases.gy]
+def _cpu_vjp(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
+    (x, *cores), made, gy, buffers = given[:-2], given[-2], given[-1], native.recipe.buffers
+    targets = [buffers.x_grad, *buffers.core_grads]
+    places = [buffers.x, *range(len(cores)), buffers.prologue if native.saved(1) else buffers.y, buffers.y_grad]
     places += [target for target, needed in zip(targets, wanted, strict=True) if needed]
-    results = _slopes_shapes(*given, native=native, wanted=wanted)
-    return list(_call(native, native.piece(wanted), True, places, results, x, *cores, made, gy))
+    results = _vjp_shapes(*given, native=native, wanted=wanted)
+    return list(_call(native, native.encoded(wanted), True, places, results, x, *cores, made, gy))
 
 
 # -- the primitives ----------------------------------------------------------------------------------------------
 
 
-def _rows_shapes(x: Any, *cores: Any, native: Native, keep: bool) -> list[jax.core.ShapedArray]:
+def _apply_shapes(x: Any, *cores: Any, native: Native, keep: bool) -> list[jax.core.ShapedArray]:
     y = jax.core.ShapedArray((x.shape[0], native.outputs), x.dtype)
-    return [y, jax.core.ShapedArray((max(1, native.kept(x.shape[0] if keep else 0)),), x.dtype)]
+    return [y, jax.core.ShapedArray((max(1, native.saved(x.shape[0] if keep else 0)),), x.dtype)]
 
 
-def _tangent_shapes(*given: Any, native: Native, moved: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
-    return _rows_shapes(*given[: len(moved)], native=native, keep=False)[:1]
+def _jvp_shapes(*given: Any, native: Native, moved: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
+    return _apply_shapes(*given[: len(moved)], native=native, keep=False)[:1]
 
 
-def _slopes_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
+def _vjp_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
     values = [value for value, needed in zip(given, wanted, strict=False) if needed]
     return [jax.core.ShapedArray(value.shape, value.dtype) for value in values]
 
@@ -194,29 +197,29 @@ def _lowered(plain: Callable[..., Any], cpu: Callable[..., Any]) -> Callable[...
     return rule
 
 
-rows_p = _primitive("rows", _rows_shapes, _plain_rows, _cpu_rows)
-tangent_p = _primitive("tangent", _tangent_shapes, _plain_tangent, _plain_tangent)
-slopes_p = _primitive("slopes", _slopes_shapes, _plain_slopes, _cpu_slopes)
+apply_p = _primitive("apply", _apply_shapes, _plain_apply, _cpu_apply)
+jvp_p = _primitive("jvp", _jvp_shapes, _plain_jvp, _plain_jvp)
+vjp_p = _primitive("vjp", _vjp_shapes, _plain_vjp, _cpu_vjp)
 
 
-def _rows_jvp(given: Arrays, along: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
-    y, made = rows_p.bind(*given, native=native, keep=True)
+def _apply_jvp(given: Arrays, along: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
+    y, made = apply_p.bind(*given, native=native, keep=True)
     moved = tuple(type(tangent) is not ad.Zero for tangent in along)
     moves = [tangent for tangent, moving in zip(along, moved, strict=True) if moving]
-    (dy,) = tangent_p.bind(*given, made, *moves, native=native, moved=moved)
-    # What is kept of the cores has no derivative of its own: `slopes` is differentiated as a function of the cores.
+    (dy,) = jvp_p.bind(*given, made, *moves, native=native, moved=moved)
+    # What is kept of the cores has no derivative of its own: `vjp` is differentiated as a function of the cores.
     return (y, made), (dy, ad.Zero(jax.core.ShapedArray(made.shape, made.dtype)))
 
 
-def _tangent_transpose(given: Any, *values: Any, native: Native, moved: tuple[bool, ...]) -> list[Any]:
+def _jvp_transpose(given: Any, *values: Any, native: Native, moved: tuple[bool, ...]) -> list[Any]:
     (gy,), count = given, len(moved)
     still = values[: count + 1]
     if type(gy) is ad.Zero:
         return [None] * (count + 1) + [ad.Zero(value.aval) for value in values[count + 1 :]]
-    return [*[None] * (count + 1), *slopes_p.bind(*still, gy, native=native, wanted=moved)]
+    return [*[None] * (count + 1), *vjp_p.bind(*still, gy, native=native, wanted=moved)]
 
 
-def _rows_transpose(given: Any, *values: Any, native: Native, keep: bool) -> list[Any]:
+def _apply_transpose(given: Any, *values: Any, native: Native, keep: bool) -> list[Any]:
     """Of y, where it is linear in x alone, or in one core: what jax.linear_transpose asks for."""
     gy, at = given[0], [ad.is_undefined_primal(value) for value in values]
     if type(gy) is ad.Zero:
@@ -252,22 +255,22 @@ def _mapped(plain: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-def _rows_mapped(given: Arrays, axes: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
+def _apply_mapped(given: Arrays, axes: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
     """Many batches through the same cores are one long batch."""
     x, *cores = given
     if any(axis is not None for axis in axes[1:]):
-        rule: tuple[Any, Any] = _mapped(_plain_rows)(given, axes, native=native, keep=keep)
+        rule: tuple[Any, Any] = _mapped(_plain_apply)(given, axes, native=native, keep=keep)
         return rule
     long = jnp.moveaxis(x, axes[0], 0)
-    y, made = rows_p.bind(long.reshape(-1, long.shape[-1]), *cores, native=native, keep=keep)
+    y, made = apply_p.bind(long.reshape(-1, long.shape[-1]), *cores, native=native, keep=keep)
     return (y.reshape(*long.shape[:-1], y.shape[-1]), made), (0, None)
 
 
-ad.primitive_jvps[rows_p] = _rows_jvp
-ad.primitive_jvps[tangent_p] = _differentiated(_plain_tangent)
-ad.primitive_jvps[slopes_p] = _differentiated(_plain_slopes)
-ad.primitive_transposes[rows_p] = _rows_transpose
-ad.primitive_transposes[tangent_p] = _tangent_transpose
-batching.primitive_batchers[rows_p] = _rows_mapped
-batching.primitive_batchers[tangent_p] = _mapped(_plain_tangent)
-batching.primitive_batchers[slopes_p] = _mapped(_plain_slopes)
+ad.primitive_jvps[apply_p] = _apply_jvp
+ad.primitive_jvps[jvp_p] = _differentiated(_plain_jvp)
+ad.primitive_jvps[vjp_p] = _differentiated(_plain_vjp)
+ad.primitive_transposes[apply_p] = _apply_transpose
+ad.primitive_transposes[jvp_p] = _jvp_transpose
+batching.primitive_batchers[apply_p] = _apply_mapped
+batching.primitive_batchers[jvp_p] = _mapped(_plain_jvp)
+batching.primitive_batchers[vjp_p] = _mapped(_plain_vjp)

@@ -21,6 +21,7 @@ from tn4nn._model.layers import Linear
 
 from ._convert import word
 from ._device import beside, dtype_of, to_device, wide
+from ._target import target
 
 Layout = Literal["in_out", "out_in"]
 
@@ -70,7 +71,8 @@ def plan_params(
         layers = {weight.name: result.linear(bias=False) for weight, result in converted}
         return jax.tree_util.tree_unflatten(tree, list(found.values())), layers
 
-    return _convert.conversion(weights, chosen, seen, budget, batch, seed, make)
+    pricing = _convert.Pricing(lambda weight: target(dtype_of(named[weight.name])), batch, "train")
+    return _convert.conversion(weights, chosen, seen, budget, pricing, seed, make)
 
 
 def _is_matrix(name: str, leaf: Any) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 
 from tn4nn._base.errors import BackendError
 from tn4nn._model.backend import Place
-from tn4nn._runtime.devices import CPU
 from tn4nn._runtime.program import Program, run
+from tn4nn._runtime.target import CPU
 
 from ._device import Device, to_device, wide
 from ._ops import OPS

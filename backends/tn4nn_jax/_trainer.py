@@ -140,7 +140,6 @@ class _Compiled:
             key=key,
             minimize=self.spec.minimize,
             phase="train" if train else "forward",
-            plan_batch=self.spec.batch_size if train else None,
             compute_dtype=jnp.bfloat16 if self.spec.precision == "bf16" else None,
         )
         return y.astype(self.float), {**states, **new}

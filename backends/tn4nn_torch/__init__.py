@@ -8,7 +8,7 @@ from ._attention import SplitAttention, split_attention
 from ._backend import TorchBackend
 from ._calls import build_extension
 from ._convert import ConversionPlan, Rule, convert, plan_conversion, undo
-from ._modules import TNConv2d, TNEmbedding, TNLinear, to_module
+from ._modules import TNConv2d, TNEmbedding, TNLinear, plans, to_module
 from ._refine import Refined, distill, refine
 
 backend = TorchBackend()
@@ -19,6 +19,7 @@ __all__ = [
     "convert",
     "distill",
     "plan_conversion",
+    "plans",
     "refine",
     "Refined",
     "Rule",

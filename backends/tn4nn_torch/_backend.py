@@ -12,7 +12,9 @@ from torch import Tensor, nn
 import tn4nn._model.layers as layers
 from tn4nn._base.errors import BackendError
 from tn4nn._model.backend import Place, TrainSpec
+from tn4nn._runtime.target import Target
 
+from ._device import target
 from ._modules import dtype_of, to_module
 from ._place import place
 from ._trainer import TorchTrainer
@@ -93,6 +95,10 @@ class TorchBackend:
         """See `Backend.trainer`."""
         checked_device(spec.device)
         return TorchTrainer(model, weights, spec)
+
+    def target(self, device: str | None, dtype: str) -> Target:
+        """Where layers run plans, for `tn4nn.plan`."""
+        return target(checked_device(device), dtype_of(dtype))
 
     def place(self, device: str | None, dtype: str) -> Place:
         """Where programs run, for `tn4nn.calibrate`."""

@@ -32,8 +32,8 @@ from tn4nn._base.errors import BackendError
 from tn4nn._base.files import cache_folder
 from tn4nn._graph.catalogue import low_rank
 from tn4nn._graph.network import Network
-from tn4nn._planning.plan import plan
-from tn4nn._runtime.compiled import tell
+from tn4nn._planning.layer import plan
+from tn4nn._runtime.compiled import warn_once
 from tn4nn._runtime.native import Native, address_of, native
 from tn4nn._runtime.program import run
 from tn4nn._runtime.recipe import Recipe, recipe
@@ -205,41 +205,41 @@ def _load() -> None:
             raise ImportError("it is no module of Python")
         module: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.ask(_piece, _second)
+        module.ask(_encoded, _second)
         _State.module = module
         if _agrees():
             return
-        tell(f"tn4nn's torch extension {_path()} failed its self-check: it is not used")
+        warn_once(f"tn4nn's torch extension {_path()} failed its self-check: it is not used")
     except (ImportError, OSError, RuntimeError) as error:
-        tell(f"tn4nn's torch extension {_path()} does not load ({error}): it is not used")
+        warn_once(f"tn4nn's torch extension {_path()} does not load ({error}): it is not used")
     _State.module, _State.off = None, True
 
 
 def _held(held: Native) -> Any:
     """A recipe in the extension, for as long as what this returns lives."""
     calls = [address_of(held.library, name) for name in ("forward", "backward")]
-    pieces = [torch.from_numpy(p) for p in (held.piece(), held.training)]
-    return _State.module.hold(_text(held.recipe), *calls, [held.inputs, held.outputs, *held.numbers], *pieces)
+    encoded = [torch.from_numpy(p) for p in (held.encoded(), held.training)]
+    return _State.module.hold(_text(held.recipe), *calls, [held.inputs, held.outputs, *held.numbers], *encoded)
 
 
 def _text(made: Recipe) -> str:
     """A recipe in text, for when C++ asks for more of it."""
-    return json.dumps([made.network.to_json(), made.path, made.block, made.itemsize, made.layouts, made.kept > 0])
+    return json.dumps([made.network.to_json(), made.path, made.block, made.itemsize, made.layouts, made.save_states])
 
 
 @functools.lru_cache(maxsize=256)
 def _again(text: str) -> Native:
-    network, path, block, itemsize, layouts, keep = json.loads(text)
+    network, path, block, itemsize, layouts, save = json.loads(text)
     pairs = tuple((int(a), int(b)) for a, b in path)
-    made = recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts, keep=keep)
+    made = recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts, save=save)
     found = native(made)
     if found is None:
         raise BackendError("the native runtime is gone: was the cache folder changed?")
     return found
 
 
-def _piece(text: str, wanted: Sequence[bool]) -> Tensor:
-    return torch.from_numpy(_again(text).piece(tuple(wanted)))
+def _encoded(text: str, wanted: Sequence[bool]) -> Tensor:
+    return torch.from_numpy(_again(text).encoded(tuple(wanted)))
 
 
 def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:

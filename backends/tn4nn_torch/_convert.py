@@ -22,7 +22,9 @@ from tn4nn._compression import convert as _convert
 from tn4nn._compression.convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
 from tn4nn._compression.decompose import Decomposition
 from tn4nn._graph.network import Network
+from tn4nn._runtime.target import Target
 
+from ._device import target
 from ._kinds import Kind, carry_over, dense_module, kind_of, why_not
 from ._modules import TNEmbedding, _Planned
 
@@ -236,7 +238,11 @@ def plan_conversion(
             _replace(mine[id(weight)], result, phase, memo)
         return copy.deepcopy(model, memo)
 
-    return _convert.conversion(weights, chosen, seen, budget, batch, seed, make)
+    def where(weight: Weight) -> Target:
+        tensor = mine[id(weight)].weight
+        return target("cpu" if tensor.is_meta else tensor.device, tensor.dtype)
+
+    return _convert.conversion(weights, chosen, seen, budget, _convert.Pricing(where, batch, phase), seed, make)
 
 
 # -- doing it ---------------------------------------------------------------------------------------------------

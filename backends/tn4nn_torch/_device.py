@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tn4nn._runtime.devices import CPU, known
+from tn4nn._runtime.devices import machine_for
+from tn4nn._runtime.native import runtime
+from tn4nn._runtime.target import CPU, ITEMSIZES, Target
 
-from ._native import transforming
+from ._native import DTYPES, transforming
 
 _GRAPH_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -27,15 +28,22 @@ def graph_dtype(x: Tensor, cores: Sequence[Tensor]) -> torch.dtype | None:
     return dtype if plain and dtype in _GRAPH_DTYPES else None
 
 
-def figures(core: Tensor) -> dict[str, Any]:
-    """What a plan for this core's device and dtype is told; nothing on a CPU that was not calibrated."""
-    return figures_of(core.device, core.dtype)
+def target(device: torch.device | str, dtype: torch.dtype, *, engine: str | None = None) -> Target:
+    """Where a layer on this device and in this dtype runs, and by which executors.
 
-
-def figures_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The same for any device and dtype."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else CPU
-    return known("torch", name, str(dtype).removeprefix("torch."), dtype.itemsize)
+    Args:
+        device: torch device.
+        dtype: torch dtype; a complex one is planned as reals of its size.
+        engine: another library that contracts in place of ours.
+    """
+    where, name = torch.device(device), str(dtype).removeprefix("torch.")
+    if name not in ITEMSIZES:
+        name = "float64"
+    device_name = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+    machine = machine_for("torch", device_name, name) if where.type in ("cpu", "cuda") else None
+    native = where.type == CPU and dtype in DTYPES and runtime(dtype.itemsize) is not None
+    executors = ("dense", *(("native",) if native else ()), "program") if engine is None else ("dense", engine)
+    return Target("torch", device_name, name, executors, machine)
 
 
 def capturing(device: torch.device) -> bool:

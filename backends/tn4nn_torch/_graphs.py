@@ -90,10 +90,10 @@ class Captured:
             self._gy.copy_(gy)
             self._backward.replay()
             gx = None if self._gx is None else self._gx.to(x.dtype, copy=True)
-            slopes = None if self._slopes is None else self._slopes.clone()
+            grads = None if self._slopes is None else self._slopes.clone()
         wanted = self._wanted[:-1]
         like = [core for core, needed in zip(self._cores, wanted, strict=True) if needed]
-        found: Any = iter(() if slopes is None else _unflatten_dense_tensors(slopes, like))  # type: ignore[no-untyped-call]
+        found: Any = iter(() if grads is None else _unflatten_dense_tensors(grads, like))  # type: ignore[no-untyped-call]
         return [*(next(found) if needed else None for needed in wanted), gx]
 
     def plain(self, x: Tensor, *cores: Tensor) -> Tensor:
@@ -121,13 +121,13 @@ class Captured:
         steps, kept, inputs = self._steps.program.steps, self._way.kept, self._inputs()
         needed = max(max(kept) - len(inputs) + 1, 0)  # y itself is not
         registers = registers_of(OPS, steps[:needed], inputs, kept=kept)
-        slopes = back(steps, self._way.wanted, {i: registers[i] for i in kept}, self._shapes, self._gy)
+        grads = back(steps, self._way.wanted, {i: registers[i] for i in kept}, self._shapes, self._gy)
         flat = [
-            slope.reshape(-1).to(core.dtype)
-            for slope, core, wanted in zip(slopes, self._cores, self._wanted, strict=False)
-            if wanted and slope is not None
+            grad.reshape(-1).to(core.dtype)
+            for grad, core, wanted in zip(grads, self._cores, self._wanted, strict=False)
+            if wanted and grad is not None
         ]
-        gx = slopes[len(self._cores)]
+        gx = grads[len(self._cores)]
         return None if gx is None else gx.contiguous(), torch.cat(flat) if flat else None
 
     def _captured(self, function: Any, pool: Any) -> tuple[Any, Any]:
@@ -165,5 +165,5 @@ class _Replay(torch.autograd.Function):
         if torch.is_grad_enabled() or type(gradients[0]) is not Tensor or not gradients[0].is_cuda:
             found = iter(second(captured.plain, (x, *cores), gradients[0], wanted))
             return (None, *(next(found) if needed else None for needed in wanted))
-        *slopes, gx = captured.back(x, ctx.there, gradients[0])
-        return (None, gx, *slopes)
+        *grads, gx = captured.back(x, ctx.there, gradients[0])
+        return (None, gx, *grads)

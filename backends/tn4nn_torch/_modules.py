@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,19 +19,16 @@ from tn4nn._base.checks import nearest
 from tn4nn._base.errors import BackendError, ShapeError
 from tn4nn._graph.network import Network
 from tn4nn._graph.ordering import Ordering
-from tn4nn._graph.problem import Form
 from tn4nn._model.layers import OnNetwork
-from tn4nn._planning.conv import ConvPlan, conv_plan
 from tn4nn._planning.merge import merged
-from tn4nn._planning.native import ways
-from tn4nn._planning.plan import bucket, plan
-from tn4nn._runtime.native import Native, native
-from tn4nn.interop.engines import Engine, check_engine, engine
+from tn4nn._planning.plan import Plan
+from tn4nn._runtime.native import Native
+from tn4nn.interop.engines import check_engine
 
-from ._device import figures
-from ._native import ITEMSIZE, apply, apply_own, readable, usable
-from ._steps import Steps
-from ._tuned import Tuned
+from ._device import target
+from ._native import apply, apply_own, readable, usable
+from ._runners import Runners
+from ._tuned import Runner, Tuned
 
 _DTYPES = {
     "float32": torch.float32,
@@ -39,8 +37,10 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _compiling = torch.compiler.is_compiling
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+# Runs while a model is traced, beside the trace; torch gives it no types.
+_untraced: Callable[[_Method], _Method] = torch.compiler.assume_constant_result
 _SHAPES = 64  # that a layer remembers
-_UNPLANNED = 64  # the batch of the plan that is there before any call has shown another
 
 
 def dtype_of(name: str | torch.dtype) -> torch.dtype:
@@ -53,9 +53,7 @@ def dtype_of(name: str | torch.dtype) -> torch.dtype:
 
 
 class _Planned(nn.Module):
-    """A layer on a network: its cores as parameters, and programs found outside the hot path."""
-
-    form: Form = "apply"
+    """A layer on a network: its cores as parameters, and plans found outside the hot path."""
 
     def __init__(
         self,
@@ -93,23 +91,11 @@ class _Planned(nn.Module):
         self._padding = math.prod(t.inputs.values()) - t.in_features
         self._surplus = math.prod(t.outputs.values()) - t.out_features
         self._dense = layer.is_dense
-        self._fixed = batch is not None
-        self._planned = max(1, batch or _UNPLANNED)
-        self._programs: dict[int, Steps | Engine] = {}
-        self._natives: dict[tuple[int, int], Native | None] = {}
+        self._runners = Runners(layer, phase=phase, minimize=minimize, tune=tune, engine=engine, batch=batch)
         # Shapes and dtypes of x that need nothing but the native runtime.
         self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
         self._tuned = Tuned()
-        self._whole: Steps | Engine | None = None  # what makes W
         self.know()
-        self._figures = figures(self.cores()[0])
-        self._default = self.make_program(_UNPLANNED if batch is None else batch)
-
-    def make_program(self, batch: int, form: Form | None = None, minimize: str | None = None) -> Steps | Engine:
-        """Plans for a batch: the steps, or another library along the same path."""
-        options: Any = {"minimize": minimize or self.minimize, "form": form or self.form, **self._figures}
-        p = plan(self.network, max(batch, 1), self.phase, **options)
-        return Steps(p.program) if self.engine is None else engine(self.engine, p)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
@@ -117,47 +103,38 @@ class _Planned(nn.Module):
         self.know()
         self._quick.clear()
         self._tuned = Tuned()
-        now = figures(self.cores()[0])
-        if now != self._figures:
-            self._figures = now
-            self.replan()
         return self
 
-    def replan(self) -> None:
-        """Forgets what was planned for another device."""
-        self._programs.clear()
-        self._whole = None
-        self._default = self.make_program(self._planned)
+    @property
+    def runners(self) -> Runners:
+        """What runs where the cores are now."""
+        return self._runners.at(self.cores()[0])
+
+    def plan(self, rows: int) -> Plan:
+        """The plan by which so many rows run (eager, on plain tensors), and what they cost; `print` shows it.
+
+        It is found now where no such rows have come yet. Under torch.compile, torch.func, autocast and in traces, where
+        the single operations have to be seen, the same rows run by array programs.
+
+        Args:
+            rows: of x: the product of all axes but the last; of an embedding, tokens; of a convolution, positions of
+                its output (images x height' x width').
+
+        Example:
+            >>> import tn4nn as tn
+            >>> from tn4nn_torch import TNLinear
+            >>> p = TNLinear(tn.low_rank(64, 64).with_rank(4)).plan(32)
+            >>> p.batch, p.cost.macs == 3 * 32 * 4 * 128
+            (32, True)
+        """
+        found = self.runners.plan(rows)
+        chosen = self._tuned.known(rows)
+        return found if chosen is None else dataclasses.replace(found, executor=chosen)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the cores, in the network's order."""
         return self._names
-
-    def planned_for(self, rows: int) -> int:
-        """The number of rows that plans for `rows` rows are made for."""
-        return self._planned if self._fixed else bucket(rows)
-
-    def program_for(self, rows: int) -> Steps | Engine:
-        """The program for that many rows: one for each power of four, or the one that was asked for."""
-        if self._fixed or torch.compiler.is_compiling():
-            return self._default
-        size = bucket(rows)
-        found = self._programs.get(size)
-        if found is None:
-            found = self._programs[size] = self.make_program(size)
-        return found
-
-    def native_for(self, rows: int, itemsize: int) -> Native | None:
-        """The native runtime for that many rows; None where there is none (no compiler) or another engine runs."""
-        if self.engine is not None:
-            return None
-        key = (self.planned_for(rows), itemsize)
-        if key not in self._natives:
-            size = key[0]
-            way = ways(self.network, size, self.phase, minimize=self.minimize, itemsize=itemsize, tune=self.tune)[0]
-            self._natives[key] = native(way.recipe(self.network, itemsize))
-        return self._natives[key]
 
     def cores(self) -> list[Tensor]:
         """The cores, in the program's order.
@@ -221,10 +198,10 @@ class _Planned(nn.Module):
         if self._padding:
             rows = F.pad(rows, (0, self._padding))
         cores = self.cores()
-        fast = self._tuned.way(self, rows, cores) if self.tune else None
+        fast = self._tune(rows, cores) if self.tune else None
         if fast is not None:
             y = fast(cores, rows)
-        elif usable(rows) and (found := self.native_for(rows.shape[0], ITEMSIZE[rows.dtype])) is not None:
+        elif usable(rows) and (found := self._runners.at(cores[0]).native(rows.shape[0])) is not None:
             if not self._surplus:
                 if not self._padding and len(self._quick) < _SHAPES:
                     self._quick[rows.shape, rows.dtype] = found
@@ -236,10 +213,32 @@ class _Planned(nn.Module):
             y = y[:, : self.out_features]
         return y if bias is None else y + bias.to(y.dtype)  # of 16 bits under autocast
 
+    def _tune(self, rows: Tensor, cores: Sequence[Tensor]) -> Runner | None:
+        features = self.in_features + self._padding + self.out_features + self._surplus
+        return self._tuned.runner(self._runners.at(cores[0]), features, rows, cores, self.run_program)
+
     def run_program(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
         """The layer in torch's own operations (or by another library), padded modes and all."""
-        y: Tensor = self.program_for(rows.shape[0])([*cores, rows])
+        y: Tensor = self.run_steps(rows.shape[0], [*cores, rows])
         return y
+
+    def run_steps(self, rows: int, arrays: Sequence[Tensor]) -> Tensor:
+        """The array program for that many rows, on its inputs."""
+        if _compiling():  # nothing can be planned while a model is traced, so it happens beside the trace
+            self._prepare()
+            compiled: Any = self._runners.compiled
+            traced: Tensor = compiled(arrays)
+            return traced
+        y: Tensor = self._runners.at(self.cores()[0]).program(rows)(arrays)
+        return y
+
+    @_untraced
+    def _prepare(self) -> bool:
+        return self.runners.prepare()
+
+    @_untraced
+    def _prepare_whole(self) -> bool:
+        return self.runners.prepare_whole()
 
     def dense_weight(self) -> Tensor:
         """W where it is the only core."""
@@ -248,13 +247,15 @@ class _Planned(nn.Module):
     def to_dense(self) -> Tensor:
         """W of shape (out_features, in_features), differentiable."""
         t = self.network.topology
-        # Block diagonal, or where nothing can be planned: let the network map the identity.
-        if t.kept or (self._whole is None and _compiling()):
+        if t.kept:  # block diagonal: the network maps the identity
             core = self.cores()[0]
             return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
-        if self._whole is None:
-            self._whole = self.make_program(1, "dense")
-        w: Tensor = self._whole(self.cores())
+        cores = self.cores()
+        if not _compiling():
+            self._runners.at(cores[0])
+        self._prepare_whole()
+        whole: Any = self._runners.whole
+        w: Tensor = whole(cores)
         return w[: t.out_features, : t.in_features]
 
     @property
@@ -386,12 +387,12 @@ class TNLinear(_Planned):
             return made
 
         cores = {name: array(core) for name, core in zip(self._names, self.cores(), strict=True)}
-        network, weights = merged(self.network, cores, batch)
+        where, dtype = self.cores()[0].device, self.cores()[0].dtype
+        network, weights = merged(self.network, cores, batch, target(where, dtype))
         bias = self.bias_or_none
         layer = layers.Linear(network, bias=bias is not None, ordering=getattr(self.layer, "ordering", None))
         if bias is not None:
             weights["bias"] = array(bias)
-        where, dtype = self.cores()[0].device, self.cores()[0].dtype
         options: Any = {"engine": self.engine, "device": where, "dtype": dtype}
         made = TNLinear(layer, weights=weights, batch=batch, phase="forward", **options)
         return made.requires_grad_(False)
@@ -455,28 +456,6 @@ class TNConv2d(_Planned):
             dtype=dtype,
         )  # fmt: skip
         self.conv = layer
-        self._plans: dict[tuple[int, ...], ConvPlan] = {}
-        self._plan_kernel()
-
-    def replan(self) -> None:
-        """Forgets what was planned for another device."""
-        super().replan()
-        self._plans.clear()
-        self._plan_kernel()
-
-    def _plan_kernel(self) -> None:
-        """Ahead of any call: under torch.compile and in an export there is no planning, and the kernel is built."""
-        self._by_kernel = not self.network.topology.kept
-        if self._by_kernel and not self._dense:
-            self._whole = self.make_program(1, "dense")
-
-    def _plan_for(self, x: Tensor) -> ConvPlan:
-        _, channels, height, width = x.shape
-        key = (bucket(x.shape[0]), height, width)
-        if key not in self._plans:
-            shape = (channels, height, width)
-            self._plans[key] = conv_plan(self.conv, key[0], shape, self.phase, self.minimize, **self._figures)
-        return self._plans[key]
 
     @property
     def weight(self) -> Tensor:
@@ -493,7 +472,7 @@ class TNConv2d(_Planned):
         height, width = self.conv.out_shape(tuple(x.shape[1:]))[1:]
         conv, bias = self.conv, self.bias_or_none
         self.checked(x)
-        if self._dense or (self._by_kernel if _compiling() else self._plan_for(x).form == "kernel"):
+        if self._dense or self._by_kernel(x.shape[0] * height * width):
             w = self.dense_weight() if self._dense else self.to_dense()
             kernel = w.reshape(self.out_features, conv.in_channels, *conv.kernel)
             return F.conv2d(x, kernel, bias, conv.stride, conv.padding)
@@ -501,6 +480,13 @@ class TNConv2d(_Planned):
         y = self.apply_rows(columns.transpose(1, 2).reshape(-1, self.in_features), bias)
         places = y.reshape(x.shape[0], height * width, self.out_features)
         return places.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
+
+    def _by_kernel(self, positions: int) -> bool:
+        """Whether W is built and torch's own convolution runs with it; compiled and exported models do where they can,
+        since nothing is planned while they are traced."""
+        if _compiling():
+            return not self.network.topology.kept
+        return self.runners.class_plan(positions).form == "kernel"
 
 
 class TNEmbedding(_Planned):
@@ -530,8 +516,6 @@ class TNEmbedding(_Planned):
         >>> table(torch.tensor([[0, 999]])).shape
         torch.Size([1, 2, 64])
     """
-
-    form = "gather"
 
     def __init__(
         self,
@@ -583,7 +567,7 @@ class TNEmbedding(_Planned):
             y = F.embedding(tokens, self.dense_weight().T)
         else:
             picked = [self._pick(core, legs.legs, tokens) for core, legs in zip(self.cores(), t.cores, strict=True)]
-            y = self.program_for(tokens.shape[0])(picked)[:, : t.out_features]
+            y = self.run_steps(tokens.shape[0], picked)[:, : t.out_features]
         if self.padding_idx is not None:
             y = torch.where((tokens == self.padding_idx)[:, None], y.detach(), y)
         return y.reshape(*x.shape, t.out_features)
@@ -672,6 +656,22 @@ class ParallelModule(nn.ModuleList):
         if self.combine == "concat":
             return torch.cat(made, dim=1)
         return torch.stack(made).sum(0)
+
+
+def plans(model: nn.Module, rows: int) -> dict[str, Plan]:
+    """The plan by which each layer of a model runs so many rows, by the layer's name; see `TNLinear.plan`.
+
+    Args:
+        model: an nn.Module with TNLinear, TNConv2d or TNEmbedding in it, or one of these.
+        rows: that each layer sees: of a linear layer rows, of an embedding tokens, of a convolution positions.
+
+    Example:
+        >>> import tn4nn as tn, tn4nn_torch
+        >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 2))
+        >>> sorted(tn4nn_torch.plans(model.build("torch", seed=0), 64))
+        ['0', '2']
+    """
+    return {name: layer.plan(rows) for name, layer in model.named_modules() if isinstance(layer, _Planned)}
 
 
 _PLAIN: dict[type[layers.Layer], Callable[[Any], nn.Module]] = {

@@ -20,7 +20,7 @@ from tn4nn._runtime.native import Native
 from ._calls import call, quick
 from ._ops import of_any_rank, second
 
-ITEMSIZE = {torch.float32: 4, torch.float64: 8}
+DTYPES = (torch.float32, torch.float64)
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _compiling = torch.compiler.is_compiling
 _autocasting = torch.is_autocast_enabled
@@ -33,7 +33,7 @@ _stored: Callable[[Tensor], bool] = torch._C._has_storage
 
 def usable(x: Tensor) -> bool:
     """Whether x is what the runtime can read, in eager mode; the cores are of its dtype and device."""
-    return not _compiling() and x.dtype in ITEMSIZE and x.shape[0] > 0 and unwatched(x)
+    return not _compiling() and x.dtype in DTYPES and x.shape[0] > 0 and unwatched(x)
 
 
 def unwatched(x: Tensor) -> bool:
@@ -158,7 +158,7 @@ def apply_own(
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, native: Native, plain: Any, x: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
-        made = x.new_empty(native.kept(_rows(x)))
+        made = x.new_empty(native.saved(_rows(x)))
         ctx.native, ctx.plain = native, plain
         ctx.save_for_backward(x, made, *cores)
         return _ahead(native, x, cores, bias, made.data_ptr())
@@ -174,16 +174,16 @@ class _Native(torch.autograd.Function):
             return (None, None, None, offset, *(None for _ in cores))
         if _grad_enabled() or not _in_memory(gy):
             found = iter(second(lambda x, *cores: of_any_rank(ctx.plain, x, cores), (x, *cores), gy, wanted))
-            slopes = [next(found) if needed else None for needed in wanted]
+            grads = [next(found) if needed else None for needed in wanted]
         else:
             gy = gy.contiguous()
-            slopes = [torch.empty_like(t) if needed else None for t, needed in zip((x, *cores), wanted, strict=True)]
-            to = [0 if slope is None else slope.data_ptr() for slope in slopes]
+            grads = [torch.empty_like(t) if needed else None for t, needed in zip((x, *cores), wanted, strict=True)]
+            to = [0 if grad is None else grad.data_ptr() for grad in grads]
             at = [core.data_ptr() for core in cores]
             native.backward(
                 _rows(x), at, made.data_ptr(), x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, _threads()
             )
-        return (None, None, slopes[0], offset, *slopes[1:])
+        return (None, None, grads[0], offset, *grads[1:])
 
 
 # Function.apply looks for torch.func's wrappers, which `unwatched` has ruled out: 6 us a call.

@@ -10,8 +10,8 @@ import torch
 
 from tn4nn._base.errors import BackendError
 from tn4nn._model.backend import Place
-from tn4nn._runtime.devices import CPU
 from tn4nn._runtime.program import Program
+from tn4nn._runtime.target import CPU
 
 from ._steps import Steps
 

@@ -124,29 +124,29 @@ def back(
     gradient: Tensor,
 ) -> list[Tensor | None]:
     """The gradients of all registers that are still alive at the end: the inputs that want one."""
-    slopes: list[Any] = [None] * (len(wanted) - 1) + [gradient]
+    grads: list[Any] = [None] * (len(wanted) - 1) + [gradient]
     for at, step in zip(range(len(wanted) - 1, -1, -1), reversed(steps), strict=False):
         if not wanted[at]:
             continue
-        g, slopes[at] = slopes[at], None
+        g, grads[at] = grads[at], None
         a = step.args[0]
         if step.kind == "reshape":
-            slopes[a] = g.reshape(shapes[a])
+            grads[a] = g.reshape(shapes[a])
         elif step.kind == "permute":
-            slopes[a] = g.permute(_turned(step.param))
+            grads[a] = g.permute(_turned(step.param))
         else:
             b = step.args[1]
             if step.kind == "matmul":
                 if wanted[a]:
-                    slopes[a] = OPS.matmul(g, held[b].mH)
+                    grads[a] = OPS.matmul(g, held[b].mH)
                 if wanted[b]:
-                    slopes[b] = OPS.matmul(held[a].mH, g)
+                    grads[b] = OPS.matmul(held[a].mH, g)
             else:
                 if wanted[a]:
-                    slopes[a] = (g * held[b].conj()).sum_to_size(shapes[a])
+                    grads[a] = (g * held[b].conj()).sum_to_size(shapes[a])
                 if wanted[b]:
-                    slopes[b] = (g * held[a].conj()).sum_to_size(shapes[b])
-    return slopes
+                    grads[b] = (g * held[a].conj()).sum_to_size(shapes[b])
+    return grads
 
 
 def _turned(axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,27 +1,25 @@
-"""The fastest way of a layer on a GPU, measured when a number of rows has come for the second time.
+"""The fastest runner of a layer on a GPU, measured when a number of rows comes for the second time.
 
-The ways are the programs of two plans, each in single operations and as captured graphs.
+The candidates are the programs of two plans, each in single operations and as captured graphs.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._device import capturing, graph_dtype, warn_once
 from ._graphs import Captured
+from ._runners import Runners
 from ._steps import Steps
 
-if TYPE_CHECKING:
-    from ._modules import _Planned
-
-Way = Callable[[Sequence[Tensor], Tensor], Tensor]  # (cores, rows) -> y
+Runner = Callable[[Sequence[Tensor], Tensor], Tensor]  # (cores, rows) -> y
+Run = Callable[[Tensor, Sequence[Tensor]], Tensor]  # (rows, cores) -> y
 
 _SIZES = 8  # numbers of rows that a layer is tuned for
 _TRIES = 16  # times that it is tuned: cores that move about all the time are not worth it
@@ -30,10 +28,10 @@ _WARM, _ROUNDS, _CALLS = 2, 5, 5
 
 
 class Tuned:
-    """The ways that one layer has found. They hold graphs and addresses: a copy of a layer begins with none."""
+    """What one layer has found to be fastest. It holds graphs and addresses: a copy of a layer begins with none."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Any, ...], Way | None] = {}
+        self._found: dict[tuple[Any, ...], Runner | None] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self._tries = 0
         self._pool: Any = None
@@ -44,8 +42,21 @@ class Tuned:
     def __reduce__(self) -> Any:
         return Tuned, ()
 
-    def way(self, layer: _Planned, rows: Tensor, cores: Sequence[Tensor]) -> Way | None:
-        """How to run the layer on these rows; None for its program in single operations."""
+    def known(self, rows: int) -> str | None:
+        """The executor that was found to be fastest for a number of rows; None where that is the plan's own."""
+        found = [runner for key, runner in self._found.items() if key[0] == rows]
+        return "graph" if any(isinstance(runner, Captured) for runner in found) else None
+
+    def runner(self, runners: Runners, features: int, rows: Tensor, cores: Sequence[Tensor], run: Run) -> Runner | None:
+        """How to run a layer on these rows; None for its program in single operations.
+
+        Args:
+            runners: of the layer.
+            features: numbers of a row of x and of y together.
+            rows: of shape (rows, product of the input modes).
+            cores: in the network's order.
+            run: the layer's program in single operations.
+        """
         dtype = graph_dtype(rows, cores)
         if dtype is None:
             return None
@@ -63,43 +74,43 @@ class Tuned:
             self._seen.add(key)
         elif len(self._found) < _SIZES and self._tries < _TRIES:
             self._tries += 1
-            self._found[key] = self._fastest(layer, rows, cores, dtype, wanted)
+            small = 2 * features * rows.shape[0] * dtype.itemsize <= _LARGEST
+            candidates = self._candidates(runners, rows, cores, dtype, wanted) if small else iter(())
+            self._found[key] = _fastest(candidates, run, rows, cores, wanted)
             return self._found[key]
         return None
 
-    def _fastest(
-        self, layer: _Planned, rows: Tensor, cores: Sequence[Tensor], dtype: torch.dtype, wanted: Sequence[bool]
-    ) -> Way | None:
-        best, least = None, _seconds(lambda cores, x: layer.run_program(x, cores), rows, cores, wanted)
-        for way in self._ways(layer, rows, cores, dtype, wanted):
-            seconds = _seconds(way, rows, cores, wanted)
-            if seconds < least:
-                best, least = way, seconds
-        return best
-
-    def _ways(
-        self, layer: _Planned, rows: Tensor, cores: Sequence[Tensor], dtype: torch.dtype, wanted: Sequence[bool]
-    ) -> Iterator[Way]:
-        size, t = layer.planned_for(rows.shape[0]), layer.network.topology
-        programs = [layer.program_for(rows.shape[0]), layer.make_program(size, minimize="flops")]
-        features = math.prod(t.inputs.values()) + math.prod(t.outputs.values())
-        small = 2 * features * rows.shape[0] * dtype.itemsize <= _LARGEST
-        for steps in programs[: 1 + (programs[0] != programs[1])] if small else []:
+    def _candidates(
+        self, runners: Runners, rows: Tensor, cores: Sequence[Tensor], dtype: torch.dtype, wanted: Sequence[bool]
+    ) -> Iterator[Runner]:
+        fastest, fewest = runners.program(rows.shape[0]), runners.lowered(rows.shape[0], "flops")
+        for steps in (fastest,) if fastest == fewest else (fastest, fewest):
             assert isinstance(steps, Steps)  # no engine is tuned
             try:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 yield Captured(steps, cores, rows, dtype, wanted, self._pool)
             except RuntimeError as error:  # no memory for it, or somebody captures in another thread
-                warn_once(f"no CUDA graph for a layer: {str(error)[:300]}")
+                warn_once(f"tn4nn: no CUDA graph for a layer ({str(error)[:300]}); it runs in single operations")
 
 
-def _seconds(way: Way, rows: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> float:
+def _fastest(
+    candidates: Iterator[Runner], run: Run, rows: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]
+) -> Runner | None:
+    best, least = None, _seconds(lambda cores, x: run(x, cores), rows, cores, wanted)
+    for runner in candidates:
+        seconds = _seconds(runner, rows, cores, wanted)
+        if seconds < least:
+            best, least = runner, seconds
+    return best
+
+
+def _seconds(runner: Runner, rows: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> float:
     """The median time of a call, with its backward pass where gradients are wanted. Nothing random is drawn."""
     *held, x = [t.detach().requires_grad_(w) for t, w in zip((*cores, rows), wanted, strict=True)]
     inputs = [t for t in (*held, x) if t.requires_grad]
 
     def call() -> None:
-        y = way(held, x)
+        y = runner(held, x)
         if inputs:
             torch.autograd.grad(y, inputs, torch.ones_like(y))
 

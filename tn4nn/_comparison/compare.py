@@ -36,7 +36,8 @@ from .._graph.topology import Topology
 from .._model.backend import TrainSpec, backend, installed_backends
 from .._model.budget import with_budget
 from .._model.layers import Layer, Linear, ReLU, Sequential
-from .._planning.plan import bucket, plan
+from .._planning.layer import plan
+from .._planning.request import bucket
 from .._training.data import Dataset
 from .._training.data import load as load_data
 from .._training.train import OPTIMIZERS, PRECISIONS, Pair, Run, train

@@ -24,8 +24,11 @@ from .._graph.catalogue import build, dense
 from .._graph.network import Network
 from .._graph.ordering import Ordering
 from .._graph.topology import Topology
-from .._model.layers import ordering_of
-from .._planning.plan import plan
+from .._model.layers import Conv2d, Embedding, Linear, OnNetwork, ordering_of
+from .._planning.layer import LayerPlanner
+from .._planning.planner import at_rows
+from .._runtime.cost import Cost
+from .._runtime.target import Target
 from .allocation import loss_curve, spread
 from .decompose import Decomposition, decompose
 
@@ -362,12 +365,43 @@ def _cells(row: Row) -> tuple[str, ...]:
 # -- what each gets ---------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Pricing:
+    """How the new layers are priced: as they will run.
+
+    Attributes:
+        target: weight -> where its layer runs.
+        batch: rows that the table is for.
+        phase: what the new layers plan for.
+        planned: the new layers plan for that batch, and not for the class of the rows that come.
+    """
+
+    target: Callable[[Weight], Target]
+    batch: int
+    phase: str
+    planned: bool = False
+
+    def cost(self, one: Weight, network: Network) -> Cost:
+        """Of a forward pass of the layer of a weight on a network, by the plan that will run."""
+        batch = self.batch if self.planned else None
+        planner = LayerPlanner(_layer(one, network), self.target(one), self.phase, batch=batch)
+        return at_rows(planner.plan(self.batch), self.batch, "forward").cost
+
+
+def _layer(one: Weight, network: Network) -> OnNetwork:
+    if one.gathers:
+        return Embedding(network)
+    if len(one.shape) == 4:
+        return Conv2d(network, kernel=(one.shape[2], one.shape[3]), bias=False)
+    return Linear(network, bias=False)
+
+
 def conversion(
     weights: Sequence[Weight],
     chosen: Sequence[Weight],
     seen: Mapping[int, Array],
     budget: float | None,
-    batch: int,
+    pricing: Pricing,
     seed: int,
     make: Callable[[list[tuple[Weight, Decomposition]]], M],
 ) -> ConversionPlan[M]:
@@ -378,7 +412,7 @@ def conversion(
         chosen: those with a rule.
         seen: position in `chosen` -> what `decompose` takes as inputs.
         budget: parameters of all that are chosen, or a share below 1.
-        batch: rows that multiply-adds are counted for.
+        pricing: how the new layers are priced.
         seed: of random starts.
         make: what running the plan does with the weights that are converted.
 
@@ -389,9 +423,9 @@ def conversion(
     """
     total = _checked_total(budget, chosen)
     results = _decomposed(chosen, seen, total, seed)
-    rows = [_row(one, results.get(id(one)), batch) for one in weights]
+    rows = [_row(one, results.get(id(one)), pricing) for one in weights]
     made = [(one, results[id(one)]) for one, row in zip(weights, rows, strict=True) if row.converted]
-    return ConversionPlan(tuple(rows), batch, total, lambda: make(made))
+    return ConversionPlan(tuple(rows), pricing.batch, total, lambda: make(made))
 
 
 def _checked_total(budget: float | None, chosen: Sequence[Weight]) -> int | None:
@@ -512,10 +546,10 @@ def _decompose(
     return decompose(w, onto, inputs=seen, **size, **options)
 
 
-def _row(one: Weight, result: Decomposition | None, batch: int) -> Row:
+def _row(one: Weight, result: Decomposition | None, pricing: Pricing) -> Row:
     ins, out = one.features
     before = one.size
-    macs = 0 if one.gathers else batch * before
+    macs = 0 if one.gathers else pricing.batch * before
     network = None if result is None else result.network
     if network is not None and network.num_params >= before:
         one.reason = f"no gain: {network.num_params:,} parameters"
@@ -523,9 +557,8 @@ def _row(one: Weight, result: Decomposition | None, batch: int) -> Row:
     if network is None or result is None:
         shape = one.shape
         return Row(one.label, one.kind, shape, "", before, before, macs, macs, None, None, None, False, one.reason)
-    form: Any = "gather" if one.gathers else "apply"
-    cost = plan(network, batch, "forward", form=form).cost
-    whole = None if one.gathers else plan(dense(ins, out).with_rank(1), batch, "forward").cost.predicted_s
+    cost = pricing.cost(one, network)
+    whole = None if one.gathers else pricing.cost(one, dense(ins, out).with_rank(1)).predicted_s
     return Row(
         name=one.label,
         kind=one.kind,

@@ -38,7 +38,7 @@ _HOT, _WARM, _COLD = 1.0, 0.3, 0.02  # e-folds of the multiply-adds: where annea
 _HOTTER = 4  # beginnings of annealing again, each twice as hot as the one before
 _COOLINGS = 12  # temperatures between
 _SWEEPS = 10  # through the whole tree at each temperature
-_WRITING = 64  # multiply-adds that take as long as an element written: what cotengra's "combo" says
+WRITE_MACS = 64  # multiply-adds that take as long as an element written: what cotengra's "combo" says
 
 
 def find_paths(
@@ -80,7 +80,37 @@ def find_paths(
     inputs, out, known = _lettered(tensors, output, sizes)
     if len(tensors) <= EXHAUSTIVE:
         return [_call("optimize_optimal", inputs, out, known, minimize=minimize, use_ssa=True)]
-    return _search(inputs, out, known, minimize, seed, time_limit, progress, thorough)
+    search = _Search(inputs, out, known, minimize=minimize, seed=seed, time_limit=time_limit, progress=progress)
+    return search.run(thorough=thorough)
+
+
+def refined_paths(
+    tensors: Sequence[Legs],
+    output: Legs,
+    sizes: Mapping[str, int],
+    known: Iterable[Path],
+    *,
+    minimize: str = "flops",
+    seed: int = 0,
+    time_limit: float = 1.0,
+    times: int = 2,
+) -> list[Path]:
+    """Paths found for other sizes of the same legs, and what annealing makes of the best of them here, best first.
+
+    Args:
+        tensors: the legs of each tensor.
+        output: the legs that are not summed.
+        sizes: size of every leg.
+        known: paths over these tensors.
+        minimize: as in `find_paths`.
+        seed: of the annealing.
+        time_limit: seconds after which annealing is stopped.
+        times: that the best is annealed.
+    """
+    search = _Search(
+        *_lettered(tensors, output, sizes), minimize=minimize, seed=seed, time_limit=time_limit, progress=None
+    )
+    return search.refine(known, times=times)
 
 
 def quick_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
@@ -140,90 +170,138 @@ def _letters(tensors: Iterable[Legs]) -> dict[str, str]:
     return {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for legs in tensors for leg in legs))}
 
 
-def _search(
-    inputs: list[list[str]],
-    out: list[str],
-    sizes: dict[str, float],
-    minimize: str,
-    seed: int,
-    time_limit: float,
-    progress: Progress | None,
-    thorough: bool,
-) -> list[Path]:
-    trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
-    score = functools.partial(_score, minimize=minimize)
-    start, idle, small = time.monotonic(), 0, len(inputs) <= SMALL
-    rounds, again, patience = (_ROUNDS // 2, _ROUNDS // 4, _LITTLE_PATIENCE) if small else (_ROUNDS, _AGAIN, _PATIENCE)
-    if not thorough:
-        rounds, again = rounds // 2, again // 2
-    patient = rounds if small else 2 * rounds  # the step from which a step without gain counts
-    # What needs least memory is not annealed.
-    steps = rounds if minimize == "size" else 2 * rounds + again
-    for step in range(steps):
-        if step == rounds:
-            trees.sort(key=score)  # time may run out before all of them are annealed
-        if step < rounds:
-            tree = _random_greedy(inputs, out, sizes, seed + step)
-        elif step < 2 * rounds:
-            tree = _annealed(trees[step - rounds], minimize, _HOT, seed + step, start + time_limit)
-        else:
-            hot = _WARM * 2 ** (idle % _HOTTER)
-            tree = _annealed(min(trees, key=score), minimize, hot, seed + step, start + time_limit)
-        tree = _reordered(tree, minimize, subtree_size=_SUBTREE)
-        better = not trees or score(tree) < min(map(score, trees))
-        idle = 0 if better or step < patient else idle + 1
-        trees.append(tree)
-        spent = time.monotonic() - start
-        if progress is not None:
-            progress(f"path search {step + 1}/{steps}: best {min(map(score, trees)):.3g}, {spent:.1f} s")
-        if spent > time_limit or idle == patience:
-            break
-    for how in _LAST if thorough else ():
-        if time.monotonic() - start <= time_limit:
-            trees.append(_reordered(min(trees, key=score), minimize, seed=seed, **how))
-    return list(dict.fromkeys(_pairs(tree.get_ssa_path()) for tree in sorted(trees, key=score)))
+class _Search:
+    """A search by simulated annealing over contraction trees, best first when it is done.
 
-
-def _score(tree: Any, minimize: str) -> float:
-    if minimize == "size":
-        return float(tree.max_size())
-    return float(tree.total_flops() + (_WRITING * tree.total_write() if minimize == "combo" else 0))
-
-
-def _random_greedy(inputs: list[list[str]], out: list[str], sizes: dict[str, float], seed: int) -> Any:
-    """The best tree of one round of the random search."""
-    import cotengra
-
-    path = _call("optimize_random_greedy_track_flops", inputs, out, sizes, ntrials=_TRIALS, seed=seed, use_ssa=True)
-    whole = {leg: int(size) for leg, size in sizes.items()}
-    return cotengra.ContractionTree.from_path(inputs, out, whole, ssa_path=path)
-
-
-def _reordered(tree: Any, minimize: str, **options: Any) -> Any:
-    """The tree with its subtrees in their best order, products of tensors without a common leg included.
-
-    Exhaustive search keeps tensors that have no leg in common with the others to the last, so what annealing has found
-    may be better: then it stays.
+    `run` is the whole of it for a network that nothing is known of; `refine` starts from trees that were found for
+    other sizes of the same legs.
     """
-    import cotengra
 
-    exhaustive = cotengra.OptimalOptimizer(minimize=minimize, search_outer=True, simplify=False)
-    other = tree.subtree_reconfigure(minimize=minimize, optimize=exhaustive, **options)
-    return min(tree, other, key=functools.partial(_score, minimize=minimize))
+    def __init__(
+        self,
+        inputs: list[list[str]],
+        output: list[str],
+        sizes: dict[str, float],
+        *,
+        minimize: str,
+        seed: int,
+        time_limit: float,
+        progress: Progress | None,
+    ) -> None:
+        self.inputs, self.output, self.sizes = inputs, output, sizes
+        self.minimize, self.seed, self.progress = minimize, seed, progress
+        self.start = time.monotonic()
+        self.deadline = self.start + time_limit
+        self.trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
+        self.idle = 0  # annealings without gain, one after the other
 
+    def run(self, *, thorough: bool) -> list[Path]:
+        """Random-greedy starts, each annealed, the best annealed again and again, and reordered at the end."""
+        small = len(self.inputs) <= SMALL
+        rounds, again, patience = _ROUNDS, _AGAIN, _PATIENCE
+        if small:
+            rounds, again, patience = rounds // 2, _ROUNDS // 4, _LITTLE_PATIENCE
+        if not thorough:
+            rounds, again = rounds // 2, again // 2
+        self._random_starts(rounds)
+        if self.minimize != "size":  # what needs least memory is not annealed
+            self.idle = 0
+            self._anneal_each(patience if small else rounds + 1)
+            self.idle = self.idle if small else 0
+            self._anneal_best(again, patience)
+        if thorough:
+            self._reorder_best()
+        return self.paths()
 
-def _annealed(tree: Any, minimize: str, hot: float, seed: int, deadline: float) -> Any:
-    """A copy of the tree, annealed one temperature at a time: in a large network all of them take minutes."""
-    tree = tree.copy()
-    for i in range(_COOLINGS):
-        if time.monotonic() > deadline:
-            break
-        temperature = hot * (_COLD / hot) ** (i / (_COOLINGS - 1))
-        tree.simulated_anneal_(
-            tstart=temperature, tfinal=temperature, tsteps=1, numiter=_SWEEPS, minimize=minimize,
-            seed=seed * _COOLINGS + i,
-        )  # fmt: skip
-    return tree
+    def refine(self, known: Iterable[Path], *, times: int) -> list[Path]:
+        """What was found for other sizes, the best of it annealed a few times."""
+        self.trees = [self._tree(path) for path in known]
+        self._anneal_best(times, times)
+        return self.paths()
+
+    def paths(self) -> list[Path]:
+        """Of all trees, the best first."""
+        return list(dict.fromkeys(_pairs(tree.get_ssa_path()) for tree in sorted(self.trees, key=self._score)))
+
+    def _score(self, tree: Any) -> float:
+        if self.minimize == "size":
+            return float(tree.max_size())
+        return float(tree.total_flops() + (WRITE_MACS * tree.total_write() if self.minimize == "combo" else 0))
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def _random_starts(self, rounds: int) -> None:
+        for step in range(rounds):
+            path = _call(
+                "optimize_random_greedy_track_flops", self.inputs, self.output, self.sizes, ntrials=_TRIALS,
+                seed=self.seed + step, use_ssa=True,
+            )  # fmt: skip
+            self._add(self._tree(path))
+            if self._out_of_time():
+                return
+
+    def _anneal_each(self, patience: int) -> None:
+        self.trees.sort(key=self._score)  # time may run out before all of them are annealed
+        for tree in list(self.trees):
+            if self._out_of_time() or self.idle >= patience:
+                return
+            self._add(self._annealed(tree, _HOT, self.seed + len(self.trees)))
+
+    def _anneal_best(self, times: int, patience: int) -> None:
+        for _ in range(times):
+            if self._out_of_time() or self.idle >= patience:
+                return
+            hot = _WARM * 2 ** (self.idle % _HOTTER)
+            self._add(self._annealed(min(self.trees, key=self._score), hot, self.seed + len(self.trees)))
+
+    def _reorder_best(self) -> None:
+        for how in _LAST:
+            if not self._out_of_time():
+                self.trees.append(self._reordered(min(self.trees, key=self._score), seed=self.seed, **how))
+
+    def _add(self, tree: Any) -> None:
+        """Takes in a tree, its small subtrees reordered."""
+        tree = self._reordered(tree, subtree_size=_SUBTREE)
+        better = not self.trees or self._score(tree) < min(map(self._score, self.trees))
+        self.idle = 0 if better else self.idle + 1
+        self.trees.append(tree)
+        if self.progress is not None:
+            best = min(map(self._score, self.trees))
+            self.progress(
+                f"path search, tree {len(self.trees)}: best {best:.3g}, {time.monotonic() - self.start:.1f} s"
+            )
+
+    def _tree(self, path: Path) -> Any:
+        import cotengra
+
+        whole = {leg: int(size) for leg, size in self.sizes.items()}
+        return cotengra.ContractionTree.from_path(self.inputs, self.output, whole, ssa_path=path)
+
+    def _reordered(self, tree: Any, **options: Any) -> Any:
+        """The tree with its subtrees in their best order, products of tensors without a common leg included.
+
+        Exhaustive search keeps tensors that have no leg in common with the others to the last, so what annealing has
+        found may be better: then it stays.
+        """
+        import cotengra
+
+        exhaustive = cotengra.OptimalOptimizer(minimize=self.minimize, search_outer=True, simplify=False)
+        other = tree.subtree_reconfigure(minimize=self.minimize, optimize=exhaustive, **options)
+        return min(tree, other, key=self._score)
+
+    def _annealed(self, tree: Any, hot: float, seed: int) -> Any:
+        """A copy of the tree, annealed one temperature at a time: in a large network all of them take minutes."""
+        tree = tree.copy()
+        for i in range(_COOLINGS):
+            if self._out_of_time():
+                break
+            temperature = hot * (_COLD / hot) ** (i / (_COOLINGS - 1))
+            tree.simulated_anneal_(
+                tstart=temperature, tfinal=temperature, tsteps=1, numiter=_SWEEPS, minimize=self.minimize,
+                seed=seed * _COOLINGS + i,
+            )  # fmt: skip
+        return tree
 
 
 def _call(name: str, inputs: list[list[str]], out: list[str], sizes: dict[str, float], **options: Any) -> Path:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .._base.errors import TN4NNError
 from .network import Network
-from .paths import BATCH, Legs, Path, chain_path, path_macs, quick_path
+from .paths import BATCH, WRITE_MACS, Legs, Path, chain_path, legs_along, path_macs, quick_path
 
-Form = Literal["apply", "gather", "dense"]
-FORMS = ("apply", "gather", "dense")
+Form = Literal["apply", "gather", "dense", "kernel"]
+FORMS = ("apply", "gather", "dense", "kernel")
 
 
 def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...], Legs]:
     """The tensors to contract, the names of the program's inputs, and the legs of the result.
 
     "apply" and "gather" have a batch leg; the result of "apply" and "gather" is (batch, outputs...), that of
-    "dense" (outputs..., inputs...), batch-like (kept) legs once, among the outputs.
+    "dense" and "kernel" (outputs..., inputs...), batch-like (kept) legs once, among the outputs.
 
     Raises:
         TN4NNError: an embedding ("gather") with kept legs.
@@ -28,7 +29,7 @@ def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...
     tensors = [core.legs for core in t.cores]
     names = tuple(core.name for core in t.cores)
     outputs = tuple(t.outputs)
-    if form == "dense":
+    if form in ("dense", "kernel"):
         return tensors, names, (*outputs, *(leg for leg in t.inputs if leg not in t.outputs))
     if form == "gather":
         if t.kept:
@@ -41,13 +42,26 @@ def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...
     return [*tensors, (BATCH, *t.inputs)], (*names, "x"), (BATCH, *outputs)
 
 
+class PathWork(NamedTuple):
+    """What a path computes: multiply-adds, elements that its steps write, and elements of the largest of these."""
+
+    macs: int
+    written: int
+    largest: int
+
+    @property
+    def combo(self) -> float:
+        """cotengra's estimate of time: multiply-adds, and 64 for each element written."""
+        return self.macs + WRITE_MACS * self.written
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One contraction: a network in a form, for a number of rows.
 
     Attributes:
         network: what is applied.
-        form: "apply", "gather" or "dense"; see `tensors_of`.
+        form: "apply", "gather", "dense" or "kernel"; see `tensors_of`.
         batch: rows of x.
 
     Example:
@@ -92,6 +106,13 @@ class Problem:
     def macs(self, path: Path) -> int:
         """Multiply-adds of a path, without lowering it."""
         return path_macs(self.tensors, self.output, self.sizes, path)
+
+    def work(self, path: Path) -> PathWork:
+        """What a path computes and writes."""
+        legs = legs_along(self.tensors, self.output, path)
+        macs = sum(math.prod(self.sizes[leg] for leg in legs[a] | legs[b]) for a, b in path)
+        written = [math.prod(self.sizes[leg] for leg in on) for on in legs[len(self.tensors) :]]
+        return PathWork(macs, sum(written), max(written, default=0))
 
     def dense_first(self) -> Path:
         """The cores among themselves, then x."""

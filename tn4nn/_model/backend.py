@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._runtime.program import Program
+    from .._runtime.target import Target
     from .layers import Layer
 
 GROUP = "tn4nn.backends"
@@ -146,8 +147,9 @@ class Place:
 class Backend(Protocol):
     """What a framework brings. `name` is its entry point's name.
 
-    A backend whose programs can be calibrated has `place(device: str | None, dtype: str) -> Place` too, which raises
-    BackendError where there is no such device or dtype.
+    A backend whose layers run plans has `target(device: str | None, dtype: str) -> Target` too; one whose programs can
+    be calibrated has `place(device: str | None, dtype: str) -> Place`. Both raise BackendError where there is no such
+    device or dtype.
     """
 
     name: str
@@ -240,6 +242,19 @@ def place_of(name: str, device: str | None, dtype: str) -> Place:
     if place is None:
         raise BackendError(f"the programs of backend {name!r} cannot be calibrated: expected 'torch' or 'jax'")
     found: Place = place(device, dtype)
+    return found
+
+
+def target_of(name: str, device: str | None, dtype: str) -> Target:
+    """Where the layers of a backend run, and by which executors.
+
+    Raises:
+        BackendError: an unknown backend, device or dtype, a backend that is not installed or plans nothing.
+    """
+    target = getattr(backend(name), "target", None)
+    if target is None:
+        raise BackendError(f"backend {name!r} runs no plans: expected 'torch' or 'jax'")
+    found: Target = target(device, dtype)
     return found
 
 

@@ -21,14 +21,22 @@ from numpy.typing import NDArray
 
 from .._base.errors import BackendError, TN4NNError
 from .._graph import catalogue
+from .._graph.candidates import candidate_paths
 from .._graph.network import Network
+from .._graph.paths import Path
 from .._model.backend import Place, place_of
 from .._runtime.compiled import vector_bytes
 from .._runtime.cost import Machine
-from .._runtime.devices import CPU, SCHEMA, gpu, keep, kept
+from .._runtime.devices import SCHEMA, gpu, keep, kept
 from .._runtime.native import runtime
-from .native import Way, _Pricer, candidates, measured
-from .plan import PHASES, Plan, Search, seconds_of
+from .._runtime.program_cost import seconds_of
+from .._runtime.recipe_cost import recipe_cost
+from .._runtime.target import CPU, Target
+from .measure import measured
+from .plan import Plan
+from .planner import candidates
+from .program import ProgramExecutor
+from .request import PHASES, PlanRequest
 
 FIGURES = ("tile_macs_per_s", "tile_s", "vector_s", "far_s", "task_s", "call_s", "memory_bytes_per_s")
 PROGRAM_FIGURES: tuple[str, ...] = ("macs_per_s", "bytes_per_s", "strided", "op_s", "matrix_s", "pass_s", "step_s")
@@ -219,7 +227,7 @@ def _native(device: str | None, dtype: str) -> _Subject:
         )
     machine = Machine(vector_bytes=vector_bytes())
     asked = [(network, batch) for network, batches in _networks() for batch in batches]
-    samples = functools.partial(_samples, itemsize=itemsize, machine=machine)
+    samples = functools.partial(_samples, dtype=dtype, machine=machine)
     return _Subject(f"native runtime, {dtype}", CPU, machine, FIGURES, asked, samples)
 
 
@@ -270,19 +278,16 @@ def _large_networks() -> Iterator[tuple[Network, tuple[int, ...]]]:
     yield catalogue.btt((64, 64), (64, 64)).with_rank(2), (256, 8192)
 
 
-def _samples(network: Network, batch: int, itemsize: int, machine: Machine) -> Iterator[Sample]:
-    """The best, a middling and the worst way of a network, forward and training."""
+def _samples(network: Network, batch: int, dtype: str, machine: Machine) -> Iterator[Sample]:
+    """The best, a middling and the worst candidate of a network, forward and training."""
     for phase in PHASES:
-        ranked = [
-            way
-            for way in candidates(network, batch, phase, itemsize=itemsize, machine=machine)
-            if way.cost.predicted_s < _LONGEST
-        ]
-        for way in measured(network, batch, phase, _spread(ranked), itemsize):
-            if (way.measured_s or 0.0) < _SHORTEST:
+        request = PlanRequest(network, batch, phase, target=Target(dtype=dtype, executors=("native",)), machine=machine)
+        ranked = [p for p in candidates(request) if p.cost.predicted_s < _LONGEST]
+        for p in measured(_spread(ranked)):
+            if (p.measured_s or 0.0) < _SHORTEST:
                 continue
-            text = f"{network.topology.name}, batch {batch}, {phase}, {way.order}"
-            yield Sample(text, times_of(network, way, batch, phase, itemsize, machine), way.measured_s or math.nan)
+            text = f"{network.topology.name}, batch {batch}, {phase}, {p.order}"
+            yield Sample(text, native_times(p, machine), p.measured_s or math.nan)
 
 
 def _spread(ranked: Sequence[_T]) -> list[_T]:
@@ -293,10 +298,11 @@ def _spread(ranked: Sequence[_T]) -> list[_T]:
 def _program_samples(network: Network, batch: int, place: Place, machine: Machine) -> Iterator[Sample]:
     """The best, a middling and the worst program of a network, forward and training."""
     for phase in PHASES:
-        search = Search(network, batch, phase, "time", "apply", place.itemsize, machine)
+        request = PlanRequest(network, batch, phase, target=Target(dtype=place.dtype), machine=machine)
+        priced = [ProgramExecutor("program").plan(request, *named) for named in _orders(request)]
         ranked = [
             p
-            for p in search.ranked(search.candidates(0, _SEARCH_S, None))
+            for p in sorted(priced, key=lambda p: p.cost.predicted_s)
             if p.cost.predicted_s < _LONGEST and p.cost.peak + p.cost.saved < _LARGEST
         ]
         chosen = _spread(ranked)
@@ -305,6 +311,10 @@ def _program_samples(network: Network, batch: int, place: Place, machine: Machin
             text = f"{network.topology.name}, batch {batch}, {phase}, {p.order}"
             again = functools.partial(program_times, p)
             yield Sample(text, again(machine), seconds, again)
+
+
+def _orders(request: PlanRequest) -> list[tuple[str, Path]]:
+    return candidate_paths(request.problem, time_limit=_SEARCH_S)
 
 
 def clocked(runs: Sequence[Callable[[], Any]], place: Place) -> list[float]:
@@ -340,14 +350,13 @@ def program_times(p: Plan, machine: Machine) -> Times:
     return found
 
 
-def times_of(network: Network, way: Way, batch: int, phase: str, itemsize: int, machine: Machine) -> Times:
-    """The predicted seconds of a way, by the figure that they come from."""
+def native_times(p: Plan, machine: Machine) -> Times:
+    """The predicted seconds of a native plan, by the parameter that they come from."""
     nothing = {name: math.inf if name in _RATES else 0.0 for name in FIGURES}
-    found, made = {}, way.recipe(network, itemsize)
+    found = {}
     for name in FIGURES:
         alone = dataclasses.replace(machine, **{**nothing, name: getattr(machine, name)})
-        pricer = _Pricer(network, way.path, way.order, batch, phase, itemsize, alone)
-        found[name] = pricer.cost(made).predicted_s
+        found[name] = recipe_cost(p.recipe, p.batch, p.phase, alone).predicted_s
     return found
 
 

@@ -15,10 +15,15 @@ from .._graph.catalogue import dense
 from .._graph.network import Network
 from .._graph.paths import Path, find_paths, greedy_path, legs_along
 from .._model.layers import Embedding
-from .._runtime.cost import Cost, Machine
-from .._runtime.devices import machine_of
-from .native import Way, _interleaved, _layouts, _Pricer, machine_here, runs_of
-from .plan import PHASES, Search, _bytes, plan
+from .._runtime.cost import Machine
+from .._runtime.devices import machine_of, native_machine
+from .._runtime.target import Target
+from .layer import plan
+from .measure import interleaved, runs_of
+from .native import NativeExecutor
+from .plan import Plan, in_bytes
+from .program import ProgramExecutor
+from .request import PHASES, PlanRequest
 
 BATCHES = (1, 32, 256, 2048)
 _LONGEST = 1.0  # seconds: what is predicted to take longer is not measured
@@ -26,7 +31,7 @@ _LONGEST = 1.0  # seconds: what is predicted to take longer is not measured
 
 @dataclasses.dataclass(frozen=True)
 class CostRow:
-    """What one way of applying a network costs for one batch and phase.
+    """What one way to apply a network costs for one batch and phase.
 
     Attributes:
         batch: rows of x.
@@ -121,7 +126,7 @@ class CostReport:
         ]
         for row in self.rows:
             measured = "" if row.measured_s is None else _milliseconds(row.measured_s)
-            sizes = " ".join(f"{_bytes(number):>10}" for number in (row.bytes_moved, row.largest, row.saved))
+            sizes = " ".join(f"{in_bytes(number):>10}" for number in (row.bytes_moved, row.largest, row.saved))
             lines.append(
                 f"{row.batch:>6} {row.phase:<8}{row.way:<14}{row.runtime:<9}{row.macs:>15,} {sizes} "
                 f"{row.intensity:>7.3g} {_milliseconds(row.predicted_s):>11} {measured:>11} {row.roofline:>9.0%}"
@@ -238,26 +243,44 @@ def cost(
         options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "device": device, "measure": measure}
         return ModuleCost(
             {
-                name: cost(found, sizes, phases=phases, cache=cache, **options)
-                for name, found in _networks(network).items()
+                name: _report(found.network, sizes, phases, cache, **options, layer=found)
+                for name, found in _layers(network).items()
             }
         )
-    figures = machine or (machine_here(itemsize) if device is None else machine_of(device, itemsize))
+    return _report(network, sizes, phases, cache, itemsize=itemsize, machine=machine, device=device, measure=measure)
+
+
+def _report(
+    network: Network,
+    sizes: Sequence[int],
+    phases: Sequence[str],
+    cache: bool,
+    *,
+    itemsize: int,
+    machine: Machine | None,
+    device: str | None,
+    measure: bool,
+    layer: Any = None,
+) -> CostReport:
+    known = machine or (native_machine(itemsize) if device is None else machine_of(device, itemsize))
     rows: list[CostRow] = []
     for batch in sizes:
         for phase in phases:
-            asked = _Question(network, batch, phase, itemsize, figures, device is not None, cache)
+            own = None if layer is None or device is not None or machine is not None else layer.plan(batch)
+            if own is not None and own.phase != phase:
+                own = None  # the layer plans for the other one
+            asked = _Question(network, batch, phase, itemsize, known, device is not None, cache, own)
             rows += asked.measured() if measure else [row for row, _ in asked.rows()]
     return CostReport(network, tuple(rows))
 
 
-def _networks(module: Any) -> dict[str, Network]:
-    """The networks of a torch module's layers, by the layers' names."""
+def _layers(module: Any) -> dict[str, Any]:
+    """The layers of a torch module that have a network, by name."""
     if not hasattr(module, "named_modules"):
         raise TN4NNError(f"a cost is of a Network or of a torch module, received {type(module).__name__}")
     layers = dict(module.named_modules())
     found = {
-        name: layer.network
+        name: layer
         for name, layer in layers.items()
         if isinstance(getattr(layer, "network", None), Network)
         and not isinstance(getattr(layer, "layer", None), Embedding)  # it picks rows: there is no product to price
@@ -279,43 +302,46 @@ class _Question:
     machine: Machine
     gpu: bool
     cache: bool
+    own: Plan | None = None  # by which the layer of a module runs
 
-    def rows(self) -> Iterator[tuple[CostRow, Way | None]]:
-        """Each row, with what the native runtime would run for it."""
+    @property
+    def request(self) -> PlanRequest:
+        """The question to executors."""
+        target = Target(dtype={2: "bfloat16", 4: "float32", 8: "float64"}[self.itemsize])
+        return PlanRequest(self.network, self.batch, self.phase, target=target, machine=self.machine)
+
+    def rows(self) -> Iterator[tuple[CostRow, Plan | None]]:
+        """Each row, with the native plan that would run for it."""
         for runtime in ("program",) if self.gpu else ("native", "program"):
             p = self._plan(self.network, runtime)
-            yield self._row("ours", runtime, p.order, p.path, p.cost, p.block), p.way
+            if self.own is not None and self.own.runtime == runtime:
+                p = self.own
+            yield self._row("ours", runtime, p), p if runtime == "native" else None
         p = self._plan(dense((self.network.in_features,), (self.network.out_features,)).with_rank(1), "program")
-        yield self._row("dense", "program", "one product", (), p.cost, 0), None
-        search = Search(self.network, self.batch, self.phase, "time", "apply", self.itemsize, self.machine)
-        for name, path in self._others(search):
+        yield self._row("dense", "program", dataclasses.replace(p, order="one product", path=())), None
+        for name, path in self._others():
             if self.gpu:
-                yield self._row(name, "program", name, path, search.made(name, path).cost, 0), None
+                yield self._row(name, "program", ProgramExecutor("program").plan(self.request, name, path)), None
                 continue
-            way = self.native(name, path)
-            yield self._row(name, "native", name, path, way.cost, way.block), way
-
-    def native(self, name: str, path: Path) -> Way:
-        """The best layouts and block of a path in the native runtime."""
-        pricer = _Pricer(self.network, path, name, self.batch, self.phase, self.itemsize, self.machine)
-        return next(iter(_layouts(pricer, "time")))
+            p = NativeExecutor().arranged(self.request, name, path)[0]
+            yield self._row(name, "native", p), p
 
     def measured(self) -> list[CostRow]:
         """The rows, those of the native runtime and dense measured in turns."""
         found = list(self.rows())
         short = [i for i, (row, _) in enumerate(found) if row.predicted_s <= _LONGEST]
-        ways = {i: way for i in short if (way := found[i][1]) is not None}
-        natives = runs_of(self.network, self.batch, self.phase, [*ways.values()], self.itemsize)
-        runs = dict(zip(ways, natives or (), strict=False))  # none without the runtime
+        plans = {i: p for i in short if (p := found[i][1]) is not None}
+        natives = runs_of([*plans.values()])
+        runs = dict(zip(plans, natives or (), strict=False))  # none without the runtime
         runs |= {
             i: _dense_run(self.network, self.batch, self.phase, self.itemsize)
             for i in short
             if found[i][0].way == "dense"
         }
-        times = dict(zip(runs, _interleaved([*runs.values()]), strict=True))
+        times = dict(zip(runs, interleaved([*runs.values()]), strict=True))
         return [dataclasses.replace(row, measured_s=times.get(i)) for i, (row, _) in enumerate(found)]
 
-    def _plan(self, network: Network, runtime: str) -> Any:
+    def _plan(self, network: Network, runtime: str) -> Plan:
         return plan(
             network,
             self.batch,
@@ -326,21 +352,22 @@ class _Question:
             cache=self.cache,
         )
 
-    def _others(self, search: Search) -> list[tuple[str, Path]]:
-        fewest = find_paths(search.tensors, search.output, search.sizes)[0]
-        first = search.problem.dense_first()
-        greedy = greedy_path(search.tensors, search.output, search.sizes)
-        left = search.problem.chains()[0]
+    def _others(self) -> list[tuple[str, Path]]:
+        problem = self.request.problem
+        question = problem.tensors, problem.output, problem.sizes
+        fewest, greedy = find_paths(*question)[0], greedy_path(*question)
+        left, first = problem.chains()[0], problem.dense_first()
         return [("W first", first), ("left to right", left), ("greedy", greedy), ("fewest FLOPs", fewest)]
 
-    def _row(self, name: str, runtime: str, order: str, path: Path, cost: Cost, block: int) -> CostRow:
-        largest = self._largest(path, min(block or self.batch, self.batch))
+    def _row(self, name: str, runtime: str, p: Plan) -> CostRow:
+        cost = p.cost
+        largest = self._largest(p.path, min(p.block or self.batch, self.batch))
         return CostRow(
             self.batch,
             self.phase,
             name,
             runtime,
-            order,
+            p.order,
             cost.macs,
             cost.bytes_moved,
             largest,
@@ -363,9 +390,9 @@ class _Question:
 
     def _largest(self, path: Path, rows: int) -> int:
         """Bytes of the largest array that a path makes on its way, `rows` at a time."""
-        search = Search(self.network, rows, self.phase, "time", "apply", self.itemsize, self.machine)
-        legs = legs_along(search.tensors, search.output, path)[len(search.tensors) : -1]
-        return max((math.prod(search.sizes[leg] for leg in on) for on in legs), default=0) * self.itemsize
+        problem = self.request.problem.at(rows)
+        legs = legs_along(problem.tensors, problem.output, path)[len(problem.tensors) : -1]
+        return max((math.prod(problem.sizes[leg] for leg in on) for on in legs), default=0) * self.itemsize
 
 
 def _dense_run(network: Network, batch: int, phase: str, itemsize: int) -> Callable[[], object]:

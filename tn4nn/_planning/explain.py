@@ -14,8 +14,14 @@ from .._graph.modes import balanced
 from .._graph.network import Network
 from .._graph.topology import Topology
 from .._runtime.cost import Machine
-from .native import machine_here
-from .plan import RUNTIMES, Plan, _seconds, plan
+from .._runtime.devices import native_machine
+from .._runtime.program_cost import step_seconds
+from .._runtime.recipe_cost import call_rows
+from .._runtime.target import CPU
+from .layer import RUNTIMES
+from .plan import Plan
+from .planner import find
+from .program import program_machine
 
 _BONDS = 12  # at most, those of the largest rank
 _ORDERS = 3  # other orders that are told, the best first
@@ -107,46 +113,47 @@ def explain(p: Plan, *, machine: Machine | None = None, cache: bool = True) -> E
         >>> told.parts[0].text.startswith("t0 = matmul")
         True
     """
-    known = machine or machine_here(p.itemsize)
-    parts = sorted(_parts(p, known), key=lambda part: -part.seconds)
+    given = machine or p.request.machine
+    own_machine = native_machine(p.itemsize) if p.executor == "native" else program_machine(p.request)
+    parts = sorted(_parts(p, given or own_machine), key=lambda part: -part.seconds)
     own = p.cost.predicted_s
     changes = [
-        Change(what, seconds, seconds / own, network.num_params) for what, network, seconds in _changes(p, known, cache)
+        Change(what, seconds, seconds / own, network.num_params) for what, network, seconds in _changes(p, given, cache)
     ]
     return Explanation(p, tuple(parts), tuple(sorted(changes, key=lambda change: change.predicted_s)))
 
 
 def _parts(p: Plan, machine: Machine) -> Iterator[Part]:
-    """The steps with their predicted seconds; those of a block as often as there are blocks."""
-    if p.way is not None:
-        blocks = -(-p.batch // p.way.block)
-        for row in p.way.table(p.network, p.phase, p.itemsize):
-            yield Part(row.text, row.seconds * (blocks if row.text.startswith("block") else 1))
+    """The steps with their predicted seconds; those of a batch tile as often as there are tiles."""
+    if p.executor == "native":
+        tiles = -(-p.batch // p.block)
+        for row in call_rows(p.recipe, p.phase, machine):
+            yield Part(f"{row.when}: {row.text}", row.seconds * (tiles if row.when == "tile" else 1))
         return
     names = [*p.program.inputs, *(f"t{i}" for i in range(len(p.program.steps)))]
     for i, (step, work) in enumerate(zip(p.program.steps, p.work(), strict=True)):
         text = f"t{i} = {step.kind}({', '.join(names[a] for a in step.args)})"
-        yield Part(text, _seconds(work, p.itemsize, machine))
+        yield Part(text, step_seconds(work, p.itemsize, machine))
 
 
-def _changes(p: Plan, machine: Machine, cache: bool) -> Iterator[tuple[str, Network, float]]:
-    def seconds(network: Network = p.network, batch: int = p.batch, **other: Any) -> float:
-        options = {"runtime": p.runtime, "minimize": p.minimize, **other}
-        made = plan(network, batch, p.phase, itemsize=p.itemsize, machine=machine, cache=cache, **options)
-        return made.cost.predicted_s
+def _changes(p: Plan, machine: Machine | None, cache: bool) -> Iterator[tuple[str, Network, float]]:
+    asked = dataclasses.replace(p.request, memory=None, tune=False, machine=machine)
+
+    def seconds(**other: Any) -> float:
+        return find(dataclasses.replace(asked, **other), cache=cache).cost.predicted_s
 
     for bond, lower in _lower_ranks(p.network):
         network = _with(p.network, bond, lower)
-        yield f"bond {bond}: rank {lower} for {p.network.ranks[bond]}", network, seconds(network)
+        yield f"bond {bond}: rank {lower} for {p.network.ranks[bond]}", network, seconds(network=network)
     for network in _other_modes(p.network):
         sides = network.topology.inputs.values(), network.topology.outputs.values()
-        yield f"modes {' -> '.join('x'.join(map(str, side)) for side in sides)}", network, seconds(network)
+        yield f"modes {' -> '.join('x'.join(map(str, side)) for side in sides)}", network, seconds(network=network)
     for batch in dict.fromkeys((max(1, p.batch // 4), p.batch * 4)):
         if batch != p.batch:
             yield f"batch {batch}, for {p.batch} rows of it", p.network, seconds(batch=batch) * p.batch / batch
-    for runtime in RUNTIMES:
-        if runtime != p.runtime and p.itemsize in (4, 8):
-            yield f"{runtime} runtime", p.network, seconds(runtime=runtime)
+    for name in RUNTIMES:
+        if name != p.runtime and p.itemsize in (4, 8) and p.request.target.device == CPU:
+            yield f"{name} runtime", p.network, seconds(target=p.request.target.only(name))
     if p.minimize != "memory":
         yield "least memory", p.network, seconds(minimize="memory")
     others = dict.fromkeys(order for order, _ in p.candidates if order != p.order)

@@ -14,7 +14,7 @@ from .._graph.catalogue import dense, like
 from .._graph.modes import modes_for
 from .._graph.network import Network
 from .._runtime.cost import Machine
-from .plan import plan
+from .layer import plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

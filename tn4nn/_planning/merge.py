@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,16 @@ from .._graph.network import Network
 from .._graph.paths import legs_along
 from .._graph.problem import tensors_of
 from .._graph.topology import Core, Topology
-from .native import candidates
+from .._runtime.target import Target
+from .planner import find
+from .request import PlanRequest
+
+NATIVE = Target(executors=("native",))
 
 
-def merged(network: Network, weights: Mapping[str, NDArray[Any]], batch: int = 1) -> tuple[Network, dict[str, Any]]:
+def merged(
+    network: Network, weights: Mapping[str, NDArray[Any]], batch: int = 1, target: Target = NATIVE
+) -> tuple[Network, dict[str, Any]]:
     """The network with its cores merged where that makes a forward pass of so many rows fastest, weights being frozen.
 
     What is made out of cores alone is made now and not at every call. At a large batch this may be W itself, one core;
@@ -26,6 +33,7 @@ def merged(network: Network, weights: Mapping[str, NDArray[Any]], batch: int = 1
         network: any.
         weights: core name -> array.
         batch: rows of x that come at a time.
+        target: where the merged layer is to run; the executor that runs it there prices it.
 
     Returns:
         A network of the same inputs and outputs, and its weights: float64 arithmetic, in the dtype of the given ones.
@@ -37,7 +45,8 @@ def merged(network: Network, weights: Mapping[str, NDArray[Any]], batch: int = 1
         >>> len(small.topology.cores) < 4, bool(abs(small.to_dense(weights) - net.to_dense(net.init(0))).max() < 1e-6)
         (True, True)
     """
-    path = candidates(network, batch, "frozen")[0].path
+    where = dataclasses.replace(target, executors=tuple(name for name in target.executors if name != "dense"))
+    path = find(PlanRequest(network, batch, "frozen", target=where)).path
     tensors, names, output = tensors_of(network, "apply")
     order, x = list(network.sizes), len(names) - 1
     arrays = [np.asarray(weights[name]) for name in names[:-1]]

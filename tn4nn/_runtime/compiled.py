@@ -17,7 +17,7 @@ from pathlib import Path
 from .._base.files import atomic_write, cache_folder
 
 _LIBRARIES: dict[str, ctypes.CDLL | None] = {}  # by key: one source is loaded once
-_TOLD: set[str] = set()  # once a process is enough
+_WARNED: set[str] = set()  # once a process is enough
 
 
 @functools.cache
@@ -58,10 +58,10 @@ def _built(text: str, agrees: Callable[[ctypes.CDLL], bool], flags: Sequence[str
             atomic_write(path, _compiled(text, flags))
             made = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        tell(f"no native kernel ({error}): layers run in the framework's own operations")
+        warn_once(f"no native kernel ({error}): layers run in the framework's own operations")
         return None
     if not agrees(made):
-        tell(f"the native kernel {path} failed its self-check: it is not used")
+        warn_once(f"the native kernel {path} failed its self-check: it is not used")
         return None
     return made
 
@@ -92,8 +92,8 @@ def _compiled(text: str, flags: Sequence[str]) -> bytes:
         return made.read_bytes()
 
 
-def tell(message: str) -> None:
+def warn_once(message: str) -> None:
     """Warns once a process."""
-    if message not in _TOLD:
-        _TOLD.add(message)
+    if message not in _WARNED:
+        _WARNED.add(message)
         warnings.warn(message, stacklevel=3)

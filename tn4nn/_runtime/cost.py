@@ -74,6 +74,16 @@ class Cost:
     saved: int
     predicted_s: float
 
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other, what both need being there at once."""
+        return Cost(
+            self.macs + other.macs,
+            self.bytes_moved + other.bytes_moved,
+            self.peak + other.peak,
+            self.saved + other.saved,
+            self.predicted_s + other.predicted_s,
+        )
+
     def score(self, minimize: str) -> tuple[float, float]:
         """What is minimised; ties go to time."""
         first = {"time": self.predicted_s, "flops": self.macs, "memory": self.peak + self.saved}[minimize]

@@ -1,4 +1,4 @@
-"""Figures of devices, for the cost model: those that a calibration has kept, else those of the GPUs' data sheets.
+"""Parameters of the cost model for devices: what a calibration has kept, else what the GPUs' data sheets say.
 
 The shares of a data sheet that a program reaches were measured on an H100 SXM (torch 2.11, CUDA 13); of the other GPUs
 only the data sheets are known. The CPU's figures are the defaults of `Machine`.
@@ -17,11 +17,11 @@ from typing import Any
 from .._base.errors import TN4NNError
 from .._base.files import atomic_write, cache_folder
 from .._base.hashing import fingerprint_of
-from .compiled import processor
+from .compiled import processor, vector_bytes
 from .cost import Machine
+from .target import CPU, ITEMSIZES
 
 SCHEMA = 1  # of the files that a calibration keeps
-CPU = "cpu"
 
 _REACHED = 0.75  # of the peak of matrix products, by a large one of the vendor's library
 _STREAMED = 0.85  # of the peak of memory
@@ -112,24 +112,23 @@ def machine_of(name: str, itemsize: int) -> Machine:
     return found or gpu(name).machine(itemsize)
 
 
-def known(backend: str, name: str, dtype: str, itemsize: int, *, compiled: bool = False) -> dict[str, Any]:
-    """What a plan of the programs that a backend runs on a device is told: `machine` and `itemsize`.
+def machine_for(backend: str, name: str, dtype: str, *, compiled: bool = False) -> Machine | None:
+    """Parameters of the cost model for the programs that a backend runs on a device.
 
     Args:
         backend: whose programs.
         name: of the GPU, or "cpu".
         dtype: of the numbers.
-        itemsize: their bytes.
         compiled: see `Gpu.machine`.
 
     Returns:
-        The figures that `calibrate` has kept, else those of the GPU's data sheet; nothing for a CPU that was not
-        calibrated, whose figures are the defaults.
+        What `calibrate` has kept, else those of the GPU's data sheet; None for a CPU that was not calibrated, whose
+        parameters are the defaults.
     """
     machine = kept(backend, name, dtype)
-    if machine is None and name == CPU:
-        return {}
-    return {"machine": machine or gpu(name).machine(itemsize, compiled=compiled), "itemsize": itemsize}
+    if machine is None and name != CPU:
+        return gpu(name).machine(ITEMSIZES[dtype], compiled=compiled)
+    return machine
 
 
 def kept(runtime: str, name: str, dtype: str) -> Machine | None:
@@ -158,3 +157,9 @@ def _read(path: File) -> Machine | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return machine if sound else None
+
+
+def native_machine(itemsize: int = 4) -> Machine:
+    """Parameters of this processor for the native runtime: those that a calibration has kept, else the defaults with
+    its vectors."""
+    return kept("native", CPU, f"float{8 * itemsize}") or Machine(vector_bytes=vector_bytes())

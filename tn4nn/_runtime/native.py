@@ -1,7 +1,7 @@
-"""The native runtime: tasks of `_tasks` run by `contract.c`, called through ctypes with addresses.
+"""The native runtime: the calls of a recipe run by `contract.c`, called through ctypes with addresses.
 
-Nothing here knows a framework: arrays are given by address, float32 or float64, contiguous. All tasks of a recipe lie
-in one array without addresses, a **piece**, which whoever calls the C functions may copy and store.
+Nothing here knows a framework: arrays are given by address, float32 or float64, contiguous. All calls of a recipe are
+encoded in one array without addresses, the **encoded plan**, which whoever calls the C functions may copy and store.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from .._graph.paths import Legs
 from .compiled import library, vector_bytes
-from .recipe import Offsets, Place, Recipe, Task, contracted, offsets, shape_of
+from .contraction import Contraction, Offsets, View, contraction_of, offsets, shape_of
+from .recipe import Recipe
 
-Piece = NDArray[np.int64]
+Encoded = NDArray[np.int64]
 
 _LETTERS = {4: ("float", "int"), 8: ("double", "long")}
 _B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS, _DOTS, _C_FOURS, _A_RUNS, _A_COLUMNS = (
     1 << i for i in range(10)
 )
-_HEAD, _TASK = 15, 21  # numbers of a piece's head and of a task in it
+_HEAD, _CALL = 15, 21  # numbers of the head of an encoded plan and of a call in it
 _EXTRA: tuple[str, ...] = ()  # flags of the compiler, for tests of other vectors than this processor's
 _ROWS = {"": 0, "m": 1, "k": 2, "n": 3}
 _JOB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long)
@@ -55,22 +56,22 @@ def definitions(itemsize: int) -> tuple[str, str]:
     return f"-DREAL={real}", f"-DWHOLE={whole}"
 
 
-# -- a recipe in one piece --------------------------------------------------------------------------------------
+# -- a recipe in one encoded --------------------------------------------------------------------------------------
 
 
 class _Tables:
-    """The tables of a piece, each once, and where they begin, in 4-byte numbers."""
+    """The tables of a encoded, each once, and where they begin, in 4-byte numbers."""
 
     def __init__(self, start: int) -> None:
         self.length = start
         self.parts: list[Offsets] = []
         self._found: dict[Any, int] = {}
 
-    def of(self, group: Legs, place: Place, sizes: Mapping[str, int], rows: int) -> int:
+    def of(self, group: Legs, view: View, sizes: Mapping[str, int], rows: int) -> int:
         """Where the offsets of a group of legs in an array lie."""
-        key = (group, place.legs, place.row, rows)
+        key = (group, view.legs, view.row, rows)
         if key not in self._found:
-            table = offsets(group, place, sizes, rows)
+            table = offsets(group, view, sizes, rows)
             padded = np.pad(table, (0, -len(table) % 16))  # to a cache line
             self._found[key] = self.length
             self.parts.append(padded)
@@ -78,8 +79,8 @@ class _Tables:
         return self._found[key]
 
 
-def piece_of(
-    sections: Sequence[Sequence[Task]],
+def encode(
+    sections: Sequence[Sequence[Contraction]],
     sizes: Mapping[str, int],
     itemsize: int,
     *,
@@ -88,11 +89,11 @@ def piece_of(
     steps: Sequence[int],
     sums: Sequence[int],
     lengths: Sequence[int],
-) -> Piece:
-    """A recipe in one piece; `Head` in the C source says what lies where.
+) -> Encoded:
+    """A recipe in one encoded; `Head` in the C source says what lies where.
 
     Args:
-        sections: tasks that run once before, of a block forward, of a block backward, and once after.
+        sections: calls that run once before, of a block forward, of a block backward, and once after.
         sizes: of every leg.
         itemsize: bytes of one number.
         block: rows that pass at a time.
@@ -107,35 +108,35 @@ def piece_of(
     for section in sections:
         first.append(first[-1] + len(section))
     head = [width, len(steps), cores, block, *first, *lengths]
-    before = 2 * (_HEAD + 2 * len(steps) + _TASK * first[-1])  # 4-byte numbers
+    before = 2 * (_HEAD + 2 * len(steps) + _CALL * first[-1])  # 4-byte numbers
     gap = -before % 16
     tables = _Tables(before + gap)
-    flat = [_flat(task, sizes, block, width, tables) for section in sections for task in section]
-    numbers = np.array([*head, *steps, *sums, *(n for task in flat for n in task)], np.int64).view(np.int32)
+    flat = [_flat(call, sizes, block, width, tables) for section in sections for call in section]
+    numbers = np.array([*head, *steps, *sums, *(n for call in flat for n in call)], np.int64).view(np.int32)
     return np.concatenate([numbers, np.zeros(gap, np.int32), *tables.parts]).view(np.int64)
 
 
-def _flat(task: Task, sizes: Mapping[str, int], block: int, width: int, tables: _Tables) -> list[int]:
-    one = shape_of(task, sizes, 1)
+def _flat(call: Contraction, sizes: Mapping[str, int], block: int, width: int, tables: _Tables) -> list[int]:
+    one = shape_of(call, sizes, 1)
     flags = (
         (_B_VECTORS, one.b_run % width == 0),
         (_C_VECTORS, one.c_run % width == 0),
-        (_ADDS, task.adds),
+        (_ADDS, call.adds),
         (_B_COLUMNS, one.k_run % width == 0),
-        (_A_LINES, one.a_run == one.k and task.rows != "k"),
-        (_ACROSS, task.along == "h"),
-        (_DOTS, task.along == "k"),
+        (_A_LINES, one.a_run == one.k and call.rows != "k"),
+        (_ACROSS, call.along == "h"),
+        (_DOTS, call.along == "k"),
         (_C_FOURS, one.c_run % 4 == 0),
         (_A_RUNS, one.a_run % width == 0),
         (_A_COLUMNS, one.m_run % 8 == 0),  # in pieces of MR, which is 8 or 4
     )
-    found = [one.h, one.m, one.n, one.k, _ROWS[task.rows], sum(flag for flag, there in flags if there)]
-    found += [n for place in (task.a, task.b, task.c) for n in (place.base, place.offset)]
+    found = [one.h, one.m, one.n, one.k, _ROWS[call.rows], sum(flag for flag, there in flags if there)]
+    found += [n for view in (call.a, call.b, call.c) for n in (view.buffer, view.offset)]
     for name, groups in (("a", "hmk"), ("b", "hkn"), ("c", "hmn")):
-        place: Place = getattr(task, name)
+        view: View = getattr(call, name)
         for group in groups:
-            rows = block if task.rows == group else 1
-            found.append(tables.of(getattr(task, group), place, sizes, rows))
+            rows = block if call.rows == group else 1
+            found.append(tables.of(getattr(call, group), view, sizes, rows))
     return found
 
 
@@ -156,75 +157,84 @@ class Native:
         sizes, topology = recipe.network.sizes, recipe.network.topology
         self.numbers = tuple(math.prod(sizes[leg] for leg in core.legs) for core in topology.cores)
         self.host: Any = None
-        self._pieces: dict[tuple[bool, ...], Piece] = {}
+        self._encodings: dict[tuple[bool, ...], Encoded] = {}
         everything = (True,) * (1 + len(self.numbers))
-        self.training = self.piece(everything if recipe.kept else ())
-        self._places = self.piece().ctypes.data, self.training.ctypes.data
+        self.training = self.encoded(everything if recipe.saved_per_row else ())
+        self._addresses = self.encoded().ctypes.data, self.training.ctypes.data
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy is the same runtime; another process finds its own
         return native, (self.recipe,)
 
-    def kept(self, rows: int) -> int:
-        """Numbers that a training step keeps beside x: what the prologue makes, and states."""
-        held, block = self.recipe.held, self.recipe.block
-        return -(-held // 16) * 16 + -(-rows // block) * block * self.recipe.kept
+    def saved(self, rows: int) -> int:
+        """Numbers that a training step saves beside x: what the prologue makes, and states."""
+        held, block = self.recipe.saved_prologue, self.recipe.block
+        return -(-held // 16) * 16 + -(-rows // block) * block * self.recipe.saved_per_row
 
-    def piece(self, wanted: tuple[bool, ...] = ()) -> Piece:
-        """All tasks for the gradients of x and of the cores that are wanted, forward pass included: one that keeps
+    def encoded(self, wanted: tuple[bool, ...] = ()) -> Encoded:
+        """All calls for the gradients of x and of the cores that are wanted, forward pass included: one that saves
         what these need, where any are wanted."""
-        found = self._pieces.get(wanted)
+        found = self._encodings.get(wanted)
         if found is None:
-            found = self._pieces[wanted] = self._piece(wanted)
+            found = self._encodings[wanted] = self._encode(wanted)
         return found
 
-    def _piece(self, wanted: tuple[bool, ...]) -> Piece:
+    def _encode(self, wanted: tuple[bool, ...]) -> Encoded:
         recipe, x = self.recipe, any(wanted[:1])
-        bases = recipe.bases
+        buffers = recipe.buffers
         cores = frozenset(i for i, needed in enumerate(wanted[1:]) if needed)
-        again = recipe.again() if cores else ()
-        back = recipe.back(recipe.passes, x, cores) if any(wanted) else ()
-        after = recipe.back(recipe.prologue, False, cores)
-        rows = {bases.x: self.inputs, bases.gx: self.inputs, bases.y: self.outputs, bases.gy: self.outputs}
-        rows[bases.states] = recipe.kept if any(wanted) else 0
-        memories = (bases.made, bases.states, bases.made_slopes, bases.state_slopes)
-        return piece_of(
-            (recipe.ahead(recipe.prologue), recipe.forth(any(wanted)), (*again, *back), after),
+        again = recipe.recompute() if cores else ()
+        back = recipe.backward(recipe.steps, x, cores) if any(wanted) else ()
+        after = recipe.backward(recipe.prologue, False, cores)
+        rows = {
+            buffers.x: self.inputs,
+            buffers.x_grad: self.inputs,
+            buffers.y: self.outputs,
+            buffers.y_grad: self.outputs,
+        }
+        rows[buffers.states] = recipe.saved_per_row if any(wanted) else 0
+        memories = (buffers.prologue, buffers.states, buffers.prologue_grads, buffers.state_grads)
+        return encode(
+            (recipe.contractions(recipe.prologue), recipe.forward(any(wanted)), (*again, *back), after),
             recipe.sizes,
             recipe.itemsize,
             block=recipe.block,
-            cores=len(bases.slopes),
-            steps=[rows.get(base, 0) for base in range(bases.count)],
+            cores=len(buffers.core_grads),
+            steps=[rows.get(buffer, 0) for buffer in range(buffers.count)],
             sums=self._sums(),
-            lengths=[*(recipe.lengths[base] for base in memories), recipe.kept if any(wanted) else 0, recipe.held],
+            lengths=[
+                *(recipe.lengths[buffer] for buffer in memories),
+                recipe.saved_per_row if any(wanted) else 0,
+                recipe.saved_prologue,
+            ],
         )
 
     def _sums(self) -> list[int]:
         """Numbers in each memory that rows add to."""
         recipe = self.recipe
-        written = {place.base for step in recipe.passes for place in step.read_slopes if not place.row}
-        found = [0] * recipe.bases.count
-        for base in written:
-            found[base] = recipe.lengths.get(base) or self.numbers[base - recipe.bases.slopes[0]]
+        written = {view.buffer for step in recipe.steps for view in step.read_grads if not view.row}
+        found = [0] * recipe.buffers.count
+        for buffer in written:
+            found[buffer] = recipe.lengths.get(buffer) or self.numbers[buffer - recipe.buffers.core_grads[0]]
         return found
 
     def forward(
-        self, rows: int, cores: Sequence[int], made: int, x: int, y: int, threads: int = 1, bias: int = 0
+        self, rows: int, cores: Sequence[int], saved: int, x: int, y: int, threads: int = 1, bias: int = 0
     ) -> None:
-        """y = x W^T + bias, all by address; fills `made` with `kept(rows)` numbers for the backward pass; 0: none
-        follows, or nothing is kept. The bias has as many numbers as a row of y; 0: there is none."""
-        given = array.array("q", (*cores, x, y, made, bias))
-        self.library.forward(self._places[made != 0], rows, given.buffer_info()[0], threads, _parallel, None)
+        """y = x W^T + bias, all by address; fills `saved` with `saved(rows)` numbers for the backward pass; 0:
+        none follows, or nothing is saved. The bias has as many numbers as a row of y; 0: there is none."""
+        given = array.array("q", (*cores, x, y, saved, bias))
+        self.library.forward(self._addresses[saved != 0], rows, given.buffer_info()[0], threads, _parallel, None)
 
     def backward(
-        self, rows: int, cores: Sequence[int], made: int, x: int, gy: int, gx: int, slopes: Sequence[int],
+        self, rows: int, cores: Sequence[int], saved: int, x: int, gy: int, gx: int, grads: Sequence[int],
         wanted: tuple[bool, ...], threads: int = 1,
     ) -> None:  # fmt: skip
         """The gradients of x and of the cores that are `wanted`; the addresses of the others are 0.
 
-        `made` is as `forward` has filled it.
+        `saved` is as `forward` has filled it.
         """
-        given = array.array("q", (*cores, x, 0, made, 0, gy, gx, 0, 0, *slopes))
-        at = self.piece(wanted).ctypes.data
+        given = array.array("q", (*cores, x, 0, saved, 0, gy, gx, 0, 0, *grads))
+        at = self.encoded(wanted).ctypes.data
         self.library.backward(at, rows, given.buffer_info()[0], threads, _parallel, None)
 
 
@@ -276,33 +286,33 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
     """Whether the runtime gives numpy's numbers, in both roles of the two arrays."""
     rng, dtype = np.random.default_rng(0), np.dtype(f"f{itemsize}")
     long, address = ctypes.c_long, ctypes.c_void_p
-    for call in (found.forward, found.backward):
-        call.argtypes, call.restype = (address, long, address, long, _PARALLEL, address), None
+    for function in (found.forward, found.backward):
+        function.argtypes, function.restype = (address, long, address, long, _PARALLEL, address), None
     if vector_bytes() % (found.vector_width() * itemsize):  # pieces say where whole vectors of that many bytes lie
         return False
     for a_legs, b_legs, c_legs in _CHECKS:
         a, b = (rng.standard_normal([_SIZES[leg] for leg in legs]).astype(dtype) for legs in (a_legs, b_legs))
         expected = np.einsum(f"{a_legs},{b_legs}->{c_legs}", a.astype("f8"), b.astype("f8"))
         # Memories are cores, x, y: here one core, of which nothing is asked but to be read.
-        places = [Place(i, 0, tuple(legs)) for i, legs in enumerate((a_legs, b_legs, c_legs))]
+        views = [View(i, 0, tuple(legs)) for i, legs in enumerate((a_legs, b_legs, c_legs))]
         made = np.empty(expected.shape, dtype)
-        for task in _roles(places, (a_legs, b_legs, c_legs)):
-            piece = piece_of(
-                ([task], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 6
+        for call in _roles(views, (a_legs, b_legs, c_legs)):
+            encoded = encode(
+                ([call], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 6
             )
             given = (address * 5)(a.ctypes.data, b.ctypes.data, made.ctypes.data, None, None)
             made[:] = np.nan
-            found.forward(piece.ctypes.data, 1, ctypes.addressof(given), 1, _parallel, None)
+            found.forward(encoded.ctypes.data, 1, ctypes.addressof(given), 1, _parallel, None)
             if not np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max():
                 return False
     return True
 
 
-def _roles(places: Sequence[Place], legs: Sequence[str]) -> Iterable[Task]:
-    task = contracted(places[0], places[1], places[2])
-    yield task
-    yield contracted(places[1], places[0], places[2])
+def _roles(views: Sequence[View], legs: Sequence[str]) -> Iterable[Contraction]:
+    call = contraction_of(views[0], views[1], views[2])
+    yield call
+    yield contraction_of(views[1], views[0], views[2])
     if all(each.endswith("h") for each in legs):
-        yield task._replace(along="h")
+        yield call._replace(along="h")
     if all(each.endswith("q") for each in legs[:2]):
-        yield task._replace(along="k")
+        yield call._replace(along="k")

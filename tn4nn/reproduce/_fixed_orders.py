@@ -11,9 +11,9 @@ import numpy as np
 
 from .._graph.network import Network
 from .._graph.paths import Path, legs_along, path_macs
+from .._graph.problem import Problem
 from .._model.layers import Linear
-from .._planning.plan import Search, plan
-from .._runtime.cost import Machine
+from .._planning.layer import plan
 from ._clock import Call
 
 ORDERS = ("left to right", "right to left", "W first")
@@ -34,15 +34,15 @@ class Cell:
         """Of the cell among those of its layer."""
         return f"batch {self.batch}, {self.phase}"
 
-    def search(self) -> Search:
+    @property
+    def problem(self) -> Problem:
         """The contraction: tensors (the input last), output, sizes, fixed paths."""
-        return Search(self.network, self.batch, self.phase, "time", "apply", 4, Machine())
+        return Problem(self.network, "apply", self.batch)
 
     def paths(self) -> dict[str, Path]:
         """Order -> path; for the network a chain."""
-        search = self.search()
-        forth, back = search.problem.chains()
-        return dict(zip(ORDERS, (forth, back, search.problem.dense_first()), strict=True))
+        forth, back = self.problem.chains()
+        return dict(zip(ORDERS, (forth, back, self.problem.dense_first()), strict=True))
 
 
 def costs(cell: Cell) -> dict[str, dict[str, Any]]:
@@ -51,14 +51,14 @@ def costs(cell: Cell) -> dict[str, dict[str, Any]]:
     times = 3 if cell.phase == "train" else 1
     ours = plan(cell.network, cell.batch, cell.phase, runtime="native").cost
     found: dict[str, dict[str, Any]] = {"ours": {"macs": ours.macs, "bytes": ours.bytes_moved}}
-    search = cell.search()
+    problem = cell.problem
     for order, path in cell.paths().items():
-        macs = path_macs(search.tensors, search.output, search.sizes, path)
-        legs = legs_along(search.tensors, search.output, path)
-        sizes = [math.prod(search.sizes[leg] for leg in on) for on in legs]
-        moved = sum(sizes[a] + sizes[b] for a, b in path) + sum(sizes[len(search.tensors) :])
+        macs = path_macs(problem.tensors, problem.output, problem.sizes, path)
+        legs = legs_along(problem.tensors, problem.output, path)
+        sizes = [math.prod(problem.sizes[leg] for leg in on) for on in legs]
+        moved = sum(sizes[a] + sizes[b] for a, b in path) + sum(sizes[len(problem.tensors) :])
         found[order] = {"macs": times * macs, "bytes": times * 4 * moved}
-        if sum(sizes[len(search.tensors) :]) > _LARGEST:
+        if sum(sizes[len(problem.tensors) :]) > _LARGEST:
             found[order]["reason"] = f"intermediates of more than {_LARGEST * 4 // 2**30} GiB"
     n = cell.network
     dense: dict[str, Any] = {
@@ -108,12 +108,12 @@ def calls(cell: Cell, ways: Sequence[str]) -> dict[str, Call]:
 
 def _along(cell: Cell, path: Path) -> Callable[[Sequence[Any], Any], Any]:
     """f(cores, x) by one tensordot a step, in torch or jax."""
-    search = cell.search()
+    problem = cell.problem
     modes = tuple(cell.network.topology.inputs.values())
 
     def apply(cores: Sequence[Any], x: Any) -> Any:
         tensordot, permute = _operations(cell.backend)
-        held = [*zip(cores, search.tensors, strict=False), (x.reshape(cell.batch, *modes), search.tensors[-1])]
+        held = [*zip(cores, problem.tensors, strict=False), (x.reshape(cell.batch, *modes), problem.tensors[-1])]
         for i, j in path:
             (a, on_a), (b, on_b) = held[i], held[j]
             shared = [leg for leg in on_a if leg in on_b]
@@ -121,7 +121,7 @@ def _along(cell: Cell, path: Path) -> Callable[[Sequence[Any], Any], Any]:
             left = tuple(leg for leg in (*on_a, *on_b) if leg not in shared)
             held.append((tensordot(a, b, axes), left))
         y, legs = held[-1]
-        return permute(y, [legs.index(leg) for leg in search.output]).reshape(cell.batch, -1)
+        return permute(y, [legs.index(leg) for leg in problem.output]).reshape(cell.batch, -1)
 
     return apply
 

@@ -1,0 +1,142 @@
+"""The one list of orders that are worth pricing, for every executor.
+
+A network of a few cores is searched exhaustively. For a larger one there is a single search, at one batch for all; what
+it found is remembered, on disk too, and for every other batch the best of it is annealed a little more. So one question
+has one answer, whatever was asked before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .._base.cache import plans as _store
+from .._base.hashing import fingerprint_of
+from .paths import BATCH, EXHAUSTIVE, SMALL, Path, Progress, find_paths, refined_paths
+from .problem import Problem, is_path, tree_of_path
+
+VERSION = 1  # raised when the search may find other paths: old entries are then ignored
+SEARCHED_BATCH = 256  # rows at which a large network is searched
+MOST = 18  # orders that are priced, at most; "W first" comes on top
+TOO_DEAR = 1000  # times the fewest multiply-adds: taking the cores of a large graph in turn may take hours to lower
+_OTHER_BATCHES = (1, 16, 256, 4096)  # whose best orders are candidates too
+_FEWEST, _FEWEST_LARGE = 5, 3  # orders with the fewest multiply-adds; those of a large network take long to price
+_FEWEST_WRITTEN, _SMALLEST = 2, 1  # with the fewest multiply-adds and elements written; with the smallest intermediate
+_REFINED, _REFINE_S = 2, 0.3  # annealings for another batch, and seconds for them
+
+Named = dict[frozenset[frozenset[int]], tuple[str, Path]]
+
+
+def candidate_paths(
+    problem: Problem,
+    *,
+    seed: int = 0,
+    time_limit: float = 10.0,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> list[tuple[str, Path]]:
+    """Orders worth pricing, each contraction tree once, those with the fewest multiply-adds first.
+
+    They are those with the fewest multiply-adds, with the fewest of these and of elements written, and with the
+    smallest intermediate; partly merged neighbours and x through the cores; and W first.
+
+    Args:
+        problem: what is contracted, for how many rows.
+        seed: of the search (large networks).
+        time_limit: seconds of the search (large networks); the step that it is in, it ends.
+        cache: False searches anew and stores nothing.
+        progress: called with a line of text per tree of the search.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> [order for order, _ in candidate_paths(Problem(tn.low_rank(64, 64).with_rank(4), "apply", 32))]
+        ['fewest MACs found', 'W first']
+    """
+    found: Named = {}
+    for order, path in _searched(problem, seed, time_limit, cache, progress):
+        _add(found, problem, order, path)
+    if problem.form == "apply":
+        for order, path in problem.merges():
+            _add(found, problem, order, path)
+    macs = {path: problem.macs(path) for _, path in found.values()}
+    least = min(macs.values())
+    cheap = [(order, path) for order, path in found.values() if macs[path] <= TOO_DEAR * least]
+    cheap = sorted(cheap, key=lambda named: macs[named[1]])[:MOST]
+    if problem.form != "apply":
+        return cheap
+    first = problem.dense_first()
+    if problem.macs(first) > TOO_DEAR * least and len(cheap) > 1:
+        return cheap
+    tree = tree_of_path(first, len(problem.tensors))
+    return [*(named for named in cheap if tree_of_path(named[1], len(problem.tensors)) != tree), ("W first", first)]
+
+
+def _add(found: Named, problem: Problem, order: str, path: Path) -> None:
+    found.setdefault(tree_of_path(path, len(problem.tensors)), (order, path))
+
+
+def _searched(
+    problem: Problem, seed: int, time_limit: float, cache: bool, progress: Progress | None
+) -> Iterable[tuple[str, Path]]:
+    if len(problem.tensors) <= EXHAUSTIVE:
+        return _exhaustive(problem)
+    pool = _pool(problem.at(SEARCHED_BATCH), seed, time_limit, cache, progress)
+    if problem.batch != SEARCHED_BATCH and BATCH in problem.output:
+        limit = min(_REFINE_S, time_limit)
+        pool = refined_paths(
+            problem.tensors, problem.output, problem.sizes, pool, seed=seed, time_limit=limit, times=_REFINED
+        )
+    return _ranked(problem, pool)
+
+
+def _exhaustive(problem: Problem) -> Iterable[tuple[str, Path]]:
+    def best(sizes: Mapping[str, int], minimize: str = "flops") -> Path:
+        return find_paths(problem.tensors, problem.output, sizes, minimize=minimize)[0]
+
+    yield "fewest MACs found", best(problem.sizes)
+    for rows in _OTHER_BATCHES if BATCH in problem.output else ():
+        if rows != problem.batch:
+            yield f"fewest MACs at batch {rows}", best(problem.at(rows).sizes)
+    yield "fewest MACs and writes found", best(problem.sizes, "combo")
+    yield "smallest intermediate found", best(problem.sizes, "size")
+
+
+def _ranked(problem: Problem, pool: list[Path]) -> Iterable[tuple[str, Path]]:
+    """The best of the paths that were found, by each objective."""
+    most = _FEWEST if len(problem.tensors) <= SMALL else _FEWEST_LARGE
+    costs = {path: problem.work(path) for path in dict.fromkeys(pool)}
+    for path in sorted(costs, key=lambda path: costs[path].macs)[:most]:
+        yield "fewest MACs found", path
+    for path in sorted(costs, key=lambda path: costs[path].combo)[:_FEWEST_WRITTEN]:
+        yield "fewest MACs and writes found", path
+    for path in sorted(costs, key=lambda path: costs[path].largest)[:_SMALLEST]:
+        yield "smallest intermediate found", path
+
+
+def _pool(problem: Problem, seed: int, time_limit: float, cache: bool, progress: Progress | None) -> list[Path]:
+    """What the one search of a large network found: the best by each objective."""
+    owner = problem.network.fingerprint
+    key = fingerprint_of(["paths", VERSION, owner, problem.form, seed, time_limit])
+    stored = _store.get(key, owner) if cache else None
+    known = None if stored is None else _restored(stored, len(problem.tensors))
+    if known is not None:
+        return known
+    question = problem.tensors, problem.output, problem.sizes
+    every = find_paths(*question, seed=seed, time_limit=time_limit, progress=progress)
+    best = [path for _, path in _ranked(problem, every)]
+    # What writes less is near what computes least: a few annealings find it.
+    options: dict[str, Any] = {"seed": seed, "time_limit": min(_REFINE_S, time_limit), "times": _REFINED}
+    every += refined_paths(*question, best, minimize="combo", **options)
+    found = list(dict.fromkeys(path for _, path in _ranked(problem, every)))
+    if cache:
+        _store.put(key, {"paths": [[list(pair) for pair in path] for path in found]}, owner)
+    return found
+
+
+def _restored(data: Mapping[str, Any], tensors: int) -> list[Path] | None:
+    """The paths of an entry of the store, or None where it does not fit."""
+    try:
+        found = [tuple((int(a), int(b)) for a, b in path) for path in data["paths"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if found and all(is_path(path, tensors) for path in found) else None

@@ -1,0 +1,109 @@
+"""The executors of array programs: orders lowered to reshape, permute, matmul and multiply, and priced."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from .._graph.paths import Path, Progress, slice_legs
+from .._runtime.cost import Cost, Machine
+from .._runtime.program import Program
+from .._runtime.program_cost import convolution_cost, program_cost, unfolding_cost
+from .plan import Plan
+from .request import PlanRequest
+
+
+def program_machine(request: PlanRequest) -> Machine:
+    """Parameters of the cost model for array programs."""
+    return request.machine or request.target.machine or Machine()
+
+
+class ProgramExecutor:
+    """Array operations of a framework (or another library along the same path)."""
+
+    version = 8
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def refuses(self, request: PlanRequest) -> str | None:
+        """See `Executor`: every framework runs programs."""
+        return None
+
+    def key(self, request: PlanRequest) -> Sequence[object]:
+        """See `Executor`."""
+        return dataclasses.astuple(program_machine(request))
+
+    def candidates(
+        self, request: PlanRequest, paths: Sequence[tuple[str, Path]], progress: Progress | None = None
+    ) -> list[Plan]:
+        """See `Executor`. Orders whose multiply-adds alone take longer than the best so far are not lowered."""
+        machine, problem = program_machine(request), request.problem
+        passes = 3 if request.phase == "train" else 1
+        found: list[Plan] = []
+        for order, path in paths:
+            best = min((p.cost.predicted_s for p in found), default=math.inf)
+            if request.minimize == "time" and passes * problem.macs(path) > best * machine.macs_per_s:
+                continue
+            found.append(self.plan(request, order, path))
+        return sorted(found, key=lambda p: p.cost.score(request.minimize))
+
+    def plan(self, request: PlanRequest, order: str, path: Path, sliced: tuple[str, ...] = (), block: int = 0) -> Plan:
+        """One order as a plan, priced."""
+        bare = Plan(request, self.name, order, path, Cost(0, 0, 0, 0, 0.0), block=block, sliced=sliced)
+        made = dataclasses.replace(bare, cost=self.cost(bare))
+        vars(made)["program"] = bare.program  # it is there already
+        return made
+
+    def cost(self, plan: Plan) -> Cost:
+        """See `Executor`."""
+        request, machine = plan.request, program_machine(plan.request)
+        question = request.phase, request.itemsize, machine
+        cost = program_cost(request.problem, plan.program, *question)
+        if request.form == "kernel":
+            return cost + convolution_cost(request.problem, request.window, *question)
+        if request.window > 1:
+            return cost + unfolding_cost(request.problem, request.window, *question)
+        return cost
+
+    def lower(self, plan: Plan) -> Program:
+        """See `Executor`."""
+        return plan.program
+
+    def smaller(self, plan: Plan) -> Iterable[Iterator[Plan]]:
+        """See `Executor`: fewer rows at a time, or slices of the summed legs."""
+        return self._in_tiles(plan), self._in_slices(plan)
+
+    def _in_tiles(self, p: Plan) -> Iterator[Plan]:
+        """The same order on ever fewer rows at a time."""
+        block = p.batch
+        while p.form == "apply" and block > 1:
+            block = -(-block // 2)
+            yield self.plan(p.request, p.order, p.path, (), block)
+
+    def _in_slices(self, p: Plan) -> Iterator[Plan]:
+        """The same order in ever smaller slices. What is tried does not depend on the cap, so a cap that is met once is
+        met for every larger one too."""
+        problem = p.request.problem
+        largest = max(math.prod(work.shape) for work in p.work())
+        seen: set[tuple[str, ...] | None] = {(), None}
+        while p.form != "gather" and largest > 1:
+            largest //= 2
+            sliced = slice_legs(problem.tensors, problem.output, problem.sizes, p.path, largest)
+            if sliced is not None and sliced not in seen:
+                yield self.plan(p.request, p.order, p.path, sliced)
+            seen.add(sliced)
+
+
+class DenseExecutor(ProgramExecutor):
+    """The framework's own matrix product, where W is one core with its legs in the order of a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__("dense")
+
+    def refuses(self, request: PlanRequest) -> str | None:
+        """See `Executor`."""
+        t = request.network.topology
+        matrix = len(t.cores) == 1 and t.cores[0].legs == (*t.outputs, *t.inputs) and not t.is_padded
+        return None if matrix and request.form != "gather" else f"{t.name!r} is not one matrix"

@@ -1,0 +1,311 @@
+"""From a contraction path to a program: leg orders are chosen everywhere at once so that little is permuted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from .._graph.paths import BATCH, Legs, Path, legs_along
+from .._graph.problem import Problem
+from .program import Kind, Program, Step
+
+
+class _Node(NamedTuple):
+    legs: frozenset[str]
+    natural: Legs  # the order in which the node comes without being asked
+    children: tuple[int, int] | None
+
+
+class _Choice(NamedTuple):
+    cost: float
+    summed: Legs
+    forms: tuple[Legs, Legs]  # the leg orders in which the operands are wanted
+    swap: bool
+    made: Legs  # the leg order in which the product comes out
+
+
+_Option = tuple[Legs, tuple[Legs, Legs], bool, Legs]  # as in a _Choice, without the cost
+_WIDTH = 48  # leg orders tried for one node; above it the first is taken
+
+
+class _Lowering:
+    """Turns a contraction path over named legs into steps, choosing leg orders so that little is permuted."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Legs],
+        output: Legs,
+        sizes: Mapping[str, int],
+        path: Sequence[tuple[int, int]],
+        flat_input: bool,
+    ) -> None:
+        self.sizes = sizes
+        keep = {leg for leg in sizes if sizes[leg] != 1 or leg == BATCH}  # size-1 legs need no work at all
+        self.output = tuple(leg for leg in output if leg in keep)
+        self.nodes = [_Node(frozenset(t) & keep, tuple(leg for leg in t if leg in keep), None) for t in tensors]
+        self._grow(path)
+        self.volumes = [math.prod(sizes[leg] for leg in node.legs) for node in self.nodes]  # elements of each
+        self.tried: list[dict[Legs, _Choice]] = [{} for _ in self.nodes]
+        self.shapes: list[tuple[int, ...]] = [self._shape(t) for t in tensors]
+        if flat_input:
+            self.shapes[-1] = (-1, math.prod(sizes[leg] for leg in tensors[-1] if leg != BATCH))
+        self.steps: list[Step] = []
+
+    def _grow(self, path: Sequence[tuple[int, int]]) -> None:
+        count = len(self.nodes)
+        made = legs_along([node.legs for node in self.nodes], self.output, tuple(path))[count:]
+        for (a, b), legs in zip(path, made, strict=True):
+            left, right = self.nodes[a], self.nodes[b]
+            both = left.legs & right.legs
+            natural = (
+                *(leg for leg in left.natural if leg in both and leg in legs),
+                *(leg for leg in left.natural if leg not in both),
+                *(leg for leg in right.natural if leg not in both),
+            )
+            self.nodes.append(_Node(legs, natural, (a, b)))
+
+    def _shape(self, legs: Iterable[str]) -> tuple[int, ...]:
+        return tuple(-1 if leg == BATCH else self.sizes[leg] for leg in legs)
+
+    def _size(self, legs: Iterable[str]) -> int:
+        """Elements along these legs: -1 where the batch is among them, for a reshape."""
+        legs = tuple(legs)
+        return -1 if BATCH in legs else math.prod(self.sizes[leg] for leg in legs)
+
+    # -- which leg order, everywhere ------------------------------------------------------------------------
+
+    def _move_cost(self, node: int, have: Legs, want: Legs) -> float:
+        """Elements moved by a permutation, more where the last axis moves and memory is read in strides."""
+        if have == want:
+            return 0.0
+        return self.volumes[node] * (1.0 if have[-1:] == want[-1:] else 4.0)
+
+    def cost(self, node: int, want: Legs) -> float | None:
+        """The least cost of bringing a node in the wanted leg order; None where it was not worked out yet."""
+        if self.nodes[node].children is None:
+            return self._move_cost(node, self.nodes[node].natural, want)
+        known = self.tried[node].get(want)
+        return None if known is None else known.cost
+
+    def choice(self, node: int, want: Legs) -> _Choice:
+        """How a product is best formed when this leg order is wanted of it."""
+        waiting, opened = [(node, want)], dict[tuple[int, Legs], list[_Option]]()
+        while waiting:  # no recursion: a tree may be a thousand deep
+            at, order = waiting[-1]
+            if order in self.tried[at]:
+                waiting.pop()
+                continue
+            if (at, order) not in opened:
+                options = self._options(at, order)
+                # In a deep tree the number of orders must not explode.
+                opened[at, order] = options[:1] if len(self.tried[at]) >= _WIDTH else options
+            found = self._best(at, order, opened[at, order])
+            if isinstance(found, _Choice):
+                self.tried[at][order] = found
+            else:
+                waiting.append(found)
+        return self.tried[node][want]
+
+    def _best(self, node: int, want: Legs, options: Sequence[_Option]) -> _Choice | tuple[int, Legs]:
+        """The best of the options, or a child and its order whose cost must be known first."""
+        best: _Choice | None = None
+        left, right = self._children(node)
+        for summed, forms, swap, made in options:
+            costs = self.cost(left, forms[0]), self.cost(right, forms[1])
+            if costs[0] is None:
+                return left, forms[0]
+            if costs[1] is None:
+                return right, forms[1]
+            cost = self._move_cost(node, made, want) + costs[0] + costs[1]
+            if best is None or cost < best.cost:
+                best = _Choice(cost, summed, forms, swap, made)
+        assert best is not None
+        return best
+
+    def _children(self, node: int) -> tuple[int, int]:
+        children = self.nodes[node].children
+        assert children is not None
+        return children
+
+    def _options(self, node: int, want: Legs) -> list[_Option]:
+        left, right = self._children(node)
+        a, b, legs = self.nodes[left], self.nodes[right], self.nodes[node].legs
+        shared = tuple(leg for leg in want if leg in a.legs and leg in b.legs)
+        only_a = tuple(leg for leg in want if leg in a.legs and leg not in b.legs)
+        only_b = tuple(leg for leg in want if leg in b.legs and leg not in a.legs)
+        gone = (a.legs & b.legs) - legs
+        # Both operands must bring the summed legs in one order: try each one's own.
+        orders = dict.fromkeys(tuple(leg for leg in side.natural if leg in gone) for side in (a, b))
+        swap = want == (*shared, *only_b, *only_a) and want != (*shared, *only_a, *only_b)
+        made = (*shared, *only_b, *only_a) if swap else (*shared, *only_a, *only_b)
+        options = []
+        for summed in orders:
+            forms_a = dict.fromkeys([(*shared, *only_a, *summed), (*shared, *summed, *only_a)])
+            forms_b = dict.fromkeys([(*shared, *summed, *only_b), (*shared, *only_b, *summed)])
+            options += [(summed, (fa, fb), swap, made) for fa in forms_a for fb in forms_b]
+        return options
+
+    # -- the steps ------------------------------------------------------------------------------------------
+
+    def _emit(self, kind: Kind, args: tuple[int, ...], param: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        self.steps.append(Step(kind, args, param))
+        self.shapes.append(shape)
+        return len(self.shapes) - 1
+
+    def _reshape(self, register: int, shape: tuple[int, ...]) -> int:
+        return register if self.shapes[register] == shape else self._emit("reshape", (register,), shape, shape)
+
+    def _permute(self, register: int, have: Legs, want: Legs) -> int:
+        if have == want:
+            return register
+        runs: list[list[str]] = []  # legs that stay together move together
+        for leg in have:
+            previous = runs[-1][-1] if runs else None
+            if previous is not None and want.index(leg) == want.index(previous) + 1:
+                runs[-1].append(leg)
+            else:
+                runs.append([leg])
+        order = sorted(range(len(runs)), key=lambda i: want.index(runs[i][0]))
+        shape = tuple(self._size(run) for run in runs)
+        register = self._reshape(register, shape)
+        return self._emit("permute", (register,), tuple(order), tuple(shape[i] for i in order))
+
+    def bring(self, node: int, want: Legs) -> int:
+        """Emits the steps that bring a node in the wanted leg order; returns its register."""
+        registers, waiting = list[int](), [(node, want, False)]
+        while waiting:
+            at, order, ready = waiting.pop()
+            if self.nodes[at].children is None:
+                registers.append(self._permute(at, self.nodes[at].natural, order))
+            elif ready:  # both operands are there
+                rb, ra = registers.pop(), registers.pop()
+                registers.append(self._product(at, order, ra, rb))
+            else:
+                (left, right), forms = self._children(at), self.choice(at, order).forms
+                waiting += [(at, order, True), (right, forms[1], False), (left, forms[0], False)]
+        return registers.pop()
+
+    def _product(self, node: int, want: Legs, ra: int, rb: int) -> int:
+        """Emits the product of the two operands, in the wanted leg order."""
+        left, right = self._children(node)
+        a, b = self.nodes[left].legs, self.nodes[right].legs
+        choice = self.choice(node, want)
+        shared = tuple(leg for leg in want if leg in a and leg in b)
+        groups = {
+            side: tuple(leg for leg in want if leg in legs and leg not in shared) for side, legs in (("a", a), ("b", b))
+        }
+        if choice.swap:
+            made = self._multiply(
+                rb, ra, (choice.forms[1], choice.forms[0]), shared, groups["b"], groups["a"], choice.summed
+            )
+        else:
+            made = self._multiply(ra, rb, choice.forms, shared, groups["a"], groups["b"], choice.summed)
+        return self._permute(made, choice.made, want)
+
+    def _multiply(
+        self, ra: int, rb: int, forms: tuple[Legs, Legs], shared: Legs, rows: Legs, columns: Legs, summed: Legs
+    ) -> int:
+        """The product of two registers in forms (shared, rows, summed) and (shared, summed, columns), each
+        with its last two groups in either order."""
+        s = (self._size(shared),) if shared else ()
+        m, n, k = self._size(rows), self._size(columns), self._size(summed)
+        if not summed:
+            if rows and columns:
+                ra, rb, shape = self._reshape(ra, (*s, m, 1)), self._reshape(rb, (*s, 1, n)), (*s, m, n)
+            elif rows or columns:
+                ra = self._reshape(ra, (*s, m) if rows else (*s, 1))
+                rb = self._reshape(rb, (*s, n) if columns else (*s, 1))
+                shape = (*s, m) if rows else (*s, n)
+            else:
+                ra, rb, shape = self._reshape(ra, s), self._reshape(rb, s), s
+            return self._emit("multiply", (ra, rb), (), shape)
+        ra = self._matrix(ra, s, (m, k), forms[0] != (*shared, *rows, *summed))
+        rb = self._matrix(rb, s, (k, n), forms[1] != (*shared, *summed, *columns))
+        return self._emit("matmul", (ra, rb), (), (*s, m, n))
+
+    def _matrix(self, register: int, shared: tuple[int, ...], shape: tuple[int, int], turned: bool) -> int:
+        if not turned:
+            return self._reshape(register, (*shared, *shape))
+        register = self._reshape(register, (*shared, *shape[::-1]))
+        axes = (0, 2, 1) if shared else (1, 0)
+        return self._emit("permute", (register,), axes, (*shared, *shape))
+
+
+def lower(
+    tensors: Sequence[Legs],
+    output: Legs,
+    sizes: Mapping[str, int],
+    path: Sequence[tuple[int, int]],
+    *,
+    names: Sequence[str],
+    output_shape: tuple[int, ...],
+    flat_input: bool = False,
+) -> Program:
+    """The program of a contraction path.
+
+    Args:
+        tensors: the legs of each input register.
+        output: legs of the result, in order.
+        sizes: size of every leg; that of the batch leg only weighs the choice.
+        path: pairs of registers in single static assignment form: the i-th pair makes register n + i.
+        names: of the input registers.
+        output_shape: what the last step reshapes the result to (-1 for the batch).
+        flat_input: the last input comes as (batch, everything else in one).
+    """
+    lowering = _Lowering(tensors, output, sizes, path, flat_input)
+    register = lowering.bring(len(lowering.nodes) - 1, lowering.output)
+    register = lowering._reshape(register, output_shape)
+    if register < len(tensors):  # nothing to do at all: a program still has one step
+        lowering._emit("reshape", (register,), output_shape, output_shape)
+    return Program(tuple(names), _with_frees(tuple(lowering.steps), len(tensors)))
+
+
+def _with_frees(steps: tuple[Step, ...], inputs: int) -> tuple[Step, ...]:
+    last: dict[int, int] = {}
+    for position, step in enumerate(steps):
+        for register in step.args:
+            last[register] = position
+    freed: dict[int, list[int]] = {}
+    for register, position in last.items():
+        if register >= inputs:  # the caller holds the inputs in any case
+            freed.setdefault(position, []).append(register)
+    return tuple(
+        dataclasses.replace(step, frees=tuple(sorted(freed.get(position, ())))) for position, step in enumerate(steps)
+    )
+
+
+def lowered(problem: Problem, path: Path, sliced: Sequence[str] = (), block: int = 0) -> Program:
+    """The program of a path through a contraction problem.
+
+    Args:
+        problem: what is contracted.
+        path: over its tensors.
+        sliced: summed legs that are looped over.
+        block: rows of a batch tile; 0 for all at once.
+    """
+    t, sizes = problem.network.topology, problem.sizes
+    tensors = [tuple(leg for leg in legs if leg not in sliced) for legs in problem.tensors]
+    if BATCH in problem.output:
+        shape: tuple[int, ...] = (-1, math.prod(t.outputs.values()))
+    elif t.kept:
+        shape = tuple(sizes[leg] for leg in problem.output)
+    else:
+        shape = (math.prod(t.outputs.values()), math.prod(t.inputs.values()))
+    program = lower(
+        tensors,
+        problem.output,
+        {**sizes, BATCH: block or problem.batch},
+        path,
+        names=problem.names,
+        output_shape=shape,
+        flat_input=problem.form == "apply" and not sliced,
+    )
+    loops = tuple(
+        (sizes[leg], tuple((r, legs.index(leg)) for r, legs in enumerate(problem.tensors) if leg in legs))
+        for leg in sliced
+    )
+    unflatten = (-1, *t.inputs.values()) if sliced and problem.form == "apply" else ()
+    gathers = problem.form == "gather"
+    return dataclasses.replace(program, sliced=loops, block=block, unflatten=unflatten, gathers=gathers)

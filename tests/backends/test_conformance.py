@@ -79,7 +79,7 @@ def test_a_third_party_comes_through_the_same_door(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loopback\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[tn4nn.backends]\nloopback = loopback:backend\n")
-    code = LOOPBACK.format(tests=str(Path(__file__).parent), site=str(tmp_path))
+    code = LOOPBACK.format(tests=str(Path(__file__).parents[1]), site=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[1]) > len(LAYER_CASES)

@@ -13,7 +13,7 @@ import pytest
 
 import tn4nn as tn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "jax", "quimb", "tensornetwork", "matplotlib", "networkx", "sklearn", "optax", "cotengra")
 
 CHECK = "import sys; {code}; print([m for m in {heavy} if m in sys.modules])"

@@ -16,7 +16,7 @@ import tn4nn as tn
 
 pytest.importorskip("torch", reason="the benchmark's dense row needs torch")
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = (
     "_cell",
     "_goals",

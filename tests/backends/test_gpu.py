@@ -3,8 +3,6 @@
 import copy
 import math
 import os
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +10,12 @@ import pytest
 import tn4nn as tn
 
 torch = pytest.importorskip("torch")
+from helpers.gpu import close, noise, step  # noqa: E402
 from tn4nn_torch import TNConv2d, TNLinear, convert  # noqa: E402
 from tn4nn_torch._graphs import Captured  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
-_shared = runpy.run_path(str(Path(__file__).with_name("on_gpu.py")))
-noise, close, step = (_shared[name] for name in ("noise", "close", "step"))
 SITES = {"btt": 2, "monarch": 2, "peps": None, "dense": None}
 NAMES = ("mpo", "ring", "tree", "peps", "mera", "cp", "tucker", "btt", "monarch", "block_term", "dense")
 NETWORKS = {

@@ -228,7 +228,7 @@ def test_a_line_and_its_verdict(line, shown, accepted, verdict):
 # -- the experiments themselves ---------------------------------------------------------------------------------
 
 QUICK = reproduce.Settings(quick=True, backend="torch", device=None, seeds=1)
-COMMITTED = sorted((Path(__file__).parent.parent / "docs" / "reproduction").glob("*.json"))
+COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "reproduction").glob("*.json"))
 
 
 def timed(record):

@@ -583,7 +583,7 @@ print("done")
 
 
 def test_the_batch_can_be_sharded() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     found = [str(Path(module.__file__).parents[1]) for module in (tn, tj) if module.__file__]
     environment = {
         **os.environ,

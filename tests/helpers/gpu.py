@@ -1,4 +1,4 @@
-"""What the tests on a GPU share; loaded with runpy, since pytest imports each test file by itself."""
+"""What the tests on a GPU share."""
 
 import numpy as np
 import torch

@@ -12,7 +12,7 @@ import pytest
 import tn4nn as tn
 import tn4nn._compression.als as als
 import tn4nn._compression.fit as fit
-import tn4nn._graph.tree as tree
+import tn4nn._compression.tree_svd as tree_svd
 from tn4nn import testing
 from tn4nn._compression.fit import Fitter
 from tn4nn._compression.gauss_newton import GaussNewton, refined
@@ -550,22 +550,23 @@ def hilbert(n: int) -> np.ndarray:
     return 1 / (1 + np.add.outer(np.arange(n), np.arange(n)))
 
 
-SWAMPS = {
-    # (W, network), the error that is reached, and one that least squares alone stay above
-    "collinear": (nearly_collinear(), 1e-8, 1e-6),
-    "product": (product_of_matrices(), 1e-9, 3e-8),
-    "ring": ((inverse_distance(), tn.ring((4,) * 3, (4,) * 3).with_rank(3)), 6e-4, 1.4e-3),
-    "complete": ((hilbert(81), tn.complete((3,) * 4, (3,) * 4).with_rank(2)), 6e-4, 2e-3),
-    "cp": ((hilbert(64), tn.cp((4,) * 3, (4,) * 3).with_rank(6)), 2e-4, 4e-4),
+ILL_CONDITIONED = {
+    # (W, network), the seed, the error that is reached, and one that least squares alone stay above
+    "collinear": (nearly_collinear(), 0, 1e-8, 1e-6),
+    # From seed 0 the sweeps alone come to 3e-8, where they stop for good, or not, as the BLAS rounds.
+    "product": (product_of_matrices(), 6, 1e-9, 3e-8),
+    "ring": ((inverse_distance(), tn.ring((4,) * 3, (4,) * 3).with_rank(3)), 0, 6e-4, 1.4e-3),
+    "complete": ((hilbert(81), tn.complete((3,) * 4, (3,) * 4).with_rank(2)), 0, 6e-4, 2e-3),
+    "cp": ((hilbert(64), tn.cp((4,) * 3, (4,) * 3).with_rank(6)), 0, 2e-4, 4e-4),
 }
 
 
-@pytest.mark.parametrize("name", SWAMPS)
+@pytest.mark.parametrize("name", ILL_CONDITIONED)
 def test_cores_that_have_to_change_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (w, net), reached, above = SWAMPS[name]
+    (w, net), seed, reached, above = ILL_CONDITIONED[name]
 
     def error() -> float:
-        return tn.decompose(w, net, dtype="float64", compare_random=False).error
+        return tn.decompose(w, net, seed=seed, dtype="float64", compare_random=False).error
 
     assert error() < reached
     monkeypatch.setattr(fit, "refined", lambda als, weights, memory: weights)
@@ -573,7 +574,7 @@ def test_cores_that_have_to_change_together(name: str, monkeypatch: pytest.Monke
 
 
 def test_steps_are_for_small_networks_and_enough_memory() -> None:
-    (w, net), reached, above = SWAMPS["collinear"]
+    (w, net), _, reached, above = ILL_CONDITIONED["collinear"]
     target = target_of(w, net.topology, None, None)
     steps = GaussNewton(als.Als(target, net))
     room = steps.als.bytes + steps.bytes
@@ -686,8 +687,8 @@ def test_a_canonical_form_needs_a_tree() -> None:
 def test_the_first_decomposition_is_made_once(asked: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spectra and every sweep start with it, and with two cores it is all there is."""
     made = []
-    monkeypatch.setattr(tree, "left_svd", lambda matrix: made.append(1) or left_svd(matrix))
-    monkeypatch.setattr(tree, "singular_values", lambda matrix: made.append(1) or singular_values(matrix))
+    monkeypatch.setattr(tree_svd, "left_svd", lambda matrix: made.append(1) or left_svd(matrix))
+    monkeypatch.setattr(tree_svd, "singular_values", lambda matrix: made.append(1) or singular_values(matrix))
     result = tn.decompose(random(18, 24), tn.low_rank(24, 18), compare_random=False, **asked)
     assert len(made) == 1
     spectrum = np.linalg.svd(random(18, 24), compute_uv=False)

@@ -155,7 +155,7 @@ def test_a_state_of_another_search_is_refused(tmp_path: Path, monkeypatch: pytes
         tn.search(2 * X, error=1e-3, evaluations=3, state=path)
     with pytest.raises(tn.CheckpointError, match="another target, goal"):
         tn.search(X, error=1e-4, evaluations=3, state=path)
-    monkeypatch.setattr(tn, "__version__", "0.0.1")
+    monkeypatch.setattr("tn4nn._search.search.installed_version", lambda: "0.0.1")
     with pytest.raises(tn.CheckpointError, match=r"was written by tn4nn .*, this is 0\.0\.1"):
         tn.search(X, error=1e-3, evaluations=3, state=path)
     path.write_bytes(b"no state")

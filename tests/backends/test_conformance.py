@@ -1,11 +1,8 @@
 """Our own backends, and a stranger's, through the suite that tn4nn ships."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import run_python
 
 import tn4nn as tn
 from tn4nn import testing
@@ -61,7 +58,7 @@ def test_suite_catches_a_backend_that_writes_into_the_weights():
 
 LOOPBACK = """
 import sys
-sys.path[:0] = [{tests!r}, {site!r}]
+sys.path.insert(0, {site!r})
 import tn4nn as tn
 from tn4nn import testing
 assert "loopback" in tn.backends(), tn.backends()
@@ -79,10 +76,8 @@ def test_a_third_party_comes_through_the_same_door(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loopback\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[tn4nn.backends]\nloopback = loopback:backend\n")
-    code = LOOPBACK.format(tests=str(Path(__file__).parents[1]), site=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[1]) > len(LAYER_CASES)
+    code = LOOPBACK.format(site=str(tmp_path))
+    assert int(run_python(code).split()[1]) > len(LAYER_CASES)
 
 
 def test_broken_entry_point_names_the_line_that_helps(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tn4nn._base.files as files
-from tn4nn._base.errors import TN4NNError, WriteError
+from tn4nn import TN4NNError, WriteError
 from tn4nn._base.files import atomic_write, cache_folder
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
 import sys
-import textwrap
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import tn4nn as tn
 
@@ -441,8 +439,7 @@ def test_cores_lie_where_the_weight_lay() -> None:
             made = tn4nn_jax.convert(layer, "low_rank", 130)
             assert {d for name, a in made.weights.items() if name != "bias" for d in a.devices()} == wanted
     """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env={**os.environ, **flags})
+    run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=4")
 
 
 # -- and on -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import normal, relative_error
 
 import tn4nn as tn
 import tn4nn._compression.als as als
@@ -23,7 +24,7 @@ from tn4nn._graph.tree import tree_of
 
 
 def random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(3).standard_normal(shape)
+    return normal(*shape, seed=3)
 
 
 def smooth(m: int, n: int) -> np.ndarray:
@@ -34,10 +35,6 @@ def smooth(m: int, n: int) -> np.ndarray:
 def built(name: str) -> tn.Topology:
     sites = 1 if name == "dense" else 2 if name == "tucker" else 4 if name == "mera" else 3
     return tn.build(name, 24, 18, sites=sites, pad=False)
-
-
-def relative(w: np.ndarray, other: np.ndarray) -> float:
-    return float(np.linalg.norm(w - other) / np.linalg.norm(w))
 
 
 # -- two factors ------------------------------------------------------------------------------------------------
@@ -53,7 +50,7 @@ def test_square_roots_on_both_sides(kind: str) -> None:
     s = np.linalg.svd(m, compute_uv=False)
     np.testing.assert_allclose(f.spectrum, s[:3])
     np.testing.assert_allclose(np.linalg.norm(m - f.left @ f.right), math.sqrt(np.sum(s[3:] ** 2)))
-    assert f.error == pytest.approx(relative(m, f.left @ f.right))
+    assert f.error == pytest.approx(relative_error(f.left @ f.right, m))
 
 
 @pytest.mark.parametrize(("split", "isometry"), [("left", "right"), ("right", "left")])
@@ -102,7 +99,7 @@ def test_a_network_is_found_again(name: str) -> None:
     w = net.to_dense({n: a.astype(float) for n, a in net.init(1).items()})
     result = tn.decompose(w, net, dtype="float64")
     assert result.error < 1e-6
-    assert relative(w, net.to_dense(result.weights)) == pytest.approx(result.error, abs=1e-12)
+    assert relative_error(net.to_dense(result.weights), w) == pytest.approx(result.error, abs=1e-12)
     assert result.network == net
 
 
@@ -113,7 +110,7 @@ def test_the_error_is_that_of_the_weights(name: str) -> None:
     result = tn.decompose(w, built(name), rank=2, compare_random=False)
     assert {a.dtype for a in result.weights.values()} == {np.dtype("float32")}
     assert all(a.flags.c_contiguous and not np.shares_memory(a, w) for a in result.weights.values())
-    assert relative(w, result.network.to_dense(result.weights)) == pytest.approx(result.error, rel=1e-5, abs=1e-6)
+    assert relative_error(result.network.to_dense(result.weights), w) == pytest.approx(result.error, rel=1e-5, abs=1e-6)
     np.testing.assert_array_equal(w, before)
     if name != "dense":
         assert 0.3 < result.error < 1
@@ -129,7 +126,7 @@ def test_random_graphs_never_get_worse_than_nothing(seed: int) -> None:
     # At a least-squares solution the residual is orthogonal to what is fitted (its scale is free).
     assert abs(np.vdot(w - fitted, fitted)) < 1e-6 * np.linalg.norm(w) ** 2
     assert result.error <= 1 + 1e-9
-    assert result.error == pytest.approx(relative(w, fitted))
+    assert result.error == pytest.approx(relative_error(fitted, w))
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e-5, 1e15])
@@ -350,7 +347,7 @@ def test_calibration_lowers_the_error_of_the_outputs(name: str) -> None:
     y = x @ w.T
 
     def off(result: tn.Decomposition) -> float:
-        return relative(y, x @ net.to_dense(result.weights).T)
+        return relative_error(x @ net.to_dense(result.weights).T, y)
 
     assert plain.output_error is None
     assert aware.output_error == pytest.approx(off(aware), rel=1e-4, abs=1e-6)
@@ -410,8 +407,8 @@ def test_calibrated_low_rank_is_optimal() -> None:
 def test_an_ordering_belongs_to_the_layer() -> None:
     w, bias = random(9, 16).astype(np.float32), random(9)[:9].astype(np.float32)
     result = tn.decompose(w, tn.mpo((4, 4), (3, 3)), error=1e-6, ordering="hilbert")
-    assert relative(w, result.to_dense()) < 1e-5
-    assert relative(w, result.network.to_dense(result.weights)) > 0.5
+    assert relative_error(result.to_dense(), w) < 1e-5
+    assert relative_error(result.network.to_dense(result.weights), w) > 0.5
     x = random(5, 16)
     module = result.linear().build("numpy", {**result.weights, "bias": bias})
     np.testing.assert_allclose(module(x), x @ w.T + bias, atol=1e-4)
@@ -423,7 +420,7 @@ def test_padded_features() -> None:
     assert topology.is_padded
     result = tn.decompose(w, topology, error=1e-5)
     assert result.network.to_dense(result.weights).shape == (29, 23)
-    assert relative(w, result.network.to_dense(result.weights)) <= 1.1e-5
+    assert relative_error(result.network.to_dense(result.weights), w) <= 1.1e-5
     assert "W is filled up with zeros from 29 x 23 to the modes" in str(result)
     assert tn.decompose(w, topology, rank=1, inputs=correlated(50, 23)).output_error < 0.9
 
@@ -456,7 +453,7 @@ def test_complex_matrices(name: str) -> None:
     x = correlated(60, 24) + 1j * correlated(60, 24)[::-1]
     aware = tn.decompose(random(18, 24) * (1 + 2j), net, inputs=x, compare_random=False)
     y = x @ (random(18, 24) * (1 + 2j)).T
-    assert aware.output_error == pytest.approx(relative(y, x @ net.to_dense(aware.weights).T), rel=1e-4)
+    assert aware.output_error == pytest.approx(relative_error(x @ net.to_dense(aware.weights).T, y), rel=1e-4)
 
 
 def test_half_precision_and_integers_are_taken() -> None:
@@ -788,7 +785,7 @@ def test_rounding_is_decomposing_w(name: str, kind: str) -> None:
     for options in ({"rank": 2}, {"params": int(0.6 * net.num_params)}, {"error": 0.05}, {"error": 0.0}):
         result = tn.rounded(net, weights, **options)
         fitted = result.network.to_dense(result.weights)
-        assert relative(w, fitted) == pytest.approx(result.error, abs=1e-9)
+        assert relative_error(fitted, w) == pytest.approx(result.error, abs=1e-9)
         other = tn.decompose(w, result.network, dtype=kind, compare_random=False)
         assert result.bond_errors == pytest.approx(dict(other.bond_errors), abs=1e-7)
         assert result.error == pytest.approx(other.error, rel=0.05, abs=1e-9)  # another order of the bonds

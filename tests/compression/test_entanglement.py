@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import normal
 
 import tn4nn as tn
 from tn4nn import testing
@@ -15,7 +16,7 @@ from tn4nn._graph.min_cut import min_cut
 
 
 def random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(3).standard_normal(shape)
+    return normal(*shape, seed=3)
 
 
 def as_matrix(state: np.ndarray, sites: int) -> np.ndarray:

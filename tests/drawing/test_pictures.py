@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import tn4nn as tn
-from tn4nn._base.errors import TN4NNError
+from tn4nn import TN4NNError
 from tn4nn._compression.entanglement import bond_shares
 from tn4nn._drawing.figure import scale_colour
 from tn4nn._drawing.graph import draw
@@ -98,8 +98,7 @@ def test_without_matplotlib_the_line_that_installs_it_is_named(monkeypatch: pyte
 
 def test_no_pyplot() -> None:
     code = "import sys, tn4nn as tn; tn.dense(4, 4).draw(); print('matplotlib.pyplot' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert run_python(code).strip() == "False"
 
 
 # -- entanglement -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._base.errors import BudgetError, TN4NNError, TopologyError
+from tn4nn import BudgetError, TN4NNError, TopologyError
 from tn4nn._graph import budget as _budget
 from tn4nn._graph.budget import Problem, solve
 from tn4nn.testing import random_topology

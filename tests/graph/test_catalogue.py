@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._base.errors import TopologyError
+from tn4nn import TopologyError
 
 # Modes, rank of every bond, parameters: Gao et al. (arXiv:1904.06194), Novikov et al. (arXiv:1509.06569).
 LENET = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._base.errors import TopologyError
+from tn4nn import TopologyError
 from tn4nn._graph.init import fan_ins, mean_square_of
 from tn4nn._graph.paths import greedy_path, path_macs
 from tn4nn.testing import random_network

@@ -6,7 +6,7 @@ import math
 import pytest
 
 import tn4nn as tn
-from tn4nn._base.errors import TopologyError
+from tn4nn import TopologyError
 from tn4nn._graph.modes import balanced
 
 

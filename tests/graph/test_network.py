@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._base.errors import ShapeError, TopologyError
+from tn4nn import ShapeError, TopologyError
 from tn4nn.testing import random_network
 
 MPO = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tn4nn._graph.ordering as module
-from tn4nn._base.errors import ShapeError, TN4NNError, TopologyError
+from tn4nn import ShapeError, TN4NNError, TopologyError
 from tn4nn._graph.ordering import Ordering, ordering
 
 EVERY = [

@@ -2,17 +2,15 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import tn4nn as tn
-from tn4nn._base.errors import TopologyError
+from tn4nn import TopologyError
 from tn4nn.testing import random_topology
 
 CHAIN = tn.topology("x0 y0 a, x1 y1 a b, x2 y2 b", {"x0": 4, "x1": 8, "x2": 8}, {"y0": 4, "y1": 4, "y2": 2})
@@ -213,9 +211,7 @@ def test_the_fingerprint_counts_everything_but_the_name() -> None:
 
 def test_fingerprints_are_the_same_in_every_process() -> None:
     code = f"import tn4nn as tn; print(tn.Topology.from_json({KEPT.to_json()!r}).fingerprint)"
-    env = {**os.environ, "PYTHONHASHSEED": "4242"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert done.stdout.strip() == KEPT.fingerprint
+    assert run_python(code, PYTHONHASHSEED="4242").strip() == KEPT.fingerprint
 
 
 def test_a_topology_cannot_be_changed() -> None:

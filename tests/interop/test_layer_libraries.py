@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._base.errors import ShapeError, TopologyError
+from tn4nn import ShapeError, TopologyError
 from tn4nn.interop.chain import from_chain
 from tn4nn.interop.tensorkrowch import from_tensorkrowch
 from tn4nn.interop.tltorch import from_tltorch

@@ -1,13 +1,13 @@
 """Networks of other libraries: the same numbers on both sides, names kept, and clear answers to what cannot be."""
 
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import tn4nn as tn
-from tn4nn._base.errors import BackendError, ShapeError, TopologyError
+from tn4nn import BackendError, ShapeError, TopologyError
 from tn4nn.interop import _graph
 from tn4nn.interop.chain import from_chain
 from tn4nn.interop.einsum import from_einsum, to_einsum
@@ -378,8 +378,7 @@ def test_importing_the_modules_imports_no_library():
         "import sys, tn4nn.interop.quimb, tn4nn.interop.tensornetwork, tn4nn.interop.einsum; "
         "print([m for m in ('quimb', 'tensornetwork', 'torch', 'jax') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_python(code).strip() == "[]"
 
 
 @pytest.mark.parametrize("name", ["quimb.tensor", "tensornetwork"])

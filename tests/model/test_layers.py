@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._base.errors import ShapeError, TN4NNError, TopologyError
+from tn4nn import ShapeError, TN4NNError, TopologyError
 from tn4nn._model.layers import _KINDS, Spec, replace_networks
 
 NET = tn.mpo((4, 4), (2, 4)).with_rank(3)  # 16 -> 8, 24 + 48 weights

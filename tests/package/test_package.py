@@ -4,12 +4,11 @@ import importlib
 import inspect
 import pkgutil
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from helpers import run_python
 
 import tn4nn as tn
 
@@ -20,10 +19,7 @@ CHECK = "import sys; {code}; print([m for m in {heavy} if m in sys.modules])"
 
 
 def imported_by(code):
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK.format(code=code, heavy=HEAVY)], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+    return run_python(CHECK.format(code=code, heavy=HEAVY)).strip()
 
 
 def test_import_brings_no_framework():
@@ -42,11 +38,7 @@ def test_declaring_and_budgeting_bring_no_framework():
 def test_import_is_quick():
     # Processor time of the one thread that imports: what else runs on the machine does not count.
     code = "import time; t = time.process_time(); import tn4nn; print(time.process_time() - t)"
-    best = min(
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(5)
-    )
-    assert best < 0.3
+    assert min(float(run_python(code)) for _ in range(5)) < 0.3
 
 
 def test_every_folder_of_backends_is_in_the_wheel():

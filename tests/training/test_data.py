@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import tn4nn._training.data as module
-from tn4nn._base.errors import DataError
+from tn4nn import DataError
 from tn4nn._training.data import Dataset, load
 
 

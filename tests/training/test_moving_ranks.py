@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import relative_error, small_data
 
 import tn4nn as tn
 from tn4nn._compression.ranks import Resized, grown, schmidt_values, shortened
@@ -23,10 +24,6 @@ def network(name: str, rank: int = 3) -> tn.Network:
     return tn.build(name, 24, 18, sites=SITES.get(name, 3), pad=False).with_rank(rank)
 
 
-def relative(a: Any, b: Any) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
 # -- growing ----------------------------------------------------------------------------------------------------
 
 
@@ -37,7 +34,7 @@ def test_growing_leaves_the_function_and_reaches_every_entry(name: str) -> None:
     before = {core: array.copy() for core, array in weights.items()}
     larger, more = tn.grow(net, weights, {bond: rank + 2 for bond, rank in net.ranks.items()})
     assert set(larger.ranks.values()) == {5}
-    assert relative(larger.to_dense(more), net.to_dense(weights)) < 1e-6
+    assert relative_error(larger.to_dense(more), net.to_dense(weights)) < 1e-6
     assert all(np.array_equal(before[core], array) for core, array in weights.items())
     assert all(array.dtype == np.float32 for array in more.values())
     # For one bond alone, no slice that is new stays without a gradient: either it or what it multiplies is not zero.
@@ -58,7 +55,7 @@ def test_cutting_what_was_grown_gives_the_function_back(name: str) -> None:
         larger, more = tn.grow(net, weights, ranks)
         back, kept = tn.cut(larger, more, {bond: net.ranks[bond] for bond in ranks})
         assert back == net
-        assert relative(back.to_dense(kept), net.to_dense(weights)) < 1e-5
+        assert relative_error(back.to_dense(kept), net.to_dense(weights)) < 1e-5
 
 
 # -- cutting ----------------------------------------------------------------------------------------------------
@@ -128,7 +125,7 @@ def test_moments_follow_as_gradients_do() -> None:
 
     old, new = gradients(larger, weights), gradients(made.network, made.weights)
     for name, gradient in new.items():
-        assert relative(made.moment(name, old[name], 1), gradient) < 1e-5, name
+        assert relative_error(made.moment(name, old[name], 1), gradient) < 1e-5, name
         assert (made.moment(name, old[name] ** 2, 2) >= gradient**2 * (1 - 1e-5)).all(), name
 
 
@@ -161,12 +158,6 @@ MODEL = tn.Sequential(
 )
 
 
-def data(rows: int = 230) -> Any:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((rows, 16)).astype(np.float32)
-    return x, x[:, :3].argmax(1).astype(np.int64)
-
-
 def spent(model: tn.Layer) -> int:
     return sum(net.num_params for net in model.networks().values())
 
@@ -177,7 +168,8 @@ def test_ranks_move_under_the_budget_on_every_backend_alike(optimizer: str) -> N
         pytest.importorskip(name)
     budget = 240
     options: dict[str, Any] = {"epochs": 6, "batch_size": 20, "lr": 5e-3, "optimizer": optimizer, "seed": 2}
-    runs = [tn.train(MODEL, data(), backend=b, ranks=AutoRank(params=budget), **options) for b in ("torch", "jax")]
+    options["ranks"] = AutoRank(params=budget)
+    runs = [tn.train(MODEL, small_data(), backend=name, **options) for name in ("torch", "jax")]
     for run in runs:
         assert list(run.ranks) == [1, 2, 3]  # epochs 4 to 6 are left in peace
         for ranks in run.ranks.values():
@@ -192,7 +184,7 @@ def test_ranks_move_under_the_budget_on_every_backend_alike(optimizer: str) -> N
 
 
 def test_growing_alone_does_not_move_the_loss(trained_backend: str) -> None:
-    x, y = data()
+    x, y = small_data()
     backend = tn.backend(trained_backend)
     run = tn.train(MODEL, (x, y), backend=trained_backend, epochs=2, lr=5e-3)
     auto = AutoRank(params=400, share=0.0)
@@ -216,9 +208,7 @@ def test_every_topology_grows_in_training_with_its_optimizer(
 ) -> None:
     net = network(name, 2)
     model = tn.Sequential(tn.Linear(net), tn.Tanh(), tn.Linear(18, 3))
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((60, 24)).astype(np.float32)
-    y = x[:, :3].argmax(1).astype(np.int64)
+    x, y = small_data(60, features=24)
     seen: list[dict[str, Any]] = []
 
     def look(loop: Any) -> dict[str, Any]:
@@ -289,11 +279,11 @@ def test_errors_of_training_with_ranks(tmp_path: Any) -> None:
     with pytest.raises(
         tn.BudgetError, match=f"hold {spent(MODEL)} numbers at the start, above params=50: start smaller"
     ):
-        tn.train(MODEL, data(), ranks=AutoRank(params=50))
+        tn.train(MODEL, small_data(), ranks=AutoRank(params=50))
     with pytest.raises(tn.TN4NNError, match="needs a layer on a network with bonds"):
-        tn.train(tn.Linear(16, 3), data(), ranks=AutoRank(params=50))
+        tn.train(tn.Linear(16, 3), small_data(), ranks=AutoRank(params=50))
     with pytest.raises(tn.TN4NNError, match="which a checkpoint does not hold"):
-        tn.train(MODEL, data(), ranks=AutoRank(params=500), checkpoint=tmp_path / "c")
+        tn.train(MODEL, small_data(), ranks=AutoRank(params=500), checkpoint=tmp_path / "c")
 
 
 def test_digits_against_the_best_uniform_rank() -> None:
@@ -316,7 +306,7 @@ def test_digits_against_the_best_uniform_rank() -> None:
     assert np.mean(scores["auto"]) > np.mean(scores["uniform"]) - 1.0, scores
 
 
-def test_an_auto_rank_is_plain_data() -> None:
+def test_an_auto_rank_is_plain_small_data() -> None:
     auto = AutoRank(params=9)
     assert dataclasses.replace(auto, every=2).due(2, 10)
     assert not dataclasses.replace(auto, every=2).due(3, 10)
@@ -336,7 +326,7 @@ def test_entanglement_is_followed_while_ranks_move(trained_backend: str) -> None
         last["bounds"] = [cut.bound for cut in log.epochs[-1]["0"]]
 
     run = tn.train(
-        MODEL, data(), backend=trained_backend, epochs=4, lr=1e-2, ranks=AutoRank(params=240), callback=watch
+        MODEL, small_data(), backend=trained_backend, epochs=4, lr=1e-2, ranks=AutoRank(params=240), callback=watch
     )
     entropies = log.entropies("0")
     assert entropies.shape == (4, 1)

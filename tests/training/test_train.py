@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import environment, small_data
 
 import tn4nn as tn
 from tn4nn import backend as load_backend
@@ -20,13 +21,7 @@ MODEL = tn.Sequential(
 )
 
 
-def make(rows=230, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((rows, 16)).astype(np.float32)
-    return x, x[:, :3].argmax(1).astype(np.int64)
-
-
-DATA = make()
+DATA = small_data()
 
 
 def both():
@@ -141,7 +136,7 @@ def test_the_device_is_not_waited_for_between_steps(trained_backend, monkeypatch
     monkeypatch.setattr(
         kind, "steps", lambda self, x, y, i, lrs, first: chunks.append(len(lrs)) or steps(self, x, y, i, lrs, first)
     )
-    run = tn.train(MODEL, make(2000), backend=trained_backend, epochs=2, batch_size=10)
+    run = tn.train(MODEL, small_data(2000), backend=trained_backend, epochs=2, batch_size=10)
     assert len(run.losses) == 360
     assert len(reads) == len(chunks) == 6
     assert max(chunks) == 64
@@ -158,7 +153,7 @@ def _spec(**changes):
 
 
 def test_early_stop_best_and_last(trained_backend):
-    x, y = make(120)
+    x, y = small_data(120)
     noise = np.random.default_rng(9).integers(0, 3, size=40)
     run = tn.train(
         MODEL,
@@ -190,7 +185,7 @@ def test_every_row_is_seen_once_in_an_epoch(trained_backend):
     from tn4nn._training.train import _Loop
 
     spy = Spy(MODEL, MODEL.init(0), _spec())
-    loop = _Loop(spy, make(53), None, 10, 0, [1e-3] * 12, 6, None, "cross_entropy", MODEL)
+    loop = _Loop(spy, small_data(53), None, 10, 0, [1e-3] * 12, 6, None, "cross_entropy", MODEL)
     loop.run(None, lambda *_: None, None)
     epochs = [np.concatenate([i.ravel() for i in seen[:2]]), np.concatenate([i.ravel() for i in seen[2:]])]
     for order in epochs:
@@ -201,7 +196,7 @@ def test_every_row_is_seen_once_in_an_epoch(trained_backend):
 def test_callback_and_printed_history(trained_backend):
     lines = []
     run = tn.train(
-        MODEL, DATA, backend=trained_backend, epochs=3, batch_size=50, test=make(50, 5),
+        MODEL, DATA, backend=trained_backend, epochs=3, batch_size=50, test=small_data(50, seed=5),
         callback=lambda epoch, trainer: lines.append((epoch.epoch, sorted(trainer.weights()))),
     )  # fmt: skip
     assert [number for number, _ in lines] == [1, 2, 3]
@@ -230,7 +225,7 @@ OPTIONS = {"seed": 2, "epochs": 4, "batch_size": 20, "lr": 3e-3, "checkpoint_eve
 
 CHILD = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {folder!r})
 from test_train import DATA, MODEL, OPTIONS
 import tn4nn as tn
 from tn4nn._training import train as _train
@@ -247,8 +242,8 @@ tn.train(MODEL, DATA, backend={backend!r}, checkpoint={path!r}, **OPTIONS)
 
 def test_resumes_to_the_bit_after_being_killed(trained_backend, tmp_path):
     path = tmp_path / "run.safetensors"
-    code = CHILD.format(tests=os.path.dirname(__file__), backend=trained_backend, path=str(path))
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = CHILD.format(folder=os.path.dirname(__file__), backend=trained_backend, path=str(path))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment())
     for line in child.stdout:
         if line == "step 15\n":
             break
@@ -294,7 +289,7 @@ def test_a_checkpoint_of_another_run_is_refused(trained_backend, tmp_path):
 
 
 def test_a_resumed_run_may_have_more_patience_but_no_other_validation_data(tmp_path):
-    x, y = make(120)
+    x, y = small_data(120)
     noise = np.random.default_rng(9).integers(0, 3, size=40)
     options = {"epochs": 12, "batch_size": 20, "lr": 0.02, "validation": (x[:40], noise)}
     path = tmp_path / "run.safetensors"

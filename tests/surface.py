@@ -1,6 +1,6 @@
 """The public surface as plain data: names, signatures and docstring examples of every public module.
 
-Run as a program it writes `tests/surface.json`, which `test_surface.py` compares with what is there now.
+Run as a program it writes `tests/surface.json`, which `tests/package/test_surface.py` compares with what is there now.
 """
 
 import doctest
@@ -24,8 +24,28 @@ def surface():
     for name in MODULES:
         module = importlib.import_module(name)
         for public in _names(module):
-            found |= _entry(f"{name}.{public}", getattr(module, public))
+            found |= _entries(f"{name}.{public}", getattr(module, public))
     return found
+
+
+def entry(value):
+    """What is known of one value: its kind, and its signature and docstring examples where it has them."""
+    if isinstance(value, types.ModuleType):
+        return {"kind": "module"}
+    if inspect.isclass(value):
+        return {"kind": "class", **_described(value)}
+    if callable(value):
+        return {"kind": "function", **_described(value)}
+    return {"kind": "value"}
+
+
+def member_entry(member):
+    """What is known of a member as the class holds it, or None where it can neither be called nor read."""
+    inner = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+    inner = inner.fget if isinstance(inner, property) else inner
+    if not callable(inner):
+        return None
+    return {"kind": "property" if isinstance(member, property) else "method", **_described(inner)}
 
 
 def _names(module):
@@ -36,23 +56,12 @@ def _names(module):
     return sorted(n for n, v in own.items() if getattr(v, "__module__", None) == module.__name__)
 
 
-def _entry(path, value):
-    if isinstance(value, types.ModuleType):
-        return {path: {"kind": "module"}}
+def _entries(path, value):
+    found = {path: entry(value)}
     if inspect.isclass(value):
-        made = {path: {"kind": "class", **_described(value)}}
-        for name, member in vars(value).items():
-            if name.startswith("_"):
-                continue
-            inner = member.__func__ if isinstance(member, classmethod | staticmethod) else member
-            inner = inner.fget if isinstance(inner, property) else inner
-            if callable(inner):
-                kind = "property" if isinstance(member, property) else "method"
-                made[f"{path}.{name}"] = {"kind": kind, **_described(inner)}
-        return made
-    if callable(value):
-        return {path: {"kind": "function", **_described(value)}}
-    return {path: {"kind": "value"}}
+        members = {name: member_entry(member) for name, member in vars(value).items() if not name.startswith("_")}
+        found |= {f"{path}.{name}": known for name, known in members.items() if known is not None}
+    return found
 
 
 def _described(value):

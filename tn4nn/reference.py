@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ._base.errors import BackendError, ShapeError
 from ._graph.contract import _above_one, _pieces, _wide, contract, dense
+from ._graph.contract import apply as apply  # public here
 from ._graph.network import Network
 from ._graph.paths import BATCH
 from ._model import layers

@@ -725,7 +725,7 @@ class Sequential(Layer):
         >>> tn.Sequential(tn.Linear(8, 4), tn.ReLU(), tn.Linear(5, 2))
         Traceback (most recent call last):
             ...
-        tn4nn._base.errors.ShapeError: layer '2': Linear 5 -> 2 on 'dense' (10 weights): expected ... (4,)
+        tn4nn.ShapeError: layer '2': Linear 5 -> 2 on 'dense' (10 weights): expected ... (4,)
     """
 
     layers: tuple[Layer, ...]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from tn4nn.reproduce._clock import rounds_of
+from tn4nn._base.clock import rounds_of
 
 PACKAGES = (
     "tn4nn", "numpy", "torch", "jax", "jaxlib", "cotengra", "cotengrust", "opt_einsum", "quimb", "tensorly",

@@ -74,7 +74,8 @@ from ._training.schedule import learning_rates
 
 if TYPE_CHECKING:
     from . import presets
-    from ._comparison.compare import Candidate, Report, compare, read_topologies
+    from ._comparison.compare import Report, compare
+    from ._comparison.topologies import Candidate, read_topologies
     from ._compression.decompose import Decomposition, decompose, mps
     from ._compression.entanglement import Cut, Entanglement, entanglement, entanglement_nulls
     from ._compression.gauge import balance, canonicalise, gauge_error
@@ -105,10 +106,10 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "AutoRank": ("_training.autorank", "AutoRank"),
     "cut": ("_compression.ranks", "cut"),
     "grow": ("_compression.ranks", "grow"),
-    "Candidate": ("_comparison.compare", "Candidate"),
+    "Candidate": ("_comparison.topologies", "Candidate"),
     "Report": ("_comparison.compare", "Report"),
     "compare": ("_comparison.compare", "compare"),
-    "read_topologies": ("_comparison.compare", "read_topologies"),
+    "read_topologies": ("_comparison.topologies", "read_topologies"),
     "CostReport": ("_planning.cost", "CostReport"),
     "CostRow": ("_planning.cost", "CostRow"),
     "cost": ("_planning.cost", "cost"),

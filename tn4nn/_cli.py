@@ -18,16 +18,10 @@ from rich.markup import escape
 
 from ._base.errors import TN4NNError
 from ._base.version import installed_version
-from ._comparison.compare import (
-    DEFAULT_TOPOLOGIES,
-    Candidate,
-    candidates_for,
-    compare,
-    model_for,
-    read_topologies,
-    use_threads,
-)
+from ._comparison.compare import DEFAULT_TOPOLOGIES, compare
 from ._comparison.report import print_table, write_json
+from ._comparison.topologies import Candidate, candidates_for, model_for, read_topologies
+from ._comparison.workers import use_threads
 from ._drawing.figure import new_figure
 from ._graph.catalogue import build, catalogue
 from ._graph.network import Network
@@ -357,8 +351,7 @@ def _train(
     """Train features -> hidden -> classes on one topology, with a progress bar."""
     loaded = load_data(data)
     candidate = candidates_for(_topologies(topology), loaded, hidden, None, "network")[0]
-    dense = not candidate.hidden.bonds and len(candidate.hidden.cores) == 1
-    model = model_for(candidate, None if dense else budget, loaded.classes)
+    model = model_for(candidate, budget, loaded.classes)
     _out.print(str(model), highlight=False, markup=False)
     run = train(
         model, loaded, backend=backend_, device=device, epochs=epochs, batch_size=batch, lr=lr, optimizer=optimizer,

@@ -125,7 +125,7 @@ def _rows(call: _Call, layer: layers.OnNetwork, prefix: str, rows: jax.Array, sa
         return matmul(rows, cores[t.cores[0].name].reshape(t.out_features, t.in_features).T)
     mixed = any(core.dtype != rows.dtype for core in cores.values())
     planner = call.planner(layer, rows.dtype, samples, rows.shape[0], program=mixed)
-    planned = planner.patches_plan(rows.shape[0])
+    planned = planner.rows_plan(rows.shape[0])
     return call.run(planned, cores, _pad(rows, math.prod(t.inputs.values())))[:, : t.out_features]
 
 

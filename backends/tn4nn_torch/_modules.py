@@ -27,7 +27,7 @@ from tn4nn.interop.engines import check_engine
 
 from ._device import target
 from ._native import apply, apply_own, readable, usable
-from ._runners import Runners
+from ._runners import LayerRunners, Runners
 from ._tuned import Runner, Tuned
 
 _DTYPES = {
@@ -91,10 +91,12 @@ class _Planned(nn.Module):
         self._padding = math.prod(t.inputs.values()) - t.in_features
         self._surplus = math.prod(t.outputs.values()) - t.out_features
         self._dense = layer.is_dense
-        self._runners = Runners(layer, phase=phase, minimize=minimize, tune=tune, engine=engine, batch=batch)
+        self._runners = LayerRunners(layer, phase=phase, minimize=minimize, tune=tune, engine=engine, batch=batch)
         # Shapes and dtypes of x that need nothing but the native runtime.
         self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
         self._tuned = Tuned()
+        self._compiled: Any = None  # of the runners, where a trace finds them
+        self._whole: Any = None
         self.know()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -226,7 +228,7 @@ class _Planned(nn.Module):
         """The array program for that many rows, on its inputs."""
         if _compiling():  # nothing can be planned while a model is traced, so it happens beside the trace
             self._prepare()
-            compiled: Any = self._runners.compiled
+            compiled: Any = self._compiled
             traced: Tensor = compiled(arrays)
             return traced
         y: Tensor = self._runners.at(self.cores()[0]).program(rows)(arrays)
@@ -234,11 +236,17 @@ class _Planned(nn.Module):
 
     @_untraced
     def _prepare(self) -> bool:
-        return self.runners.prepare()
+        runners = self.runners
+        runners.prepare()
+        self._compiled = runners.compiled
+        return True
 
     @_untraced
     def _prepare_whole(self) -> bool:
-        return self.runners.prepare_whole()
+        runners = self.runners
+        runners.prepare_whole()
+        self._whole = runners.whole
+        return True
 
     def dense_weight(self) -> Tensor:
         """W where it is the only core."""
@@ -250,12 +258,9 @@ class _Planned(nn.Module):
         if t.kept:  # block diagonal: the network maps the identity
             core = self.cores()[0]
             return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
-        cores = self.cores()
-        if not _compiling():
-            self._runners.at(cores[0])
         self._prepare_whole()
-        whole: Any = self._runners.whole
-        w: Tensor = whole(cores)
+        whole: Any = self._whole
+        w: Tensor = whole(self.cores())
         return w[: t.out_features, : t.in_features]
 
     @property

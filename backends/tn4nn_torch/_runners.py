@@ -25,10 +25,77 @@ _UNSEEN = 64  # the batch of the plan that compiled and exported models run, whe
 
 
 class Runners:
-    """Plans of one layer, each found when it is first asked for and lowered once.
+    """Plans of one layer on one device and in one dtype, each found when it is first asked for and lowered once.
 
     Two questions have two answers: what plain rows run by, and what must show its single operations (torch.compile,
-    torch.func, autocast, traces), which are array programs.
+    torch.func, traces), which are array programs.
+
+    Args:
+        planner: how the layer is planned.
+        engine: another library that contracts.
+    """
+
+    def __init__(self, planner: LayerPlanner, engine: str | None) -> None:
+        self.engine, self._planner = engine, planner
+        self._plans: dict[int, Plan] = {}
+        self._natives: dict[int, Native | None] = {}
+        self._programs: dict[int, Steps | Engine] = {}
+        self.compiled: Steps | Engine | None = None  # the program of compiled and exported models
+        self.whole: Steps | Engine | None = None  # what makes W
+
+    def plan(self, rows: int) -> Plan:
+        """The plan by which so many plain rows run, with their cost."""
+        return self._planner.plan(rows)
+
+    def class_plan(self, rows: int) -> Plan:
+        """The same for their batch class, looked up without planning where it is known."""
+        size = self._planner.batch_class(rows)
+        if size not in self._plans:
+            self._plans[size] = self._planner.class_plan(rows)
+        return self._plans[size]
+
+    def native(self, rows: int) -> Native | None:
+        """The native runtime for that many rows, where they run by it: of a convolution, its patches."""
+        size = self._planner.batch_class(rows)
+        if size not in self._natives:
+            plan = self._planner.rows_plan(rows)
+            self._natives[size] = native(plan.recipe) if plan.executor == "native" else None
+        return self._natives[size]
+
+    def program(self, rows: int) -> Steps | Engine:
+        """The array program for that many rows."""
+        size = self._planner.batch_class(rows)
+        if size not in self._programs:
+            self._programs[size] = self.lowered(rows)
+        return self._programs[size]
+
+    def lowered(self, rows: int, minimize: str | None = None) -> Steps | Engine:
+        """An array program for that many rows, planned for another objective where asked."""
+        planner = self._planner
+        form: Form = "gather" if isinstance(planner.layer, Embedding) else "apply"
+        request = planner.request(planner.batch_class(rows), form)
+        programs = request.target.only(self.engine or "program")
+        request = dataclasses.replace(request, target=programs, tune=False, minimize=minimize or request.minimize)
+        return self._made(find(request))
+
+    def prepare(self) -> bool:
+        """Plans what compiled and exported models run, where nothing may be planned while they are traced."""
+        if self.compiled is None:
+            self.compiled = self.lowered(_UNSEEN)
+        return True
+
+    def prepare_whole(self) -> bool:
+        """The same for what makes W."""
+        if self.whole is None:
+            self.whole = self._made(self._planner.whole())
+        return True
+
+    def _made(self, plan: Plan) -> Steps | Engine:
+        return Steps(plan.program) if self.engine is None else engine(self.engine, plan)
+
+
+class LayerRunners:
+    """The runners of one layer wherever it is.
 
     Args:
         layer: what is applied.
@@ -44,82 +111,21 @@ class Runners:
     ) -> None:
         self.engine = engine
         self._planner = LayerPlanner(layer, Target("torch"), phase, minimize, tune, batch)
-        self._where: tuple[torch.device, torch.dtype] | None = None
-        self._plans: dict[int, Plan] = {}
-        self._natives: dict[int, Native | None] = {}
-        self._programs: dict[int, Steps | Engine] = {}
-        self.compiled: Steps | Engine | None = None  # the program of compiled and exported models
-        self.whole: Steps | Engine | None = None  # what makes W
+        self._found: dict[tuple[torch.device, torch.dtype], Runners] = {}
 
     def __reduce__(self) -> Any:  # a copy finds its plans in the store
         planner = self._planner
         options: dict[str, Any] = {"phase": planner.phase, "minimize": planner.minimize, "tune": planner.tune}
-        return functools.partial(Runners, planner.layer, engine=self.engine, batch=planner.batch, **options), ()
+        return functools.partial(LayerRunners, planner.layer, engine=self.engine, batch=planner.batch, **options), ()
 
     def at(self, core: Tensor) -> Runners:
-        """These for the device and dtype of a core; what was planned for others is forgotten."""
-        where = core.device, core.dtype
-        if where != self._where:
-            self._where = where
-            self._planner = dataclasses.replace(self._planner, target=target(*where, engine=self.engine))
-            self._plans.clear()
-            self._natives.clear()
-            self._programs.clear()
-            self.compiled = self.whole = None
-        return self
-
-    def batch_class(self, rows: int) -> int:
-        """The number of rows that the plan for some rows is made for."""
-        return self._planner.batch_class(rows)
-
-    def plan(self, rows: int) -> Plan:
-        """The plan by which so many plain rows run, with their cost."""
-        return self._planner.plan(rows)
-
-    def class_plan(self, rows: int) -> Plan:
-        """The same for their batch class, looked up without planning where it is known."""
-        size = self.batch_class(rows)
-        if size not in self._plans:
-            self._plans[size] = self._planner.class_plan(rows)
-        return self._plans[size]
-
-    def native(self, rows: int) -> Native | None:
-        """The native runtime for that many rows, where they run by it."""
-        size = self.batch_class(rows)
-        if size not in self._natives:
-            plan = self.class_plan(rows)
-            self._natives[size] = native(plan.recipe) if plan.executor == "native" else None
-        return self._natives[size]
-
-    def program(self, rows: int) -> Steps | Engine:
-        """The array program for that many rows."""
-        size = self.batch_class(rows)
-        if size not in self._programs:
-            self._programs[size] = self.lowered(rows)
-        return self._programs[size]
-
-    def lowered(self, rows: int, minimize: str | None = None) -> Steps | Engine:
-        """An array program for that many rows, planned for another objective where asked."""
-        return self._made(self._program_plan(rows, minimize))
-
-    def prepare(self) -> bool:
-        """Plans what compiled and exported models run, where nothing may be planned while they are traced."""
-        if self.compiled is None:
-            self.compiled = self.lowered(_UNSEEN)
-        return True
-
-    def prepare_whole(self) -> bool:
-        """The same for what makes W."""
-        if self.whole is None:
-            self.whole = self._made(self._planner.whole())
-        return True
-
-    def _program_plan(self, rows: int, minimize: str | None) -> Plan:
-        planner = self._planner
-        form: Form = "gather" if isinstance(planner.layer, Embedding) else "apply"
-        request = planner.request(planner.batch_class(rows), form)
-        programs = request.target.only(self.engine or "program")
-        return find(dataclasses.replace(request, target=programs, tune=False, minimize=minimize or request.minimize))
-
-    def _made(self, plan: Plan) -> Steps | Engine:
-        return Steps(plan.program) if self.engine is None else engine(self.engine, plan)
+        """Those for the device of a core and the dtype in which it is computed: autocast's where that is on."""
+        device, dtype = core.device, core.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        found = self._found.get((device, dtype))
+        if found is None:
+            where = target(device, dtype, engine=self.engine)
+            found = Runners(dataclasses.replace(self._planner, target=where), self.engine)
+            self._found[device, dtype] = found
+        return found

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tn4nn._planning.conv import ConvPlan, conv_plan
 
 import tn4nn as tn
 from tn4nn._base.errors import BackendError, CheckpointError, ShapeError, TN4NNError
 from tn4nn._model.backend import TrainSpec
-from tn4nn._planning.conv import ConvPlan, conv_plan
 from tn4nn.reference import forward as oracle
 
 jax = pytest.importorskip("jax", reason='jax is not installed: pip install "tn4nn[jax]"')

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._comparison import compare as _compare
+from tn4nn._comparison import runs, settings, timing
 
 torch = pytest.importorskip("torch")
 
 QUICK = {"backends": ["torch"], "seeds": 2, "epochs": 1, "lr": 1e-3}
-KEYS = {
+KEYS = (
     "topology", "budget", "params", "model_params", "fill", "macs_per_sample", "peak_bytes", "saved_bytes", "step_ms",
     "step_vs_dense", "backend", "device", "dtype", "seed", "lr", "accuracy", "status", "reason",
-}  # fmt: skip
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch):
-    monkeypatch.setattr(_compare, "_ROUNDS", 2)
-    monkeypatch.setattr(_compare, "_STEPS", 2)
+    monkeypatch.setattr(timing, "ROUNDS", 2)
+    monkeypatch.setattr(timing, "STEPS", 2)
 
 
 def test_rows_hold_what_scripts_rely_on():
@@ -32,7 +32,7 @@ def test_rows_hold_what_scripts_rely_on():
         ("mpo", 600), ("mpo", 900), ("tucker", 600), ("tucker", 900), ("dense", 4736)
     }  # fmt: skip
     for row in report.rows:
-        assert set(row) >= KEYS
+        assert set(row) >= set(KEYS)
         assert row["status"] == "ok", row["reason"]
         assert row["params"] <= row["budget"]
         assert row["fill"] == row["params"] / row["budget"] >= 0.97
@@ -50,6 +50,23 @@ def test_dense_is_the_reference_once():
     assert [row["topology"] for row in report.rows] == ["dense", "mpo", "mpo"]
     assert report.rows[0]["params"] == 64 * 64 + 64 * 10
     assert report.rows[0]["compression"] == 1
+
+
+def test_keys_of_rows_keep_their_order():
+    report = tn.compare(["mpo", "btt"], budget=600, **{**QUICK, "seeds": 1})
+    for row in report.rows:
+        assert tuple(key for key in row if key in KEYS) == KEYS
+
+
+def test_budgets_that_give_the_same_model_share_a_run():
+    lines = []
+    report = tn.compare(
+        ["low_rank", "dense"], budget=[300, 301], head="dense", progress=lines.append, **{**QUICK, "seeds": 1}
+    )
+    one, dense, other = report.rows
+    assert [one["budget"], dense["budget"], other["budget"]] == [300, 4096, 301]
+    assert {**one, "budget": 301, "fill": other["fill"]} == other
+    assert len([line for line in lines if line.startswith("[")]) == 2
 
 
 def test_an_infeasible_cell_says_why():
@@ -76,18 +93,18 @@ def test_seeds_and_backends_give_the_same_weights_and_different_runs():
 
 def test_every_topology_gets_the_same_search(monkeypatch):
     tried = {}
-    original = _compare.train
+    original = runs.train
 
     def spy(model, *args, **kwargs):
-        if kwargs["seed"] == _compare._SEARCH_SEED:
+        if kwargs["seed"] == runs.SEARCH_SEED:
             tried.setdefault(model.fingerprint, []).append((kwargs["lr"], kwargs["epochs"], kwargs["backend"]))
         return original(model, *args, **kwargs)
 
-    monkeypatch.setattr(_compare, "train", spy)
+    monkeypatch.setattr(runs, "train", spy)
     report = tn.compare(["mpo", "cp"], budget=600, backends=["torch"], seeds=1, epochs=3)
     assert len(tried) == 2
-    assert all(runs == [(lr, 1, "torch") for lr in _compare.LEARNING_RATES] for runs in tried.values())
-    assert all(row["lr"] in _compare.LEARNING_RATES for row in report.rows)
+    assert all(runs == [(lr, 1, "torch") for lr in settings.LEARNING_RATES] for runs in tried.values())
+    assert all(row["lr"] in settings.LEARNING_RATES for row in report.rows)
 
 
 @pytest.mark.parametrize("lr", [1e-3, "auto"])
@@ -111,7 +128,7 @@ def test_where_every_cell_fails_all_rows_say_so(monkeypatch):
     def fails(*given, **options):
         raise RuntimeError("out of something")
 
-    monkeypatch.setattr(_compare, "train", fails)
+    monkeypatch.setattr(runs, "train", fails)
     report = tn.compare(["low_rank", "mpo"], budget=600, **{**QUICK, "seeds": 1})
     assert [row["status"] for row in report.rows] == ["failed", "failed"]
 
@@ -136,7 +153,7 @@ def _no_times(rows):
 
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     whole = tn.compare(["mpo", "cp"], budget=600, out=tmp_path / "whole", **QUICK)
-    original, ran = _compare.train, []
+    original, ran = runs.train, []
 
     def stops(model, *args, **kwargs):
         if len(ran) == 2:
@@ -144,11 +161,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
         ran.append(kwargs["seed"])
         return original(model, *args, **kwargs)
 
-    monkeypatch.setattr(_compare, "train", stops)
+    monkeypatch.setattr(runs, "train", stops)
     with pytest.raises(KeyboardInterrupt):
         tn.compare(["mpo", "cp"], budget=600, out=tmp_path / "part", **QUICK)
     again = []
-    monkeypatch.setattr(_compare, "train", lambda m, *a, **k: again.append(k["seed"]) or original(m, *a, **k))
+    monkeypatch.setattr(runs, "train", lambda m, *a, **k: again.append(k["seed"]) or original(m, *a, **k))
     rest = tn.compare(["mpo", "cp"], budget=600, out=tmp_path / "part", resume=True, **QUICK)
     assert len(again) == 2
     assert _no_times(rest.rows) == _no_times(whole.rows)
@@ -159,8 +176,8 @@ def test_a_line_that_was_cut_off_runs_again(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_text(path.read_text()[:-40])
     again = []
-    original = _compare.train
-    monkeypatch.setattr(_compare, "train", lambda m, *a, **k: again.append(k["seed"]) or original(m, *a, **k))
+    original = runs.train
+    monkeypatch.setattr(runs, "train", lambda m, *a, **k: again.append(k["seed"]) or original(m, *a, **k))
     rest = tn.compare(["mpo"], budget=600, out=tmp_path, resume=True, **QUICK)
     assert again == [1]
     assert _no_times(rest.rows) == _no_times(first.rows)

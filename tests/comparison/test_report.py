@@ -22,7 +22,8 @@ import tn4nn._comparison.report as module
 import tn4nn._comparison.summary as summary_module
 from tn4nn import CheckpointError, TN4NNError, WriteError
 from tn4nn._comparison.report import print_table, summarise, write_csv, write_figure, write_html, write_json
-from tn4nn._comparison.summary import ROW_KEYS, short
+from tn4nn._comparison.rows import ROW_KEYS
+from tn4nn._comparison.summary import short
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import _cli, reproduce
+from tn4nn._base.clock import interleaved
 from tn4nn._comparison.report import plain
 from tn4nn._drawing.figure import new_figure, saved
 from tn4nn.reproduce import autorank, coord_check, counts, digits, entangle, order, vgg16
-from tn4nn.reproduce._clock import interleaved
 from tn4nn.reproduce._experiment import Line, mean_line
 from tn4nn.reproduce._fixed_orders import Cell, calls, costs
 from tn4nn.reproduce._training import Variant, accuracy_line, units
@@ -151,7 +151,7 @@ def test_results_of_others_are_not_mixed(shell, tmp_path, monkeypatch):
     assert code == 1
     assert "holds other results (settings.quick, settings.seeds differ)" in err
     assert "write to another folder (--out), or move the file away" in err
-    monkeypatch.setattr(tn, "__version__", "9.9")
+    monkeypatch.setattr("tn4nn._comparison.machine.installed_version", lambda: "9.9")
     code, _, err = shell("digits", "--quick", "--out", tmp_path)
     assert code == 1
     assert "(machine.tn4nn differ)" in err

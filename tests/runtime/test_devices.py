@@ -1,9 +1,9 @@
 """Figures of GPUs: which plans they make, and how a torch layer comes by them."""
 
 import pytest
+from tn4nn._planning.conv import conv_plan
 
 import tn4nn as tn
-from tn4nn._planning.conv import conv_plan
 from tn4nn._planning.plan import Search
 from tn4nn._runtime.cost import Machine
 from tn4nn._runtime.devices import GPUS, gpu

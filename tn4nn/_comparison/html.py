@@ -13,7 +13,8 @@ from typing import Any
 from .._base.errors import TN4NNError
 from .._base.files import atomic_write
 from .._drawing.figure import COLOURS, INK, LINES, MARKERS, NEEDS, ending
-from .summary import COLUMNS, NOTES, ROW_KEYS, Summary, checked_rows, short, summarise
+from .rows import ROW_KEYS
+from .summary import COLUMNS, NOTES, Summary, checked_rows, short, summarise
 
 _INK_IN_SVG = "#010203"  # a colour that nothing else has, replaced by currentColor
 

@@ -16,7 +16,8 @@ import numpy as np
 from .._base.errors import CheckpointError
 from .._base.files import atomic_write
 from .html import write_figure, write_html
-from .summary import COLUMNS, NOTES, ROW_KEYS, Column, Summary, checked_rows, machine_line, summarise
+from .rows import ROW_KEYS
+from .summary import COLUMNS, NOTES, Column, Summary, checked_rows, machine_line, summarise
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,31 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .._base.errors import CheckpointError
+from .rows import SCHEMA, STATUSES
 
-ROW_KEYS = (
-    "topology",
-    "budget",
-    "params",
-    "model_params",
-    "fill",
-    "compression",
-    "model_compression",
-    "macs_per_sample",
-    "peak_bytes",
-    "saved_bytes",
-    "step_ms",
-    "step_vs_dense",
-    "backend",
-    "device",
-    "dtype",
-    "seed",
-    "lr",
-    "best_validation",
-    "accuracy",
-    "status",
-    "reason",
-)
-STATUSES = ("ok", "infeasible", "failed")
 NOTES = tuple(
     """\
 asked, params = parameters of the replaced layers; fill = params / asked; compression = dense / params
@@ -98,9 +75,9 @@ def checked_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         CheckpointError: another schema, or rows without a topology, backend or known status.
     """
     schema = results.get("schema") if isinstance(results, Mapping) else None
-    if schema != 1:
+    if schema != SCHEMA:
         raise CheckpointError(
-            f"expected results with schema 1; received schema {schema!r}. "
+            f"expected results with schema {SCHEMA}; received schema {schema!r}. "
             f"What would do: the object or the --json file that compare makes."
         )
     rows = results.get("rows")

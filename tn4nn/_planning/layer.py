@@ -159,7 +159,7 @@ class LayerPlanner:
         patches = find(self.request(batch))
         return min((kernel, patches), key=lambda p: p.cost.score(self.minimize))
 
-    def patches_plan(self, rows: int) -> Plan:
+    def rows_plan(self, rows: int) -> Plan:
         """The plan of rows that are there already: of a convolution, its patches."""
         return find(self.request(self.batch_class(rows)))
 

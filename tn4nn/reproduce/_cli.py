@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._base.errors import DataError
-from .._comparison.compare import use_threads
+from .._comparison.workers import use_threads
 from ._experiment import FAILS
 from ._page import write_page
 from ._registry import experiment, experiments

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.errors import CheckpointError, TN4NNError
-from .._comparison.compare import machine
+from .._comparison.machine import machine
 from .._comparison.report import plain, write_json
 from .._drawing.figure import new_figure, saved
 from .._model.backend import installed_backends

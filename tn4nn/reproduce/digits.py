@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .._comparison.compare import candidates_for, model_for
+from .._comparison.topologies import candidates_for, model_for
 from .._training.data import load as load_data
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, draw_accuracies, of, units
@@ -17,7 +17,7 @@ def _units(settings: Settings) -> list[Unit]:
     data = load_data("digits")
     names = ("mpo", "dense") if settings.quick else ("mpo", "tree", "ring", "low_rank", "dense")
     variants = [
-        Variant(one.name, model_for(one, None if one.name == "dense" else BUDGET, data.classes))
+        Variant(one.name, model_for(one, BUDGET, data.classes))
         for one in candidates_for(names, data, 64, None, "network")
     ]
     return units(variants, "digits", RECIPE, settings)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base.seeds import rng_for
-from .._comparison.compare import LEARNING_RATES
+from .._comparison.settings import LEARNING_RATES
 from .._drawing.figure import COLOURS, GREY, dress, legend, panels
 from .._graph.network import Network
 from .._graph.problem import min_macs

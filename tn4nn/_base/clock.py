@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing: interleaved rounds, so that what slows the machine slows all of them."""
+"""Times of functions that do the same thing, in interleaved rounds: what slows the machine slows all of them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,144 @@
+"""What is compared: topologies by name, of one's own, or out of a file, and the model made of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from .._base.checks import read_json
+from .._base.errors import TN4NNError, TopologyError
+from .._graph.catalogue import build, canonical_name, catalogue
+from .._graph.network import Network
+from .._graph.topology import Topology
+from .._model.budget import with_budget
+from .._model.layers import Layer, Linear, ReLU, Sequential
+from .._training.data import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What is compared under one name.
+
+    Attributes:
+        name: in the table.
+        hidden: of the hidden layer.
+        head: of the last layer; None for a dense one.
+    """
+
+    name: str
+    hidden: Topology
+    head: Topology | None
+
+
+Given: TypeAlias = str | Topology | Candidate
+
+
+def candidates_for(
+    topologies: Given | Sequence[Given], data: Dataset, hidden: int, sites: int | None, head: str
+) -> list[Candidate]:
+    """The candidates, checked against the data. The last layer is dense for all where it is for one."""
+    given = [topologies] if isinstance(topologies, str | Topology | Candidate) else topologies
+    found = [_candidate(item, data, hidden, sites) for item in given]
+    if not found:
+        raise TN4NNError(f"no topologies to compare: name some of {', '.join(catalogue())}")
+    names = [c.name for c in found]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise TN4NNError(f"topology names must be unique in a table, received twice: {', '.join(sorted(twice))}")
+    for candidate in found:
+        _check_features(candidate, data, hidden)
+    if head == "dense" or any(c.head is None for c in found):
+        return [dataclasses.replace(c, head=None) for c in found]
+    return found
+
+
+def _candidate(given: Given, data: Dataset, hidden: int, sites: int | None) -> Candidate:
+    if isinstance(given, Candidate):
+        return given
+    if isinstance(given, Topology):
+        return Candidate(given.name, given, None)
+    name = canonical_name(given)
+    count = None if name in ("dense", "low_rank") else sites
+    return Candidate(
+        name, build(name, data.features, hidden, sites=count), build(name, hidden, data.classes, sites=count)
+    )
+
+
+def _check_features(c: Candidate, data: Dataset, hidden: int) -> None:
+    if (c.hidden.in_features, c.hidden.out_features) != (data.features, hidden):
+        raise TopologyError(
+            f"topology {c.name!r} maps {c.hidden.in_features} -> {c.hidden.out_features}, but the hidden layer "
+            f"maps {data.features} -> {hidden} (choose the latter with hidden=)"
+        )
+    if c.head is not None and (c.head.in_features, c.head.out_features) != (hidden, data.classes):
+        raise TopologyError(
+            f"the head of {c.name!r} maps {c.head.in_features} -> {c.head.out_features}, but the last layer maps "
+            f"{hidden} -> {data.classes}"
+        )
+
+
+def is_dense(candidate: Candidate) -> bool:
+    """Whether the candidate is the dense reference, which has no ranks to choose."""
+    return not candidate.hidden.bonds and len(candidate.hidden.cores) == 1
+
+
+def model_for(candidate: Candidate, budget: int, classes: int, macs_batch: int | None = None) -> Layer:
+    """The model of a candidate, with ranks for a budget of parameters.
+
+    Args:
+        candidate: what is compared; the dense reference takes no budget.
+        budget: of the compared layers.
+        classes: outputs of the model.
+        macs_batch: the budget is instead one of multiply-adds for each sample of the hidden layer, counted for this
+            batch size.
+
+    Raises:
+        BudgetError: a budget that no ranks can meet.
+    """
+    hidden: Topology | Network = candidate.hidden
+    if macs_batch is not None and not is_dense(candidate):
+        hidden = candidate.hidden.with_budget(macs=budget * macs_batch, batch=macs_batch)
+    last = Linear(hidden.out_features, classes) if candidate.head is None else Linear(candidate.head)
+    model = Sequential(Linear(hidden), ReLU(), last)
+    if is_dense(candidate) or macs_batch is not None:
+        return model
+    return with_budget(model, params=budget, count="networks")
+
+
+def read_topologies(path: str | Path) -> list[Topology | Candidate]:
+    """Topologies out of a .json or .toml file.
+
+    Each entry has a name, `cores` (the text notation), `inputs`, `outputs`, and may have a `head` of the same
+    form for the last layer. In TOML::
+
+        [mine]
+        cores = "x0 y0 a, x1 y1 a"
+        inputs = {x0 = 8, x1 = 8}
+        outputs = {y0 = 8, y1 = 8}
+
+    Raises:
+        TopologyError: a file that cannot be read, or an entry that is wrong, by its name.
+    """
+    where = Path(path)
+    try:
+        text = where.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TopologyError(f"topologies file {where} cannot be read: {error}") from error
+    if where.suffix == ".toml":
+        try:
+            entries = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise TopologyError(f"topologies file {where} is no TOML: {error}") from error
+    else:
+        entries = read_json(text, f"file of topologies ({where})")
+    found: list[Topology | Candidate] = []
+    for name, entry in entries.items():
+        try:
+            hidden = Topology.from_dict({**entry, "name": name})
+            found.append(Candidate(name, hidden, Topology.from_dict(entry["head"])) if "head" in entry else hidden)
+        except (TopologyError, TypeError, AttributeError, ValueError) as error:
+            raise TopologyError(f"topologies file {where}, entry {name!r}: {error}") from None
+    return found

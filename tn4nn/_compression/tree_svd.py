@@ -9,8 +9,8 @@ import numpy as np
 
 from .._base.arrays import Array
 from .._graph.paths import Legs
-from .._graph.topology import Topology
-from .._graph.tree import Edge, Tree, held_modes
+from .._graph.topology import Topology, modes_on_cores
+from .._graph.tree import Edge, Tree
 from .svd import left_svd, singular_values, tails
 
 _ALL_LOST = 1 - 1e-12  # of the squared norm: a rank of 0 has no logarithm
@@ -27,14 +27,14 @@ def _blocks(tensor: Array, legs: Legs, shared: Legs, rows: Legs) -> tuple[Array,
 def first_svd(tree: Tree, tensor: Array) -> tuple[Array, Array]:
     """(U, s) of the tensor across the first edge of a tree: what `energies_of` and `sweep` start with."""
     edge = tree.edges[0]
-    matrices, _ = _blocks(tensor, held_modes(tree.topology), edge.shared, edge.inner)
+    matrices, _ = _blocks(tensor, modes_on_cores(tree.topology), edge.shared, edge.inner)
     return left_svd(matrices)
 
 
 def energies_of(tree: Tree, tensor: Array, first: Array | None = None) -> list[Array]:
     """For each edge the squared singular values of the tensor across it, largest first, summed over blocks; `first` are
     the singular values at the first edge, where they are known."""
-    legs = held_modes(tree.topology)
+    legs = modes_on_cores(tree.topology)
     found = []
     for i, edge in enumerate(tree.edges):
         if i or first is None:
@@ -54,7 +54,7 @@ def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int], first: Array | No
     All cores but the root are isometries towards it. Ranks beyond what there is are filled with zeros. `first` is
     U of `first_svd`, where it is known.
     """
-    cores, legs = tree.topology.cores, held_modes(tree.topology)
+    cores, legs = tree.topology.cores, modes_on_cores(tree.topology)
     size = {**tree.topology.modes, **ranks}
     made: dict[str, Array] = {}
     for i, edge in enumerate(tree.edges):

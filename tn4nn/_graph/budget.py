@@ -48,20 +48,17 @@ def rank_caps(topology: Topology) -> dict[str, int]:
 @functools.lru_cache(maxsize=1024)
 def _rank_caps(topology: Topology) -> dict[str, int]:
     cores, modes, bonds = topology.cores, topology.modes, set(topology.bonds)
-    where: dict[str, list[int]] = {}
-    for i, core in enumerate(cores):
-        for leg in core.legs:
-            where.setdefault(leg, []).append(i)
+    holders = topology.holders
 
     def size(group: Sequence[int], others: Sequence[int]) -> int:
         inside, outside = set(group), set(others)
-        own = (leg for leg in modes if leg in where and inside & set(where[leg]) and not outside & set(where[leg]))
+        own = (leg for leg in modes if inside & set(holders[leg]) and not outside & set(holders[leg]))
         return math.prod(modes[leg] for leg in own)
 
     caps = {}
     for bond in topology.bonds:
-        touched = where[bond]
-        groups = _groups(touched, [[b for b in core.legs if b in bonds and b != bond] for core in cores], where)
+        touched = holders[bond]
+        groups = _groups(touched, [[b for b in core.legs if b in bonds and b != bond] for core in cores], holders)
         everyone = [i for group in groups for i in group]
         if len(groups) > 1:
             sides = [size(group, [i for i in everyone if i not in set(group)]) for group in groups]
@@ -74,7 +71,7 @@ def _rank_caps(topology: Topology) -> dict[str, int]:
     return caps
 
 
-def _groups(start: Sequence[int], bonds_of: list[list[str]], where: Mapping[str, list[int]]) -> list[list[int]]:
+def _groups(start: Sequence[int], bonds_of: list[list[str]], holders: Mapping[str, Sequence[int]]) -> list[list[int]]:
     """Connected groups of cores that hold at least one of `start`."""
     groups: list[list[int]] = []
     seen: set[int] = set()
@@ -87,7 +84,7 @@ def _groups(start: Sequence[int], bonds_of: list[list[str]], where: Mapping[str,
             current = queue.pop()
             group.append(current)
             for bond in bonds_of[current]:
-                for other in where[bond]:
+                for other in holders[bond]:
                     if other not in seen:
                         seen.add(other)
                         queue.append(other)

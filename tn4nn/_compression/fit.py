@@ -16,8 +16,9 @@ from .._base.arrays import Array
 from .._base.checks import nearest
 from .._base.errors import BudgetError, TopologyError
 from .._base.seeds import rng_for
-from .._graph.budget import checked_budget, rank_caps
+from .._graph.budget import checked_budget
 from .._graph.network import Network
+from .._graph.rank_problem import rank_caps
 from .._graph.topology import Core, Topology
 from .._graph.tree import Tree, tree_of
 from .als import Als

@@ -202,8 +202,8 @@ class Topology:
             ranks: bond -> size, for every bond.
             clip: lower each bond to its largest useful rank (`rank_caps`).
         """
-        from .budget import rank_caps
         from .network import Network
+        from .rank_problem import rank_caps
 
         network = Network(self, ranks)
         if not clip:

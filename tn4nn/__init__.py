@@ -20,7 +20,6 @@ from ._base.errors import (
     TopologyError,
     WriteError,
 )
-from ._graph.budget import rank_caps
 from ._graph.catalogue import (
     block_term,
     btt,
@@ -42,6 +41,7 @@ from ._graph.catalogue import (
 from ._graph.modes import modes_for
 from ._graph.network import Network
 from ._graph.ordering import Ordering
+from ._graph.rank_problem import rank_caps
 from ._graph.topology import Core, Topology, topology
 from ._model.backend import backend, backends, installed_backends
 from ._model.budget import with_budget

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from ._base.seeds import rng_for
 from ._graph import catalogue as cat
-from ._graph.budget import rank_caps
 from ._graph.network import Network
+from ._graph.rank_problem import rank_caps
 from ._graph.topology import Core, Topology, topology
 from ._model import layers
 from ._model.backend import Backend

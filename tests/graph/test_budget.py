@@ -12,7 +12,8 @@ import pytest
 import tn4nn as tn
 from tn4nn import BudgetError, TN4NNError, TopologyError
 from tn4nn._graph import budget as _budget
-from tn4nn._graph.budget import Problem, solve
+from tn4nn._graph.budget import solve
+from tn4nn._graph.rank_problem import RankProblem
 from tn4nn.testing import random_topology
 
 FC2 = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4))
@@ -265,7 +266,7 @@ def test_a_topology_without_bonds_has_one_size() -> None:
 
 
 def test_a_problem_of_one_product_is_filled() -> None:
-    problem = Problem(7, ((3, ("a", "b")),), {"a": 100, "b": 100}, {"a": 1.0, "b": 1.0})
+    problem = RankProblem(7, ((3, ("a", "b")),), {"a": 100, "b": 100}, {"a": 1.0, "b": 1.0})
     ranks = solve(problem, 10_000)
     assert 9_970 <= 7 + 3 * ranks["a"] * ranks["b"] <= 10_000
 

@@ -235,3 +235,17 @@ def test_print() -> None:
         "  core2    x2 y2 b"
     )
     assert json.loads(CHAIN.to_json())["name"] == "custom"
+
+
+def test_holders_name_the_cores_of_every_leg() -> None:
+    t = tn.topology("x0 y0 a, x1 y1 a b, x1 b", inputs={"x0": 2, "x1": 3, "k": 5}, outputs={"y0": 2, "y1": 3, "k": 5})
+    assert list(t.holders.items()) == [
+        ("x0", (0,)),
+        ("x1", (1, 2)),
+        ("k", ()),  # through the layer, on no core
+        ("y0", (0,)),
+        ("y1", (1,)),
+        ("a", (0, 1)),
+        ("b", (1, 2)),
+    ]
+    assert pickle.loads(pickle.dumps(t)).holders == t.holders

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._base.errors import BudgetError
-from .._graph.budget import rank_caps
 from .._graph.network import Network
 from .._graph.ordering import Ordering
+from .._graph.rank_problem import rank_caps
 from .._graph.topology import Topology
 from .._graph.tree import tree_of
 from .fit import Fitter, checked_memory

@@ -19,9 +19,9 @@ from .._base.arrays import Array
 from .._graph.contract import contract
 from .._graph.network import Network
 from .._graph.paths import EXHAUSTIVE, Legs, Path, find_paths, greedy_path, legs_along, path_macs
-from .._graph.tree import held_modes
+from .._graph.topology import modes_on_cores
 from .._runtime.lowering import lower
-from .._runtime.program import Ops, Program, run
+from .._runtime.program import Ops, Program, lower, run
 from .target import Target
 
 _STEPS = 8  # of conjugate gradients from the core before
@@ -84,7 +84,7 @@ class Als:
         self.network = network
         t = network.topology
         self.weighed = frozenset(t.inputs) - set(t.kept) if target.covariance is not None else frozenset[str]()
-        self.metric = tuple(leg for leg in t.inputs if leg in held_modes(t)) if self.weighed else ()
+        self.metric = tuple(leg for leg in t.inputs if leg in modes_on_cores(t)) if self.weighed else ()
         self.metric += tuple(primed(leg) for leg in self.metric if leg in self.weighed)
         self.fixed: dict[str, Array] = {}
         matrix = target.padded
@@ -110,7 +110,7 @@ class Als:
         free = tuple(leg for leg in core.legs if leg not in unknown and leg not in batch)
         names = [other.name for other in others]
         right = self.contraction(
-            [*(other.legs for other in others), held_modes(self.network.topology)],
+            [*(other.legs for other in others), modes_on_cores(self.network.topology)],
             [*map(primed, names), ":target"],
             (*batch, *unknown, *free),
         )

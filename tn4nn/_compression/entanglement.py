@@ -20,7 +20,8 @@ from .._graph.min_cut import min_cut
 from .._graph.network import Network
 from .._graph.ordering import Ordering
 from .._graph.paths import Legs
-from .._graph.tree import holders_of, tree_of
+from .._graph.topology import holders_of
+from .._graph.tree import tree_of
 from .gauge import canonicalise, wide
 from .ranks import schmidt_values
 from .svd import singular_values
@@ -325,8 +326,7 @@ def _at_bond(network: Network, cores: Weights, bond: str, core: str) -> Array:
 def _pieces(network: Network, cores: Weights) -> tuple[list[Legs], list[Array]]:
     """The cores with every open leg on one tensor: where it stood on several, an identity opens it."""
     t = network.topology
-    holders = holders_of(t)
-    spread = [leg for leg in t.modes if len(holders[leg]) > 1]
+    spread = [leg for leg in t.modes if len(t.holders[leg]) > 1]
     tensors = [tuple(f"{leg}:" if leg in spread else leg for leg in core.legs) for core in t.cores]
     return [*tensors, *((leg, f"{leg}:") for leg in spread)], [
         *(cores[core.name] for core in t.cores),
@@ -345,11 +345,7 @@ def _reduced(tensors: Sequence[Legs], arrays: Sequence[Array], part: Collection[
     (A^H A)(B^T conj(B)).
     """
     sizes = _sizes(tensors, arrays)
-    held: dict[str, list[int]] = {}
-    for i, legs in enumerate(tensors):
-        for leg in legs:
-            held.setdefault(leg, []).append(i)
-    crossing = tuple(leg for leg, cores in held.items() if _crosses(leg, cores, part, inside))
+    crossing = tuple(leg for leg, cores in holders_of(tensors).items() if _crosses(leg, cores, part, inside))
     width = math.prod(sizes[leg] for leg in crossing)
     if width > _LARGEST:
         raise BudgetError(
@@ -373,11 +369,7 @@ def _root(
     tensors: Sequence[Legs], arrays: Sequence[Array], side: Sequence[int], crossing: Legs, sizes: Mapping[str, int]
 ) -> Array:
     """L with L L^H = M^H M, for M the tensors of one side as a matrix from the crossing legs to its open legs."""
-    count: dict[str, int] = {}
-    for legs in tensors:
-        for leg in legs:
-            count[leg] = count.get(leg, 0) + 1
-    traced = {leg for leg, n in count.items() if n == 1 and leg not in crossing}
+    traced = {leg for leg, cores in holders_of(tensors).items() if len(cores) == 1 and leg not in crossing}
 
     def twin(legs: Legs) -> Legs:
         return tuple(leg if leg in traced else f"{leg}::" for leg in legs)

@@ -16,10 +16,11 @@ from .._base.arrays import Array
 from .._base.checks import nearest
 from .._base.errors import BudgetError, TopologyError
 from .._base.seeds import rng_for
-from .._graph.budget import checked_budget, rank_caps
+from .._graph.budget import checked_budget
 from .._graph.network import Network
+from .._graph.rank_problem import rank_caps
 from .._graph.topology import Core, Topology
-from .._graph.tree import Tree, holders_of, tree_of
+from .._graph.tree import Tree, tree_of
 from .als import Als
 from .gauss_newton import refined
 from .svd import checked_error, checked_rank
@@ -216,7 +217,7 @@ def lost_at_edges(tree: Tree, dropped: Tails, network: Network, whole: float) ->
 
 def _corner(topology: Topology) -> Core | None:
     """The one core that all input legs stand on, and nothing but it: there whitening is exact."""
-    holders = holders_of(topology)
+    holders = topology.holders
     cores = {i for leg in topology.inputs for i in holders[leg]}
     if topology.kept or len(cores) != 1 or any(len(holders[leg]) != 1 for leg in topology.inputs):
         return None
@@ -240,7 +241,7 @@ def _unwhitened(network: Network, weights: dict[str, Array], core: Core | None, 
 def _tree_within(network: Network) -> Tree | None:
     """A tree that is left when bonds are taken out of a graph, the smallest first, or None where there is none."""
     t = network.topology
-    holders = holders_of(t)
+    holders = t.holders
     if any(len(holders[bond]) != 2 for bond in t.bonds):
         return None
     part = list(range(len(t.cores)))

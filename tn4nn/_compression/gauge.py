@@ -20,7 +20,7 @@ from .._base.seeds import rng_for
 from .._graph.contract import apply
 from .._graph.network import Network
 from .._graph.paths import Legs
-from .._graph.tree import Tree, holders_of, tree_of
+from .._graph.tree import Tree, tree_of
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -119,7 +119,7 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
     network.check(weights)
     made, cores = wide(weights), network.topology.cores
     squares = {name: np.real(array * array.conj()) for name, array in made.items()}
-    holders = holders_of(network.topology)
+    holders = network.topology.holders
     places = {bond: [(cores[i].name, cores[i].legs.index(bond)) for i in holders[bond]] for bond in network.ranks}
     scales = {bond: [np.ones(size)] * len(places[bond]) for bond, size in network.ranks.items()}
     for _ in range(_PASSES):

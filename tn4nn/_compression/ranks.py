@@ -21,7 +21,7 @@ from .._base.errors import ShapeError, TopologyError
 from .._base.seeds import rng_for
 from .._graph.network import Network
 from .._graph.topology import Topology
-from .._graph.tree import holders_of, tree_of
+from .._graph.tree import tree_of
 from .gauge import wide
 
 Weights = Mapping[str, NDArray[Any]]
@@ -186,7 +186,8 @@ def _resized(network: Network, ranks: Mapping[str, int]) -> Network:
 
 def _places(topology: Topology, bond: str) -> list[tuple[str, int]]:
     """(core, axis) of a bond."""
-    return [(core.name, core.legs.index(bond)) for core in topology.cores if bond in core.legs]
+    cores = [topology.cores[i] for i in topology.holders[bond]]
+    return [(core.name, core.legs.index(bond)) for core in cores]
 
 
 # -- smaller ----------------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ class _Bond:
         if len(self.places) == 2:
             tree = tree_of(topology)
             part = _Sides(topology, weights, tree is not None and tree.is_plain)
-            x, y = (_root(part.gram(core, bond)) for core in holders_of(topology)[bond])
+            x, y = (_root(part.gram(core, bond)) for core in topology.holders[bond])
             u, self.values, vt = np.linalg.svd(x.T @ y)
             self.sides = (y @ vt.T, x @ u)
             self.order = np.arange(len(self.values))
@@ -266,7 +267,7 @@ class _Sides:
 
     def __init__(self, topology: Topology, weights: Mapping[str, Array], whole: bool) -> None:
         self.topology, self.weights, self.whole = topology, weights, whole
-        self.holders = holders_of(topology)
+        self.holders = topology.holders
 
     def gram(self, position: int, bond: str) -> Array:
         core = self.topology.cores[position]

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 from .._base.arrays import Array, checked_array
 from .._base.errors import DataError, ShapeError
 from .._graph.ordering import Ordering
-from .._graph.topology import Topology
-from .._graph.tree import held_modes
+from .._graph.topology import Topology, modes_on_cores
 
 _RIDGE = 1e-3  # of the mean variance: inputs that never vary must not get arbitrary weights
 
@@ -76,7 +75,7 @@ class Target:
         number = {leg: i for i, leg in enumerate(t.modes)}
         array = matrix.reshape([size[leg] for leg in (*outs, *ins) if size[leg] != 1])
         have = [number[leg] for leg in (*outs, *ins) if size[leg] != 1]
-        want = held_modes(t)
+        want = modes_on_cores(t)
         array = np.einsum(array, have, [number[leg] for leg in want if size[leg] != 1])
         free = math.prod(size[leg] for leg in t.modes if leg not in want)
         return np.asarray(array / free).reshape([size[leg] for leg in want])

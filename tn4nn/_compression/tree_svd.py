@@ -9,8 +9,9 @@ import numpy as np
 
 from .._base.arrays import Array
 from .._graph.paths import Legs
-from .._graph.topology import Topology
-from .._graph.tree import Edge, Tree, held_modes
+from .._graph.rank_problem import Step, greedy, topology_problem
+from .._graph.topology import Topology, modes_on_cores
+from .._graph.tree import Edge, Tree
 from .svd import left_svd, singular_values, tails
 
 _ALL_LOST = 1 - 1e-12  # of the squared norm: a rank of 0 has no logarithm
@@ -27,14 +28,14 @@ def _blocks(tensor: Array, legs: Legs, shared: Legs, rows: Legs) -> tuple[Array,
 def first_svd(tree: Tree, tensor: Array) -> tuple[Array, Array]:
     """(U, s) of the tensor across the first edge of a tree: what `energies_of` and `sweep` start with."""
     edge = tree.edges[0]
-    matrices, _ = _blocks(tensor, held_modes(tree.topology), edge.shared, edge.inner)
+    matrices, _ = _blocks(tensor, modes_on_cores(tree.topology), edge.shared, edge.inner)
     return left_svd(matrices)
 
 
 def energies_of(tree: Tree, tensor: Array, first: Array | None = None) -> list[Array]:
     """For each edge the squared singular values of the tensor across it, largest first, summed over blocks; `first` are
     the singular values at the first edge, where they are known."""
-    legs = held_modes(tree.topology)
+    legs = modes_on_cores(tree.topology)
     found = []
     for i, edge in enumerate(tree.edges):
         if i or first is None:
@@ -54,7 +55,7 @@ def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int], first: Array | No
     All cores but the root are isometries towards it. Ranks beyond what there is are filled with zeros. `first` is
     U of `first_svd`, where it is known.
     """
-    cores, legs = tree.topology.cores, held_modes(tree.topology)
+    cores, legs = tree.topology.cores, modes_on_cores(tree.topology)
     size = {**tree.topology.modes, **ranks}
     made: dict[str, Array] = {}
     for i, edge in enumerate(tree.edges):
@@ -156,23 +157,17 @@ def grown(topology: Topology, dropped: Tails, most: Mapping[str, int], budget: i
 def _filled(
     topology: Topology, dropped: Tails, most: Mapping[str, int], budget: int, error: float, ranks: dict[str, int]
 ) -> dict[str, int]:
-    cost = _Costs(topology)
-    left = budget - cost.all(ranks)
+    def gain(bond: str, price: int) -> float:
+        return dropped.change(bond, ranks, 1)[1] / price
 
-    def step(bond: str) -> tuple[float, int]:
-        """(gain for each parameter, parameters) of one rank more."""
-        price = cost.step(bond, ranks)
-        return dropped.change(bond, ranks, 1)[1] / price, price
+    def useful(step: Step[str], params: int) -> bool:
+        return step.score > 0 and params + step.price <= budget and ranks[step.bond] < most[step.bond]
 
-    steps = {bond: step(bond) for bond in ranks}
-    while not error or dropped.sum(ranks) > error:
-        can = [b for b, (gain, price) in steps.items() if gain > 0 and price <= left and ranks[b] < most[b]]
-        if not can:
+    if error and dropped.sum(ranks) <= error:
+        return ranks
+    for _ in greedy(topology_problem(topology), ranks, 1, gain, useful):
+        if error and dropped.sum(ranks) <= error:
             break
-        best = max(can, key=lambda bond: steps[bond][0])
-        ranks[best] += 1
-        left -= steps[best][1]
-        steps |= {bond: step(bond) for bond in cost.near[best]}
     return ranks
 
 
@@ -180,44 +175,15 @@ def shrunk(topology: Topology, dropped: Tails, most: Mapping[str, int], budget: 
     """Ranks from the top downwards: always the bond that loses least for the parameters it gives back, until
     the budget holds; and further while the sum of the tails stays at most `error` (a squared norm)."""
     ranks = dict(most)
-    cost = _Costs(topology)
-    spent, lost = cost.all(ranks), dropped.sum(ranks)
+    lost = dropped.sum(ranks)
 
-    def step(bond: str) -> tuple[float, float, int]:
-        """(loss for each parameter, squared norm that is lost, parameters) of one rank less."""
-        price, (norm, logs) = cost.step(bond, ranks), dropped.change(bond, ranks, -1)
-        return -logs / price, -norm, price
+    def saving(bond: str, price: int) -> float:
+        return dropped.change(bond, ranks, -1)[1] / price
 
-    steps = {bond: step(bond) for bond in ranks if ranks[bond] > 1}
-    while True:
-        can = [b for b, (_, norm, _) in steps.items() if spent > budget or lost + norm <= error]
-        if not can:
-            break
-        best = min(can, key=lambda bond: steps[bond][0])
-        ranks[best] -= 1
-        lost += steps[best][1]
-        spent -= steps[best][2]
-        steps |= {bond: step(bond) for bond in cost.near[best] if bond in steps}
-        if ranks[best] == 1:
-            del steps[best]
+    def cheap(step: Step[str], params: int) -> bool:
+        within = params > budget or lost - dropped.change(step.bond, ranks, -1)[0] <= error
+        return within and ranks[step.bond] > 1
+
+    for bond in greedy(topology_problem(topology), ranks, -1, saving, cheap):
+        lost += dropped.change(bond, ranks, 1)[0]
     return ranks if error else _filled(topology, dropped, most, budget, error, ranks)
-
-
-class _Costs:
-    """Parameters of a topology by rank."""
-
-    def __init__(self, topology: Topology) -> None:
-        modes = topology.modes
-        self.terms = [
-            (math.prod(modes.get(leg, 1) for leg in core.legs), [leg for leg in core.legs if leg not in modes])
-            for core in topology.cores
-        ]
-        # Bonds whose steps cost something else after a step of this one: itself, and those on its cores.
-        self.near = {bond: {b for _, bonds in self.terms if bond in bonds for b in bonds} for bond in topology.bonds}
-
-    def all(self, ranks: Mapping[str, int]) -> int:
-        return sum(c * math.prod(ranks[b] for b in bonds) for c, bonds in self.terms)
-
-    def step(self, bond: str, ranks: Mapping[str, int]) -> int:
-        """What one rank more or less of a bond costs."""
-        return sum([c * math.prod([ranks[b] for b in bonds if b != bond]) for c, bonds in self.terms if bond in bonds])

@@ -51,6 +51,8 @@ class Topology(Protocol):
     @property
     def modes(self) -> Mapping[str, int]: ...
     @property
+    def holders(self) -> Mapping[str, Sequence[int]]: ...
+    @property
     def in_features(self) -> int: ...
     @property
     def out_features(self) -> int: ...
@@ -103,12 +105,8 @@ def draw(
 
 
 def _holders(topology: Topology) -> dict[str, list[str]]:
-    """leg -> the cores that hold it."""
-    found: dict[str, list[str]] = {leg: [] for leg in topology.modes}
-    for core in topology.cores:
-        for leg in core.legs:
-            found.setdefault(leg, []).append(core.name)
-    return found
+    """Leg -> names of the cores that hold it."""
+    return {leg: [topology.cores[i].name for i in positions] for leg, positions in topology.holders.items()}
 
 
 def _dot(leg: str) -> str:

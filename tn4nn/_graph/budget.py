@@ -7,11 +7,9 @@ another. Everything is integer arithmetic in a fixed order: one question has one
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,9 @@ import numpy as np
 from .._base.checks import checked_size, nearest
 from .._base.errors import BudgetError, TN4NNError, TopologyError
 from .network import Network
+from .rank_problem import B, RankProblem, Step, greedy, topology_problem
 from .topology import Topology
 
-Key = Hashable
 _ENOUGH = 0.998  # filled so far, nothing is traded any more
 _FILLED = 0.97  # less than that is searched for exhaustively,
 _FEW = 2_000  # where no more ranks than that, but for one bond, are to be tried
@@ -29,166 +27,34 @@ _KICKS = 6_000  # of the last search, shared by the bonds
 _EVALUATIONS = 20_000  # of the local search: bounds its time without looking at a clock
 
 
-def rank_caps(topology: Topology) -> dict[str, int]:
-    """The largest useful size of each bond, from the open legs that it separates.
-
-    Taking the bond out leaves groups of cores. Where it leaves several, no rank above the product of the
-    groups' open sizes over the largest of them adds anything (for two groups: the smaller of the two sides).
-    Where it leaves one group (the bond is part of a loop) the bond could at most carry a whole balanced cut
-    by itself. Open legs that stand on both sides (hyperedges) are shared and do not count.
-
-    Example:
-        >>> import tn4nn as tn
-        >>> tn.rank_caps(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)))
-        {'a0': 16, 'a1': 448, 'a2': 16}
-    """
-    return dict(_rank_caps(topology))
-
-
-@functools.lru_cache(maxsize=1024)
-def _rank_caps(topology: Topology) -> dict[str, int]:
-    cores, modes, bonds = topology.cores, topology.modes, set(topology.bonds)
-    where: dict[str, list[int]] = {}
-    for i, core in enumerate(cores):
-        for leg in core.legs:
-            where.setdefault(leg, []).append(i)
-
-    def size(group: Sequence[int], others: Sequence[int]) -> int:
-        inside, outside = set(group), set(others)
-        own = (leg for leg in modes if leg in where and inside & set(where[leg]) and not outside & set(where[leg]))
-        return math.prod(modes[leg] for leg in own)
-
-    caps = {}
-    for bond in topology.bonds:
-        touched = where[bond]
-        groups = _groups(touched, [[b for b in core.legs if b in bonds and b != bond] for core in cores], where)
-        everyone = [i for group in groups for i in group]
-        if len(groups) > 1:
-            sides = [size(group, [i for i in everyone if i not in set(group)]) for group in groups]
-            caps[bond] = max(1, math.prod(sides) // max(sides))
-        else:
-            total = size(everyone, ())
-            ends = [size([i], [j for j in touched if j != i]) for i in touched]
-            cap = min(total // end for end in ends)
-            caps[bond] = max(1, min(cap, math.isqrt(total)) if len(touched) == 2 else cap)
-    return caps
-
-
-def _groups(start: Sequence[int], bonds_of: list[list[str]], where: Mapping[str, list[int]]) -> list[list[int]]:
-    """Connected groups of cores that hold at least one of `start`."""
-    groups: list[list[int]] = []
-    seen: set[int] = set()
-    for first in start:
-        if first in seen:
-            continue
-        seen.add(first)
-        group, queue = [], [first]
-        while queue:
-            current = queue.pop()
-            group.append(current)
-            for bond in bonds_of[current]:
-                for other in where[bond]:
-                    if other not in seen:
-                        seen.add(other)
-                        queue.append(other)
-        groups.append(group)
-    return groups
-
-
-# -- the multilinear problem ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Problem:
-    """Parameters as a sum of products: sum over terms of coefficient * product of the ranks in it.
-
-    Attributes:
-        constant: parameters that no rank changes.
-        terms: (coefficient, bonds) for each core.
-        caps: bond -> largest useful rank. The bonds of a problem are the keys of `caps`.
-        weights: bond -> relative size wanted.
-    """
-
-    constant: int
-    terms: tuple[tuple[int, tuple[Key, ...]], ...]
-    caps: Mapping[Key, int]
-    weights: Mapping[Key, float]
-
-    def value(self, ranks: Mapping[Key, int]) -> int:
-        """Parameters at these ranks."""
-        return self.constant + sum(c * math.prod(ranks[b] for b in bonds) for c, bonds in self.terms)
-
-    def slopes(self) -> dict[Key, list[tuple[int, tuple[Key, ...]]]]:
-        """bond -> what one more of it adds, as (coefficient, other bonds)."""
-        found: dict[Key, list[tuple[int, tuple[Key, ...]]]] = {bond: [] for bond in self.caps}
-        for coefficient, bonds in self.terms:
-            for bond in bonds:
-                found[bond].append((coefficient, tuple(b for b in bonds if b != bond)))
-        return found
-
-
-def topology_problem(
-    topology: Topology,
-    weights: Mapping[str, float] | None = None,
-    fixed: Mapping[str, int] | None = None,
-    tag: Hashable = None,
-) -> Problem:
-    """The parameters of a topology as a `Problem`; bonds are keyed (tag, bond)."""
-    weights, fixed = dict(weights or {}), dict(fixed or {})
-    bonds = topology.bonds
-    for given, what in ((weights, "weights"), (fixed, "fixed")):
-        for bond in given:
-            if bond not in bonds:
-                raise TopologyError(f"{what}: {bond!r} is no bond of {topology.name!r}." + nearest(bond, bonds))
-    for bond, weight in weights.items():
-        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight > 0):
-            raise TopologyError(f"weights: bond {bond!r} must have a finite weight above 0, received {weight!r}")
-    known = {**topology.modes, **{b: checked_size(n, f"fixed bond {b!r}") for b, n in fixed.items()}}
-    terms = tuple(
-        (
-            math.prod(known[leg] for leg in core.legs if leg in known),
-            tuple((tag, leg) for leg in core.legs if leg not in known),
-        )
-        for core in topology.cores
-    )
-    caps = rank_caps(topology)
-    free = [bond for bond in bonds if bond not in known]
-    return Problem(
-        0,
-        terms,
-        {(tag, bond): caps[bond] for bond in free},
-        {(tag, bond): float(weights.get(bond, 1.0)) for bond in free},
-    )
-
-
-def solve(problem: Problem, budget: int, what: str = "parameters") -> dict[Key, int]:
+def solve(problem: RankProblem[B], budget: int, what: str = "parameters") -> dict[B, int]:
     """Ranks whose value is at most the budget and as near to it as the search gets.
 
     Raises:
         BudgetError: rank 1 everywhere is above the budget.
     """
     least = dict.fromkeys(problem.caps, 1)
-    smallest = problem.value(least)
+    smallest = problem.params(least)
     if smallest > budget:
         raise BudgetError(
             f"a budget of {budget:,} {what} cannot be met: the smallest feasible one is {smallest:,} "
             "(rank 1 on every bond)",
             smallest,
         )
-    if problem.value(problem.caps) <= budget:
+    if problem.params(problem.caps) <= budget:
         return dict(problem.caps)
-    ranks = grow_together(problem.caps, problem.weights, lambda r: problem.value(r) <= budget)
+    ranks = grow_together(problem.caps, problem.weights, lambda r: problem.params(r) <= budget)
     level = _fill(problem, ranks, budget)
     ranks = _fill(problem, _perturb(problem, _trade(problem, dict(level), budget), budget), budget)
-    return ranks if problem.value(ranks) >= _FILLED * budget else _exhaust(problem, ranks, level, budget)
+    return ranks if problem.params(ranks) >= _FILLED * budget else _exhaust(problem, ranks, level, budget)
 
 
 def grow_together(
-    caps: Mapping[Key, int], weights: Mapping[Key, float], fits: Callable[[Mapping[Key, int]], bool]
-) -> dict[Key, int]:
+    caps: Mapping[B, int], weights: Mapping[B, float], fits: Callable[[Mapping[B, int]], bool]
+) -> dict[B, int]:
     """r_b = clip(floor(t * weight_b), 1, cap_b) with the largest t (to a relative 1e-12) that fits."""
 
-    def at(t: float) -> dict[Key, int]:
+    def at(t: float) -> dict[B, int]:
         return {b: min(cap, max(1, math.floor(t * weights[b] * (1 + 1e-12)))) for b, cap in caps.items()}
 
     def one_step() -> bool:
@@ -212,31 +78,28 @@ def grow_together(
     return below  # low is just below the t at which a rank steps up
 
 
-def _fill(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, int]:
+def _fill(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, int]:
     """Raises single bonds, the one furthest below its weight first, until none can be raised."""
-    slopes = problem.slopes()
-    left = budget - problem.value(ranks)
-    while True:
-        order = sorted(ranks, key=lambda b: ranks[b] / problem.weights[b])  # stable: ties in order of bonds
-        for bond in order:
-            step = sum(c * math.prod(ranks[b] for b in others) for c, others in slopes[bond])
-            if ranks[bond] < problem.caps[bond] and step <= left:
-                ranks[bond] += 1
-                left -= step
-                break
-        else:
-            return ranks
+
+    def fullness(bond: B, _: int) -> float:
+        return -ranks[bond] / problem.weights[bond]
+
+    def fits(step: Step[B], params: int) -> bool:
+        return ranks[step.bond] < problem.caps[step.bond] and params + step.price <= budget
+
+    for _ in greedy(problem, ranks, 1, fullness, fits):
+        pass
+    return ranks
 
 
-def _trade(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, int]:
+def _trade(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, int]:
     """Lowers one bond and raises another to the most that fits, while that fills more of the budget."""
-    slopes = problem.slopes()
     bonds = list(ranks)
     level = dict(ranks)
     evaluations = 0
-    best = problem.value(ranks)
+    best = problem.params(ranks)
     while best < _ENOUGH * budget and evaluations < _EVALUATIONS:
-        found: tuple[int, Key, int, Key, int] | None = None
+        found: tuple[int, B, int, B, int] | None = None
         for down in bonds:
             for lower in range(max(1, level[down] // 2), ranks[down] + 1):
                 trial = {**ranks, down: lower}
@@ -244,8 +107,8 @@ def _trade(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, in
                     if up == down:
                         continue
                     evaluations += 1
-                    slope = sum(c * math.prod(trial[b] for b in others) for c, others in slopes[up])
-                    rest = problem.value({**trial, up: 0})
+                    slope = problem.price(up, trial)
+                    rest = problem.params({**trial, up: 0})
                     most = min(problem.caps[up], 2 * level[up] + 1, (budget - rest) // slope)
                     value = rest + most * slope
                     if most >= 1 and value > (found[0] if found else best):
@@ -260,10 +123,10 @@ def _trade(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, in
     return ranks
 
 
-def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, int]:
+def _perturb(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, int]:
     """Seeded kicks of the ranks by at most one, each filled up again: what trades of two bonds do not find,
     as where one core multiplies many bonds and every single step is large."""
-    best = problem.value(ranks)
+    best = problem.params(ranks)
     level, bonds = dict(ranks), list(ranks)
     rng = np.random.default_rng(0)
     tried = set[tuple[int, ...]]()
@@ -275,16 +138,16 @@ def _perturb(problem: Problem, ranks: dict[Key, int], budget: int) -> dict[Key, 
             continue
         tried.add(kicks)
         trial = {b: min(problem.caps[b], max(1, level[b] + k)) for b, k in zip(bonds, kicks, strict=True)}
-        if problem.value(trial) > budget:
+        if problem.params(trial) > budget:
             continue
         trial = _fill(problem, trial, budget)
-        value = problem.value(trial)
+        value = problem.params(trial)
         if value > best:
             best, ranks = value, trial
     return ranks
 
 
-def _exhaust(problem: Problem, ranks: dict[Key, int], level: Mapping[Key, int], budget: int) -> dict[Key, int]:
+def _exhaust(problem: RankProblem[B], ranks: dict[B, int], level: Mapping[B, int], budget: int) -> dict[B, int]:
     """All ranks from half of `level` to twice as much, where they are few: as where one bond multiplies all others,
     and a step of it must be made up for by several of them at once. Of those that fill enough, the nearest to it."""
     *rest, last = level
@@ -292,24 +155,19 @@ def _exhaust(problem: Problem, ranks: dict[Key, int], level: Mapping[Key, int], 
     if math.prod(map(len, ranges)) > _FEW:
         return ranks
 
-    def worth(trial: Mapping[Key, int]) -> tuple[float, float]:
+    def worth(trial: Mapping[B, int]) -> tuple[float, float]:
         uneven = sum(abs(math.log(trial[b] / level[b])) for b in level)
-        return min(problem.value(trial), _FILLED * budget), -uneven
+        return min(problem.params(trial), _FILLED * budget), -uneven
 
     found = [ranks]
     for chosen in itertools.product(*ranges):
         trial = dict(zip(rest, chosen, strict=True))
-        none, one = (problem.value({**trial, last: n}) for n in (0, 1))
+        none, one = (problem.params({**trial, last: n}) for n in (0, 1))
         most = min(problem.caps[last], 2 * level[last] + 1, (budget - none) // (one - none))
         if most >= 1:
             found.append({**trial, last: most})
     best = max(found, key=worth)
-    return {bond: best[bond] for bond in level} if problem.value(best) > problem.value(ranks) else ranks
-
-
-def untagged(ranks: Mapping[Key, int], tag: Hashable) -> dict[str, int]:
-    """The ranks of one topology, by bond, out of those of a problem of several."""
-    return {key[1]: rank for key, rank in ranks.items() if isinstance(key, tuple) and key[0] == tag}
+    return {bond: best[bond] for bond in level} if problem.params(best) > problem.params(ranks) else ranks
 
 
 # -- one network ------------------------------------------------------------------------------------------------
@@ -354,8 +212,8 @@ def network_with_budget(
     problem = topology_problem(topology, weights, fixed)
     fixed = dict(fixed or {})
 
-    def network(ranks: Mapping[Key, int]) -> Network:
-        return Network(topology, {**fixed, **untagged(ranks, None)})
+    def network(ranks: Mapping[str, int]) -> Network:
+        return Network(topology, {**fixed, **ranks})
 
     if asked[0] == "macs":
         return network(_solve_macs(problem, network, budget, batch))
@@ -374,14 +232,14 @@ def network_with_budget(
 
 
 def _solve_macs(
-    problem: Problem, network: Callable[[Mapping[Key, int]], Network], budget: int, batch: int
-) -> dict[Key, int]:
+    problem: RankProblem[str], network: Callable[[Mapping[str, int]], Network], budget: int, batch: int
+) -> dict[str, int]:
     from .problem import min_macs
 
     batch = checked_size(batch, "batch")
     known: dict[tuple[int, ...], int] = {}
 
-    def value(ranks: Mapping[Key, int]) -> int:
+    def value(ranks: Mapping[str, int]) -> int:
         key = tuple(ranks.values())
         if key not in known:
             known[key] = min_macs(network(ranks), batch)

@@ -25,6 +25,7 @@ from .._base.errors import TopologyError
 from .._base.seeds import rng_for
 from .network import Network
 from .paths import BATCH, Legs, greedy_path, path_macs
+from .topology import modes_on_cores
 
 _AFFORDABLE = 2e9  # multiply-adds for the norm of W
 _ELEMENTS = 2**24  # of the arrays that an estimate may make
@@ -114,13 +115,13 @@ def mean_square_of(
     both = {**sizes, **{leg + ":": size for leg, size in sizes.items()}}
     path = greedy_path(tensors, (), both)
     # A kept leg on no core: W repeats along it, one block for each value.
-    repeats = math.prod(t.inputs[leg] for leg in t.kept if all(leg not in c.legs for c in t.cores))
+    repeats = math.prod(t.inputs[leg] for leg in t.kept if not t.holders[leg])
     if path_macs(tensors, (), both, path) <= _AFFORDABLE:
         return float(contract(tensors, arrays, (), path)) * repeats / whole
     if diagonal:
         return _mean_square_of_terms(network, cores) / math.prod(t.inputs[leg] for leg in t.kept)
     single = [core.legs for core in t.cores]
-    held = tuple(leg for leg in t.modes if any(leg in legs for legs in single))
+    held = modes_on_cores(t)
     path = greedy_path(single, held, sizes)
     if math.prod(sizes[leg] for leg in held) <= _ELEMENTS and path_macs(single, held, sizes, path) <= 16 * _AFFORDABLE:
         wide = [np.asarray(cores[core.name], dtype=np.float64) for core in t.cores]
@@ -142,7 +143,7 @@ def _mean_square_of_terms(network: Network, cores: Mapping[str, NDArray[Any]]) -
 
     t = network.topology
     arrays = [np.asarray(cores[core.name], dtype=np.float64) ** 2 for core in t.cores]
-    alone = {leg for leg in t.modes if sum(leg in core.legs for core in t.cores) == 1}
+    alone = {leg for leg in t.modes if len(t.holders[leg]) == 1}
     tensors: list[Legs] = []
     for i, core in enumerate(t.cores):
         arrays[i] = arrays[i].mean(axis=tuple(axis for axis, leg in enumerate(core.legs) if leg in alone))

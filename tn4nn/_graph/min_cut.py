@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from .paths import Legs
+from .topology import holders_of
 
 Node = Hashable
 _INSIDE, _OUTSIDE = "inside", "outside"
@@ -29,18 +30,14 @@ def min_cut(tensors: Sequence[Legs], sizes: Mapping[str, int], inside: Collectio
         >>> round(math.exp(value)), sorted(part)
         (2, [0])
     """
-    members: dict[str, list[Node]] = {}
-    for i, legs in enumerate(tensors):
-        for leg in legs:
-            members.setdefault(leg, []).append(i)
-    for leg, held in members.items():
-        if len(held) == 1:
-            held.append(_INSIDE if leg in inside else _OUTSIDE)
     room: dict[Node, dict[Node, float]] = {_INSIDE: {}, _OUTSIDE: {}}
-    for leg, held in members.items():
+    for leg, holders in holders_of(tensors).items():
+        ends: tuple[Node, ...] = holders
+        if len(holders) == 1:
+            ends = (*holders, _INSIDE if leg in inside else _OUTSIDE)
         enter, leave = (leg, 0), (leg, 1)
         _join(room, enter, leave, math.log(sizes[leg]))
-        for node in held:
+        for node in ends:
             _join(room, node, enter, math.inf)
             _join(room, leave, node, math.inf)
     flow = 0.0

@@ -8,7 +8,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .._base.checks import check_schema, checked_size, nearest, read_json
@@ -108,7 +108,6 @@ class Topology:
     def _check_graph(self) -> None:
         if not self.cores:
             raise TopologyError("a topology needs at least one core, received none")
-        where: dict[str, list[str]] = {}
         seen: set[str] = set()
         for core in self.cores:
             if not core.name.isidentifier() or core.name in ("bias", "x"):
@@ -128,7 +127,7 @@ class Topology:
                     )
                 if not _NAME.fullmatch(leg):
                     raise TopologyError(f"core {core.name!r}: {leg!r} is no leg name (no spaces, commas, colons)")
-                where.setdefault(leg, []).append(core.name)
+        on_cores = [leg for leg, cores in self.holders.items() if cores]
         for leg, size in self.inputs.items():
             if leg in self.outputs:
                 if self.outputs[leg] != size:
@@ -136,16 +135,17 @@ class Topology:
                         f"leg {leg!r} is input and output at once (kept), so its sizes must agree: "
                         f"input {size}, output {self.outputs[leg]}"
                     )
-            elif leg not in where:
-                raise TopologyError(f"input leg {leg!r} stands on no core." + nearest(leg, where))
+            elif not self.holders[leg]:
+                raise TopologyError(f"input leg {leg!r} stands on no core." + nearest(leg, on_cores))
         for leg in self.outputs:
-            if leg not in where and leg not in self.inputs:
-                raise TopologyError(f"output leg {leg!r} stands on no core." + nearest(leg, where))
-        for leg, cores in where.items():
+            if not self.holders[leg] and leg not in self.inputs:
+                raise TopologyError(f"output leg {leg!r} stands on no core." + nearest(leg, on_cores))
+        for leg, cores in self.holders.items():
             if len(cores) == 1 and leg not in self.inputs and leg not in self.outputs:
+                name = self.cores[cores[0]].name
                 raise TopologyError(
-                    f"leg {leg!r} stands only on core {cores[0]!r} and is neither input nor output: a bond "
-                    "joins at least two cores. Name it in inputs= or outputs=, or add it to another core"
+                    f"leg {leg!r} stands only on core {name!r} and is neither input nor output: a bond joins at "
+                    "least two cores. Name it in inputs= or outputs=, or add it to another core"
                 )
 
     # -- what it is made of ---------------------------------------------------------------------------------
@@ -165,6 +165,12 @@ class Topology:
     def modes(self) -> dict[str, int]:
         """Size of every open leg."""
         return {**self.inputs, **self.outputs}
+
+    @functools.cached_property
+    def holders(self) -> Mapping[str, tuple[int, ...]]:
+        """Leg -> positions of the cores that hold it: the open legs first, those on no core too, then the bonds."""
+        found = holders_of([core.legs for core in self.cores])
+        return {**{leg: found.get(leg, ()) for leg in self.modes}, **{leg: found[leg] for leg in self.bonds}}
 
     @property
     def is_padded(self) -> bool:
@@ -196,8 +202,8 @@ class Topology:
             ranks: bond -> size, for every bond.
             clip: lower each bond to its largest useful rank (`rank_caps`).
         """
-        from .budget import rank_caps
         from .network import Network
+        from .rank_problem import rank_caps
 
         network = Network(self, ranks)
         if not clip:
@@ -346,6 +352,25 @@ def topology(
         768
     """
     return Topology(parse(text), inputs, outputs, in_features, out_features, name)
+
+
+def holders_of(tensors: Sequence[tuple[str, ...]]) -> dict[str, tuple[int, ...]]:
+    """Leg -> positions of the tensors that hold it, in the order in which the legs are met.
+
+    Example:
+        >>> holders_of([("x", "a"), ("a", "y")])
+        {'x': (0,), 'a': (0, 1), 'y': (1,)}
+    """
+    found: dict[str, list[int]] = {}
+    for position, legs in enumerate(tensors):
+        for leg in legs:
+            found.setdefault(leg, []).append(position)
+    return {leg: tuple(positions) for leg, positions in found.items()}
+
+
+def modes_on_cores(topology: Topology) -> tuple[str, ...]:
+    """The open legs that at least one core holds, in the order of the modes (a batch leg may be on none)."""
+    return tuple(leg for leg in topology.modes if topology.holders[leg])
 
 
 def parse(text: str) -> tuple[Core, ...]:

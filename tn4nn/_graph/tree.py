@@ -61,7 +61,7 @@ class Tree:
 @functools.lru_cache(maxsize=1024)
 def tree_of(topology: Topology, root: int | None = None) -> Tree | None:
     """The tree of a topology about a core (by default the last one), or None where it is none."""
-    holders = holders_of(topology)
+    holders = topology.holders
     if any(len(holders[bond]) != 2 for bond in topology.bonds):
         return None
     joined: dict[tuple[int, int], list[str]] = {}
@@ -77,21 +77,6 @@ def tree_of(topology: Topology, root: int | None = None) -> Tree | None:
     if any(not set(edge.shared) <= legs[edge.core] & legs[edge.parent] for edge in edges):
         return None
     return Tree(topology, start, edges)
-
-
-def holders_of(topology: Topology) -> dict[str, list[int]]:
-    """Leg -> positions of the cores that hold it; open legs on no core too."""
-    found: dict[str, list[int]] = {leg: [] for leg in topology.modes}
-    for i, core in enumerate(topology.cores):
-        for leg in core.legs:
-            found.setdefault(leg, []).append(i)
-    return found
-
-
-def held_modes(topology: Topology) -> Legs:
-    """The open legs that stand on some core, in the order of the modes (a kept leg may stand on none)."""
-    holders = holders_of(topology)
-    return tuple(leg for leg in topology.modes if holders[leg])
 
 
 def _join_parts(count: int, joined: dict[tuple[int, int], list[str]]) -> None:
@@ -141,9 +126,3 @@ def _edge(
     shared = tuple(leg for leg in inside if set(holders[leg]) - below)
     bonds = tuple(joined[(min(core, parent), max(core, parent))])
     return Edge(core, parent, bonds, frozenset(below), shared, tuple(leg for leg in inside if leg not in shared))
-
-
-# -- a tensor along a tree --------------------------------------------------------------------------------------
-
-
-# -- ranks ------------------------------------------------------------------------------------------------------

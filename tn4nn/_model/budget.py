@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from .._base.checks import nearest
 from .._base.errors import TopologyError
-from .._graph.budget import Problem, checked_budget, solve, topology_problem, untagged
+from .._graph.budget import checked_budget, solve
 from .._graph.network import Network
+from .._graph.rank_problem import joint_problem, ranks_of, topology_problem
 from .._graph.topology import Topology
 from .layers import Layer, OnNetwork, replace_networks
 
@@ -64,19 +65,11 @@ def with_budget(
     for name in wanted:
         if name not in open_layers:
             raise TopologyError(f"weights: {name!r} is no layer whose ranks are chosen." + nearest(name, open_layers))
-    parts = []
-    for name, t in open_layers.items():
-        share = wanted.get(name, 1.0)
-        parts.append(topology_problem(t, dict.fromkeys(t.bonds, share), tag=name))
-    constant = _fixed(model, open_layers) if count == "model" else 0
-    joint = Problem(
-        constant,
-        tuple(term for part in parts for term in part.terms),
-        {key: cap for part in parts for key, cap in part.caps.items()},
-        {key: weight for part in parts for key, weight in part.weights.items()},
-    )
-    ranks = solve(joint, budget)
-    return replace_networks(model, {name: Network(t, untagged(ranks, name)) for name, t in open_layers.items()})
+    parts = {
+        name: topology_problem(t, dict.fromkeys(t.bonds, wanted.get(name, 1.0))) for name, t in open_layers.items()
+    }
+    ranks = solve(joint_problem(parts, _fixed(model, open_layers) if count == "model" else 0), budget)
+    return replace_networks(model, {name: Network(t, ranks_of(name, ranks)) for name, t in open_layers.items()})
 
 
 def _fixed(model: Layer, open_layers: Mapping[str, Topology]) -> int:

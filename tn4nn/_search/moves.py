@@ -18,7 +18,6 @@ from .._base.arrays import Array
 from .._compression.ranks import Resized, grown, shortened
 from .._graph.network import Network
 from .._graph.topology import Core, Topology
-from .._graph.tree import holders_of
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -49,7 +48,7 @@ def structure_of(network: Network) -> str:
         >>> structure_of(tn.mpo((2, 3), (2, 2)).with_rank(4))
         '0:x0,y0 1:x1,y1 | 0-1=4'
     """
-    modes, holders = network.topology.modes, holders_of(network.topology)
+    modes, holders = network.topology.modes, network.topology.holders
     cores = [",".join(sorted(leg for leg in core.legs if leg in modes)) for core in network.topology.cores]
     bonds = sorted("-".join(map(str, holders[bond])) + f"={size}" for bond, size in network.ranks.items())
     return " ".join([*(f"{i}:{legs}" for i, legs in enumerate(cores)), "|", *bonds])
@@ -88,7 +87,7 @@ def smaller(network: Network, old_bonds: bool) -> Iterator[Move]:
 def swaps(network: Network) -> Iterator[Move]:
     """Two cores exchange a leg each: open legs (a permutation of the modes), or where the two are neighbours any legs
     that they do not share (on a binary tree: the other two ways to connect the branches around a bond)."""
-    t, holders = network.topology, holders_of(network.topology)
+    t, holders = network.topology, network.topology.holders
     for i, j in itertools.combinations(range(len(t.cores)), 2):
         near = _joined(t, i, j)
         mine, yours = (
@@ -137,7 +136,7 @@ def carried(network: Network, weights: Weights, onto: Network, seed: int) -> dic
     None where legs have changed places, as then nothing carries over, and for complex weights.
     """
     old, new = network.topology, onto.topology
-    was, now = holders_of(old), holders_of(new)
+    was, now = old.holders, new.holders
     if any(was[leg] != now[leg] for leg in old.modes) or any(np.iscomplexobj(a) for a in weights.values()):
         return None
     stay = {bond for bond in old.bonds if bond in new.bonds and was[bond] == now[bond]}

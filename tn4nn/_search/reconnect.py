@@ -23,7 +23,7 @@ from .._compression.entanglement import Cut
 from .._compression.svd import singular_values
 from .._compression.target import target_of
 from .._graph.topology import Topology
-from .._graph.tree import holders_of, tree_of
+from .._graph.tree import tree_of
 from .moves import exchanged
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _sides(tree: Topology) -> dict[str, frozenset[str]]:
 
 def _ways(tree: Topology, bond: str) -> Iterator[tuple[str, Topology]]:
     """The other ways to join the branches around a bond: one branch of either side changes places."""
-    i, j = holders_of(tree)[bond]
+    i, j = tree.holders[bond]
     one, other = tree.cores[i], tree.cores[j]
     keep = one.legs[0] if one.legs[0] != bond else one.legs[1]  # exchanging both branches would change nothing
     binary = len(one.legs) == len(other.legs) == 3

@@ -11,7 +11,7 @@ from .._base.arrays import Array
 from .._graph.contract import contract
 from .._graph.network import Network
 from .._graph.paths import Legs
-from .._graph.tree import held_modes, holders_of
+from .._graph.topology import modes_on_cores
 from .moves import Move
 
 
@@ -34,14 +34,14 @@ def promises(network: Network, weights: Mapping[str, Array], residual: Array, mo
 
 def _promise(network: Network, weights: Mapping[str, Array], residual: Array, move: Move) -> float:
     t = network.topology
-    ends = holders_of(move.network.topology)[move.bond]
+    ends = move.network.topology.holders[move.bond]
     pair = [tuple(leg for leg in t.cores[i].legs if leg != move.bond) for i in ends]
     if len(ends) != 2 or set(pair[0]) & set(pair[1]):
         return math.inf
     others = [core for i, core in enumerate(t.cores) if i not in ends]
     legs: list[Legs] = [core.legs for core in others]
     arrays = [weights[core.name] for core in others]
-    modes = held_modes(t)
+    modes = modes_on_cores(t)
     gradient = contract([*legs, modes], [*(a.conj() for a in arrays), residual], pair[0] + pair[1])
     rows = math.prod(network.sizes[leg] for leg in pair[0])
     u, s, vt = np.linalg.svd(gradient.reshape(rows, -1), full_matrices=False)

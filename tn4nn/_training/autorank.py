@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from .._base.errors import BudgetError, TN4NNError
 from .._compression.ranks import Resized, checked, grown, schmidt_values, shortened
-from .._graph.budget import checked_budget, rank_caps
+from .._graph.budget import checked_budget
 from .._graph.network import Network
-from .._graph.topology import Topology
+from .._graph.rank_problem import Step, greedy, joint_problem, ranks_of, topology_problem
 from .._model.layers import Layer, replace_networks
 
 Weights = Mapping[str, NDArray[Any]]
@@ -112,9 +112,9 @@ def moved(model: Layer, weights: Weights, auto: AutoRank, seed: int = 0) -> Move
     choice = _Choice(networks, cores, auto)
     changes = {}
     for layer, net in networks.items():
-        smaller = {b: r for b, r in choice.low[layer].items() if r < net.ranks[b]}
+        smaller = {b: r for b, r in ranks_of(layer, choice.low).items() if r < net.ranks[b]}
         made = shortened(Resized(net, cores[layer]), smaller)
-        larger = {b: r for b, r in choice.high[layer].items() if r > made.network.ranks[b]}
+        larger = {b: r for b, r in ranks_of(layer, choice.high).items() if r > made.network.ranks[b]}
         changes[layer] = grown(made, larger, seed)
     new = dict(weights)
     for layer, change in changes.items():
@@ -130,71 +130,57 @@ def _full(layer: str, core: str) -> str:
 
 
 class _Choice:
-    """The ranks after cutting (`low`) and after growing again (`high`), layer -> bond -> rank."""
+    """The ranks after cutting (`low`) and after growing again (`high`), by (layer, bond)."""
 
     def __init__(self, networks: Mapping[str, Network], cores: Mapping[str, Weights], auto: AutoRank) -> None:
-        self.topologies = {layer: net.topology for layer, net in networks.items()}
-        self.caps = {layer: rank_caps(t) for layer, t in self.topologies.items()}
-        self.low = {layer: dict(net.ranks) for layer, net in networks.items()}
-        self.start = {layer: dict(net.ranks) for layer, net in networks.items()}
+        self.problem = joint_problem({layer: topology_problem(net.topology) for layer, net in networks.items()})
+        self.start = {(layer, bond): rank for layer, net in networks.items() for bond, rank in net.ranks.items()}
         self.carried: dict[Key, NDArray[Any]] = {}
         for layer, net in networks.items():
             for bond in net.ranks:
                 squares = schmidt_values(net, cores[layer], bond) ** 2
                 self.carried[layer, bond] = squares / max(float(np.sum(squares)), 1e-300)
-        self.spent = sum(net.num_params for net in networks.values())
-        self._shrink(int((1 - auto.share) * auto.params))
-        self.high = {layer: dict(ranks) for layer, ranks in self.low.items()}
-        self._fill(auto.params)
+        self.low = self._shrunk(int((1 - auto.share) * auto.params))
+        self.high = self._filled(auto.params)
 
-    def _price(self, ranks: Mapping[str, Mapping[str, int]], key: Key, step: int) -> int:
-        """Parameters that one step of a bond adds."""
-        layer, bond = key
-        old = ranks[layer]
-        return _count(self.topologies[layer], {**old, bond: old[bond] + step}) - _count(self.topologies[layer], old)
+    def _shrunk(self, budget: int) -> dict[Key, int]:
+        """Ranks cut where the last value carries least for its parameters, until the budget holds or all that is left
+        is worth keeping."""
+        ranks = dict(self.start)
 
-    def _shrink(self, budget: int) -> None:
-        while self.spent > budget:
-            options = [key for key in self.carried if self.low[key[0]][key[1]] > 1]
-            if not options:
-                return
-            best = min(options, key=lambda k: self._least(k) / max(1, -self._price(self.low, k, -1)))
-            freed = -self._price(self.low, best, -1)
-            if self._least(best) / max(1, freed) > _WORTH * self._best_growth():
-                return
-            self.spent -= freed
-            self.low[best[0]][best[1]] -= 1
+        def uselessness(key: Key, price: int) -> float:
+            return -self._least(key, ranks) / price
 
-    def _best_growth(self) -> float:
+        def idle(step: Step[Key], params: int) -> bool:
+            return params > budget and ranks[step.bond] > 1 and -step.score <= worth
+
+        worth = _WORTH * self._best_growth(ranks)
+        for _ in greedy(self.problem, ranks, -1, uselessness, idle):
+            worth = _WORTH * self._best_growth(ranks)
+        return ranks
+
+    def _best_growth(self, ranks: Mapping[Key, int]) -> float:
         """What a new value might carry for its parameters where that is most."""
-        options = [k for k in self.carried if self.low[k[0]][k[1]] < self.caps[k[0]][k[1]]]
-        return max((self._least(k) / self._price(self.low, k, 1) for k in options), default=0.0)
+        growing = [key for key in ranks if ranks[key] < self.problem.caps[key]]
+        return max((self._least(key, ranks) / self.problem.price(key, ranks) for key in growing), default=0.0)
 
-    def _least(self, key: Key) -> float:
+    def _least(self, key: Key, ranks: Mapping[Key, int]) -> float:
         """What the last value of a bond carries."""
         values = self.carried[key]
-        return float(values[min(self.low[key[0]][key[1]], len(values)) - 1])
+        return float(values[min(ranks[key], len(values)) - 1])
 
-    def _fill(self, budget: int) -> None:
-        while True:
-            options = []
-            for key in self.carried:
-                layer, bond = key
-                rank, price = self.high[layer][bond], self._price(self.high, key, 1)
-                most = min(self.caps[layer][bond], _CAP * self.start[layer][bond])
-                if rank < most and self.spent + price <= budget:
-                    options.append((self._expected(key) / price, key, price))
-            if not options:
-                return
-            _, (layer, bond), price = max(options, key=lambda option: option[0])
-            self.high[layer][bond] += 1
-            self.spent += price
+    def _filled(self, budget: int) -> dict[Key, int]:
+        """Ranks grown where a new value might carry most for its parameters, until none fits."""
+        ranks = dict(self.low)
 
-    def _expected(self, key: Key) -> float:
-        """What a new value might carry: the last one that is kept, falling as the bond grows."""
-        layer, bond = key
-        return self._least(key) * (self.low[layer][bond] / self.high[layer][bond]) ** 2
+        def promise(key: Key, price: int) -> float:
+            # What the last value that is kept carries, falling as the bond grows.
+            return self._least(key, self.low) * (self.low[key] / ranks[key]) ** 2 / price
 
+        def fits(step: Step[Key], params: int) -> bool:
+            most = min(self.problem.caps[step.bond], _CAP * self.start[step.bond])
+            return ranks[step.bond] < most and params + step.price <= budget
 
-def _count(topology: Topology, ranks: Mapping[str, int]) -> int:
-    return Network(topology, ranks).num_params
+        for _ in greedy(self.problem, ranks, 1, promise, fits):
+            pass
+        return ranks

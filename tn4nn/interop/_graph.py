@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .._base.checks import checked_size, nearest
 from .._base.errors import BackendError, ShapeError, TopologyError
 from .._graph.network import Network
-from .._graph.topology import Core, Topology
+from .._graph.topology import Core, Topology, holders_of
 
 Legs = tuple[str, ...]
 Named = Sequence[tuple[str, Legs]]  # (core name, its indices)
@@ -41,15 +41,12 @@ def network_of(
     _check_tensors(tensors)
     for side, legs in (("inputs", inputs), ("outputs", outputs)):
         _check_side(side, legs, sizes)
-    holders: dict[str, list[str]] = {}
-    for tensor, legs in tensors:
-        for leg in legs:
-            holders.setdefault(leg, []).append(tensor)
-    for leg, on in holders.items():
-        if len(on) == 1 and leg not in inputs and leg not in outputs:
+    for leg, holders in holders_of([legs for _, legs in tensors]).items():
+        if len(holders) == 1 and leg not in inputs and leg not in outputs:
+            tensor = tensors[holders[0]][0]
             raise TopologyError(
-                f"index {leg!r} stands only on tensor {on[0]!r} and is neither input nor output: name it in inputs= or "
-                "outputs=, or sum over it before"
+                f"index {leg!r} stands only on tensor {tensor!r} and is neither input nor output: name it in inputs= "
+                "or outputs=, or sum over it before"
             )
     checked = {leg: checked_size(size, f"index {leg!r}") for leg, size in sizes.items()}
     topology = Topology(
@@ -130,7 +127,6 @@ def real_array(data: Any, tensor: str) -> NDArray[Any]:
 
 def check_on_cores(network: Network, what: str) -> None:
     """Refuses a kept leg that stands on no core: the other library could not hold it."""
-    held = {leg for core in network.topology.cores for leg in core.legs}
     for leg in network.topology.kept:
-        if leg not in held:
+        if not network.topology.holders[leg]:
             raise TopologyError(f"kept leg {leg!r} stands on no core: {what} has no place for it")

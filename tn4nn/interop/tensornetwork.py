@@ -137,7 +137,7 @@ def to_tensornetwork(network: Network, weights: Mapping[str, Any]) -> tuple[list
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     for leg, size in network.sizes.items():
-        ends = [nodes[i][leg] for i, core in enumerate(t.cores) if leg in core.legs]
+        ends = [nodes[i][leg] for i in t.holders[leg]]
         sides = [side for side, known in ((inputs, t.inputs), (outputs, t.outputs)) if leg in known]
         if len(ends) + len(sides) > 2 or not ends:
             hub = tensornetwork.CopyNode(len(ends) + len(sides), size, name=f"copy_{leg}")

@@ -21,7 +21,7 @@ from .._graph.network import Network
 from .._graph.paths import EXHAUSTIVE, Legs, Path, find_paths, greedy_path, legs_along, path_macs
 from .._graph.topology import modes_on_cores
 from .._runtime.lowering import lower
-from .._runtime.program import Ops, Program, lower, run
+from .._runtime.program import Ops, Program, run
 from .target import Target
 
 _STEPS = 8  # of conjugate gradients from the core before

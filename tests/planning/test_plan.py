@@ -17,11 +17,13 @@ import tn4nn as tn
 from tn4nn import reference
 from tn4nn._base.cache import PlanCache
 from tn4nn._base.errors import TN4NNError
-from tn4nn._graph.paths import find_paths, path_macs
-from tn4nn._graph.problem import is_path
-from tn4nn._planning import plan as _plan
-from tn4nn._planning.plan import Plan, Search, bucket
+from tn4nn._graph.candidates import candidate_paths
+from tn4nn._graph.paths import BATCH, find_paths, path_macs
+from tn4nn._graph.problem import Problem, is_path
+from tn4nn._planning.plan import Plan
+from tn4nn._planning.request import bucket
 from tn4nn._runtime.cost import Machine
+from tn4nn._runtime.lowering import lowered
 from tn4nn._runtime.program import Ops, run
 from tn4nn.testing import random_network
 
@@ -38,13 +40,18 @@ RING = tn.ring((4,) * 4, (4,) * 4).with_rank(8)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlanCache:
     """An empty cache for each test."""
     fresh = PlanCache(tmp_path / "plans")
-    monkeypatch.setattr("tn4nn._planning.plan._cache", fresh)
+    use(fresh, monkeypatch)
     return fresh
+
+
+def use(store: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tn4nn._planning.planner", "tn4nn._graph.candidates"):
+        monkeypatch.setattr(f"{module}._store", store)
 
 
 def forgotten(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the next process: the memory is empty, the files are there."""
-    monkeypatch.setattr("tn4nn._planning.plan._cache", PlanCache(cache.folder))
+    use(PlanCache(cache.folder), monkeypatch)
 
 
 def arrays(net: tn.Network, rows: int) -> tuple[dict, np.ndarray]:
@@ -62,10 +69,10 @@ def outcome(net: tn.Network, program, rows: int) -> tuple[np.ndarray, np.ndarray
 
 
 def every_order_is_right(net: tn.Network, batch: int, rows: int) -> set[str]:
-    search = Search(net, batch, "forward", "time", "apply", 4, Machine())
-    options = search.candidates(0, 1.0, None)
+    problem = Problem(net, "apply", batch)
+    options = candidate_paths(problem, time_limit=1.0)
     for _, path in options:
-        received, expected = outcome(net, search.lowered(path), rows)
+        received, expected = outcome(net, lowered(problem, path), rows)
         np.testing.assert_allclose(received, expected, rtol=1e-9, atol=1e-9)
     return {order for order, _ in options}
 
@@ -81,10 +88,11 @@ def test_every_order_gives_the_oracles_numbers_on_random_graphs() -> None:
     seen: set[str] = set()
     for seed in range(100):
         seen |= every_order_is_right(random_network(seed, cores=6), batch=4, rows=2)
-    assert seen == {
+    assert {name for name in seen if "merged" not in name} == {
         "fewest MACs found", "fewest MACs and writes found", "smallest intermediate found", "W first",
-        "left to right", "right to left",
+        "left to right", "right to left", "fewest MACs at batch 1", "fewest MACs at batch 16",
     }  # fmt: skip
+    assert "left to right, cores merged by 2+2+2" in seen
 
 
 @pytest.mark.parametrize("name", tn.catalogue())
@@ -166,8 +174,10 @@ def test_each_objective_is_least_in_its_own() -> None:
 
 
 def test_building_w_wins_where_it_is_cheap() -> None:
-    p = tn.plan(tn.mpo((4,) * 4, (4,) * 4).with_rank(16), batch=4096)
-    assert p.cost.macs < dict(p.candidates).get("left to right", p.cost).macs
+    net = tn.mpo((4,) * 4, (4,) * 4).with_rank(16)
+    p = tn.plan(net, batch=4096)
+    problem = Problem(net, "apply", 4096)
+    assert p.cost.macs < problem.macs(problem.chains()[0])
     assert p.path[-1] == (max(p.path[-1]), 4)[::-1] or 4 in p.path[-1]  # x comes last
 
 
@@ -313,7 +323,7 @@ def test_64_cores_within_the_time_limit() -> None:
     start = time.perf_counter()
     p = tn.plan(grid_of_64(), 4, time_limit=1.0, progress=lines.append, cache=False)
     assert time.perf_counter() - start < 15  # two searches end the round they are in, then it is priced
-    assert re.fullmatch(r"path search 1/\d+: best [\d.e+]+, [\d.]+ s", lines[0])
+    assert re.fullmatch(r"path search, tree 1: best [\d.e+]+, [\d.]+ s", lines[0])
     received, expected = outcome(grid_of_64(), p.program, 3)
     np.testing.assert_allclose(received, expected, rtol=1e-8, atol=1e-10)
 
@@ -355,10 +365,11 @@ def test_a_random_tree_of_a_thousand_cores_is_planned() -> None:
 def test_the_search_over_a_thousand_cores_ends_with_its_time_limit() -> None:
     modes = (2,) * 4 + (1,) * 996
     net = tn.mpo(modes, modes).with_rank(2)
-    tensors, _, output = _plan.problem(net, "apply")
+    problem = Problem(net, "apply", 64)
+    tensors, output = problem.tensors, problem.output
     lines: list[str] = []
     start = time.perf_counter()
-    path = find_paths(tensors, output, {**net.sizes, _plan.BATCH: 4}, time_limit=5.0, progress=lines.append)[0]
+    path = find_paths(tensors, output, {**net.sizes, BATCH: 4}, time_limit=5.0, progress=lines.append)[0]
     assert time.perf_counter() - start < 20  # it ends the round that it is in
     assert lines
     assert is_path(path, 1001)
@@ -383,8 +394,9 @@ def test_products_without_a_common_leg_are_searched_where_they_save() -> None:
 @pytest.mark.parametrize(("name", "rank", "least"), [("peps", 2, 7_247_757_824), ("cp", 4, 33_596_240)])
 def test_16_sites_cost_no_more_than_the_best_of_other_optimizers(name: str, rank: int, least: int) -> None:
     net = getattr(tn, name)((2,) * 16, (2,) * 16).with_rank(rank, clip=True)
-    tensors, _, output = _plan.problem(net, "apply")
-    sizes = {**net.sizes, _plan.BATCH: 64}
+    problem = Problem(net, "apply", 64)
+    tensors, output = problem.tensors, problem.output
+    sizes = {**net.sizes, BATCH: 64}
     assert path_macs(tensors, output, sizes, find_paths(tensors, output, sizes, time_limit=60)[0]) <= least
 
 
@@ -405,7 +417,7 @@ def test_slices_are_the_same_in_every_process() -> None:
         "net = tn.peps((2,) * 6, (3,) * 6).with_rank(3)\n"
         "peak = tn.plan(net, 1, cache=False).cost.peak\n"
         "plans = [tn.plan(net, 1, memory=peak * part // 8, cache=False) for part in (3, 4)]\n"
-        "print([(p.sliced, p.path, p.rows) for p in plans])"
+        "print([(p.sliced, p.path, p.block) for p in plans])"
     )
     said = []
     for seed in ("1", "2", "3"):
@@ -439,7 +451,7 @@ def test_found_once(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr("tn4nn._planning.plan.find_paths", fail)
+    monkeypatch.setattr("tn4nn._planning.planner.candidate_paths", fail)
     for memory, p in first.items():
         assert tn.plan(RING, 64, "train", memory=memory) == p
     forgotten(cache, monkeypatch)
@@ -489,9 +501,10 @@ def test_a_broken_file_is_told_and_written_again(how: str, cache: PlanCache, mon
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"path": [[0, 0]]}, {"path": [[0, 99]]}, {"path": [[-1, 0]]}, {"path": []}, {"path": "x"}, {"rows": "x"},
+    [{"path": [[0, 0]]}, {"path": [[0, 99]]}, {"path": [[-1, 0]]}, {"path": []}, {"path": "x"}, {"block": "x"},
      {"sliced": ["no leg"]}, {"cost": [1]}, {"cost": ["x"] * 5},
-     {"sliced": ["nothing"]}, {"sliced": 3}, {"candidates": [["a", 1]]}, {"order": None, "path": None}],
+     {"sliced": ["nothing"]}, {"sliced": 3}, {"layouts": [9]}, {"block": -1}, {"measured_s": "x"}, {"cost": None},
+     {"candidates": [["a", 1]]}, {"order": None, "path": None}],
     ids=str,
 )  # fmt: skip
 def test_an_entry_that_does_not_fit_is_planned_anew(
@@ -512,7 +525,7 @@ def test_an_entry_that_does_not_fit_is_planned_anew(
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tn.plan(RING, 64)
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("tn4nn._planning.plan._cache", PlanCache(tmp_path / "file" / "plans"))
+    use(PlanCache(tmp_path / "file" / "plans"), monkeypatch)
     with pytest.warns(UserWarning, match=r"plan cache in .* cannot be written .*: kept in memory"):
         assert tn.plan(RING, 64) == expected
     assert tn.plan(RING, 64) == expected  # out of memory, without a word
@@ -565,7 +578,7 @@ def test_the_memory_of_the_cache_is_bounded(cache: PlanCache, monkeypatch: pytes
 def test_a_chain_of_a_thousand_cores_is_lowered_and_right() -> None:
     n = 1000
     net = tn.mpo((2,) + (1,) * (n - 1), (3,) + (1,) * (n - 1)).with_rank(2)
-    search = Search(net, 4, "forward", "flops", "apply", 8, Machine())
+    problem = Problem(net, "apply", 4)
     cores = {name: array.astype(np.float64) for name, array in net.init(0).items()}
     row = np.ones(1)
     for core in reversed(net.topology.cores[1:]):
@@ -574,6 +587,6 @@ def test_a_chain_of_a_thousand_cores_is_lowered_and_right() -> None:
         cores["core0"], [net.topology.cores[0].legs.index(leg) for leg in ("x0", "y0", "a0")], [0, 1, 2]
     )
     x = np.random.default_rng(0).standard_normal((4, 2))
-    for path in search.chains():
-        y = run(OPS, search.lowered(path), [*cores.values(), x])
+    for path in problem.chains():
+        y = run(OPS, lowered(problem, path), [*cores.values(), x])
         np.testing.assert_allclose(y, np.einsum("bx,xya,a->by", x, first, row), rtol=1e-9)

@@ -13,11 +13,11 @@ from typing import Any
 from .._base.cache import plans as _store
 from .._base.hashing import fingerprint_of
 from .paths import BATCH, EXHAUSTIVE, SMALL, Path, Progress, find_paths, refined_paths
-from .problem import Problem, is_path, tree_of_path
+from .problem import CHAINS, Problem, is_path, tree_of_path, x_first
 
 VERSION = 1  # raised when the search may find other paths: old entries are then ignored
 SEARCHED_BATCH = 256  # rows at which a large network is searched
-MOST = 18  # orders that are priced, at most; "W first" comes on top
+MOST = 18  # orders that are priced, at most; "W first" and the cores in their order come on top
 TOO_DEAR = 1000  # times the fewest multiply-adds: taking the cores of a large graph in turn may take hours to lower
 _OTHER_BATCHES = (1, 16, 256, 4096)  # whose best orders are candidates too
 _FEWEST, _FEWEST_LARGE = 5, 3  # orders with the fewest multiply-adds; those of a large network take long to price
@@ -53,15 +53,17 @@ def candidate_paths(
         ['fewest MACs found', 'W first']
     """
     found: Named = {}
-    for order, path in _searched(problem, seed, time_limit, cache, progress):
-        _add(found, problem, order, path)
-    if problem.form == "apply":
-        for order, path in problem.merges():
-            _add(found, problem, order, path)
+    merges = problem.merges() if problem.form == "apply" else ()
+    others = _of_other_batches(problem)
+    for order, path in (*_searched(problem, seed, time_limit, cache, progress), *merges, *others):
+        found.setdefault(tree_of_path(path, len(problem.tensors)), (order, x_first(path, len(problem.tensors))))
     macs = {path: problem.macs(path) for _, path in found.values()}
     least = min(macs.values())
-    cheap = [(order, path) for order, path in found.values() if macs[path] <= TOO_DEAR * least]
-    cheap = sorted(cheap, key=lambda named: macs[named[1]])[:MOST]
+    ranked = sorted(
+        (named for named in found.values() if macs[named[1]] <= TOO_DEAR * least), key=lambda named: macs[named[1]]
+    )
+    # What a person would write by hand is named in every table.
+    cheap = [named for i, named in enumerate(ranked) if i < MOST or named[0] in CHAINS]
     if problem.form != "apply":
         return cheap
     first = problem.dense_first()
@@ -69,10 +71,6 @@ def candidate_paths(
         return cheap
     tree = tree_of_path(first, len(problem.tensors))
     return [*(named for named in cheap if tree_of_path(named[1], len(problem.tensors)) != tree), ("W first", first)]
-
-
-def _add(found: Named, problem: Problem, order: str, path: Path) -> None:
-    found.setdefault(tree_of_path(path, len(problem.tensors)), (order, path))
 
 
 def _searched(
@@ -90,15 +88,21 @@ def _searched(
 
 
 def _exhaustive(problem: Problem) -> Iterable[tuple[str, Path]]:
-    def best(sizes: Mapping[str, int], minimize: str = "flops") -> Path:
-        return find_paths(problem.tensors, problem.output, sizes, minimize=minimize)[0]
+    for order, minimize in (
+        ("fewest MACs found", "flops"),
+        ("fewest MACs and writes found", "combo"),
+        ("smallest intermediate found", "size"),
+    ):
+        yield order, find_paths(problem.tensors, problem.output, problem.sizes, minimize=minimize)[0]
 
-    yield "fewest MACs found", best(problem.sizes)
-    for rows in _OTHER_BATCHES if BATCH in problem.output else ():
+
+def _of_other_batches(problem: Problem) -> Iterable[tuple[str, Path]]:
+    """What has the fewest multiply-adds for other batches, of a small network; in the pool of a large one it is."""
+    if len(problem.tensors) > EXHAUSTIVE or BATCH not in problem.output:
+        return
+    for rows in _OTHER_BATCHES:
         if rows != problem.batch:
-            yield f"fewest MACs at batch {rows}", best(problem.at(rows).sizes)
-    yield "fewest MACs and writes found", best(problem.sizes, "combo")
-    yield "smallest intermediate found", best(problem.sizes, "size")
+            yield f"fewest MACs at batch {rows}", find_paths(problem.tensors, problem.output, problem.at(rows).sizes)[0]
 
 
 def _ranked(problem: Problem, pool: list[Path]) -> Iterable[tuple[str, Path]]:

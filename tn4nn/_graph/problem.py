@@ -14,6 +14,7 @@ from .paths import BATCH, WRITE_MACS, Legs, Path, chain_path, legs_along, path_m
 
 Form = Literal["apply", "gather", "dense", "kernel"]
 FORMS = ("apply", "gather", "dense", "kernel")
+CHAINS = ("left to right", "right to left")
 
 
 def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...], Legs]:
@@ -137,14 +138,16 @@ class Problem:
         """Neighbouring cores merged, then x through what they make, from either side."""
         cores = len(self.tensors) - 1
         for groups in _groupings(cores):
-            for order, name in ((groups, "left to right"), (groups[::-1], "right to left")):
+            for order, name in zip((groups, groups[::-1]), CHAINS, strict=True):
                 path: list[tuple[int, int]] = []
                 current = cores
                 made = [self._merged(group, path) for group in order]
                 for operand in made:
                     path.append((current, operand))
                     current = cores + len(path)
-                yield f"{name}, cores merged by {'+'.join(str(len(group)) for group in groups)}", tuple(path)
+                merged = "+".join(str(len(group)) for group in groups)
+                single = len(groups) == cores
+                yield name if single else f"{name}, cores merged by {merged}", tuple(path)
 
     def _merged(self, group: Sequence[int], path: list[tuple[int, int]]) -> int:
         """Contracts a group of cores from left to right; returns the number of what they make."""
@@ -189,6 +192,17 @@ def tree_of_path(path: Path, tensors: int) -> frozenset[frozenset[int]]:
     for a, b in path:
         below.append(below[a] | below[b])
     return frozenset(below[tensors:])
+
+
+def x_first(path: Path, tensors: int) -> Path:
+    """The same path with what holds x, the last tensor, first in each pair: a lowered product then needs no transpose.
+
+    Example:
+        >>> x_first(((0, 2), (1, 3)), 3)
+        ((2, 0), (3, 1))
+    """
+    chain = dict(chain_along_x(path, tensors))
+    return tuple(chain.get(node, pair) for node, pair in enumerate(path, tensors))
 
 
 def chain_along_x(path: Path, tensors: int) -> list[tuple[int, tuple[int, int]]]:

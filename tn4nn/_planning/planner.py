@@ -19,7 +19,7 @@ from .measure import measured, worth_measuring
 from .plan import Plan, in_bytes, restored_cost
 from .request import PlanRequest
 
-_TOLD = 16  # candidates that a plan names, at most
+_TOLD = 24  # candidates that a plan names, at most
 
 
 def find(request: PlanRequest, *, cache: bool = True, progress: Progress | None = None) -> Plan:

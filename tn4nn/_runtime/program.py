@@ -190,7 +190,8 @@ def trace(program: Program, shapes: Sequence[tuple[int, ...]]) -> list[Work]:
             shape = tuple(max(a, b) if a and b else 0 for a, b in zip(first, second, strict=True))
             macs = math.prod(shape)
             moved = math.prod(first) + math.prod(second) + macs
-            strides.append(_contiguous(shape))
+            sides = [_stepping(known[a], strides[a]) for a in step.args]
+            strides.append(_laid_out(shape, sides))
         known.append(shape)
         done.append(Work(shape, macs, moved, gemm, copies))
     return done
@@ -202,6 +203,32 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= size
     return tuple(reversed(strides))
+
+
+def _stepping(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides with 0 where an axis is broadcast."""
+    return tuple(stride if size != 1 else 0 for size, stride in zip(shape, strides, strict=True))
+
+
+def _laid_out(shape: tuple[int, ...], sides: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Strides of an elementwise result: its axes lie as those of the operands do (numpy's order "K", torch's too)."""
+    order: list[int] = []  # axes from the innermost to the outermost
+    for axis in reversed(range(len(shape))):
+        position = len(order)
+        while position and _inside(axis, order[position - 1], sides):
+            position -= 1
+        order.insert(position, axis)
+    strides, step = [0] * len(shape), 1
+    for axis in order:
+        strides[axis] = step
+        step *= shape[axis]
+    return tuple(strides)
+
+
+def _inside(axis: int, other: int, sides: Sequence[tuple[int, ...]]) -> bool:
+    """Whether an axis has smaller strides than another one in all operands that say anything about both."""
+    pairs = [(side[axis], side[other]) for side in sides if side[axis] and side[other]]
+    return bool(pairs) and all(mine < theirs for mine, theirs in pairs)
 
 
 def _is_matrix(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -68,6 +68,7 @@ class _Planned(nn.Module):
         engine: str | None,
         device: str | torch.device | None,
         dtype: str | torch.dtype,
+        executor: str | Plan | None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -91,7 +92,9 @@ class _Planned(nn.Module):
         self._padding = math.prod(t.inputs.values()) - t.in_features
         self._surplus = math.prod(t.outputs.values()) - t.out_features
         self._dense = layer.is_dense
-        self._runners = LayerRunners(layer, phase=phase, minimize=minimize, tune=tune, engine=engine, batch=batch)
+        self._runners = LayerRunners(
+            layer, phase=phase, minimize=minimize, tune=tune, engine=engine, batch=batch, executor=executor
+        )
         # Shapes and dtypes of x that need nothing but the native runtime.
         self._quick: dict[tuple[torch.Size, torch.dtype], Native] = {}
         self._tuned = Tuned()
@@ -293,6 +296,8 @@ class TNLinear(_Planned):
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
+        executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
+            all rows run. Left out, the fastest that there is.
 
     Raises:
         ShapeError: an input of the wrong shape, dtype or device.
@@ -320,11 +325,12 @@ class TNLinear(_Planned):
         engine: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        executor: str | Plan | None = None,
     ) -> None:
         layer = network if isinstance(network, layers.Linear) else layers.Linear(network, None, bias, ordering)
         super().__init__(
             layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
-            dtype=dtype,
+            dtype=dtype, executor=executor,
         )  # fmt: skip
         self._permutation = None if layer.ordering is None else np.asarray(layer.ordering.permutation)
         self.register_buffer("_order", None, persistent=False)
@@ -428,6 +434,8 @@ class TNConv2d(_Planned):
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
+        executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
+            all rows run. Left out, the fastest that there is.
 
     Example:
         >>> import torch, tn4nn as tn
@@ -453,12 +461,13 @@ class TNConv2d(_Planned):
         engine: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        executor: str | Plan | None = None,
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Conv2d(layer, None, kernel, stride, padding, bias)
         super().__init__(
             layer, weights, seed, batch=None, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
-            dtype=dtype,
+            dtype=dtype, executor=executor,
         )  # fmt: skip
         self.conv = layer
 
@@ -513,6 +522,8 @@ class TNEmbedding(_Planned):
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
         dtype: torch dtype or its name.
+        executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
+            all rows run. Left out, the fastest that there is.
 
     Example:
         >>> import torch, tn4nn as tn
@@ -536,12 +547,13 @@ class TNEmbedding(_Planned):
         engine: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        executor: str | Plan | None = None,
     ) -> None:
         if isinstance(layer, Network):
             layer = layers.Embedding(layer)
         super().__init__(
             layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
-            dtype=dtype,
+            dtype=dtype, executor=executor,
         )  # fmt: skip
         tokens = self.in_features
         if padding_idx is not None and not -tokens <= padding_idx < tokens:

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tn4nn._graph.problem import Form
-from tn4nn._model.layers import Embedding, OnNetwork
+from tn4nn._model.layers import OnNetwork
 from tn4nn._planning.layer import LayerPlanner
 from tn4nn._planning.plan import Plan
-from tn4nn._planning.planner import find
 from tn4nn._runtime.native import Native, native
 from tn4nn._runtime.target import Target
 from tn4nn.interop.engines import Engine, engine
@@ -71,12 +69,7 @@ class Runners:
 
     def lowered(self, rows: int, minimize: str | None = None) -> Steps | Engine:
         """An array program for that many rows, planned for another objective where asked."""
-        planner = self._planner
-        form: Form = "gather" if isinstance(planner.layer, Embedding) else "apply"
-        request = planner.request(planner.batch_class(rows), form)
-        programs = request.target.only(self.engine or "program")
-        request = dataclasses.replace(request, target=programs, tune=False, minimize=minimize or request.minimize)
-        return self._made(find(request))
+        return self._made(self._planner.program_plan(rows, minimize))
 
     def prepare(self) -> bool:
         """Plans what compiled and exported models run, where nothing may be planned while they are traced."""
@@ -104,19 +97,32 @@ class LayerRunners:
         tune: measure candidates of the native runtime.
         engine: another library that contracts.
         batch: rows that plans are made for; None for the class of those that come.
+        executor: the name of the one executor that may run, or a plan, by which all rows run.
+
+    Raises:
+        BackendError: a plan of another network.
     """
 
     def __init__(
-        self, layer: OnNetwork, *, phase: str, minimize: str, tune: bool, engine: str | None, batch: int | None
+        self,
+        layer: OnNetwork,
+        *,
+        phase: str,
+        minimize: str,
+        tune: bool,
+        engine: str | None,
+        batch: int | None,
+        executor: str | Plan | None = None,
     ) -> None:
         self.engine = engine
-        self._planner = LayerPlanner(layer, Target("torch"), phase, minimize, tune, batch)
+        self._planner = LayerPlanner(layer, Target("torch"), phase, minimize, tune, batch, executor)
         self._found: dict[tuple[torch.device, torch.dtype], Runners] = {}
 
     def __reduce__(self) -> Any:  # a copy finds its plans in the store
         planner = self._planner
         options: dict[str, Any] = {"phase": planner.phase, "minimize": planner.minimize, "tune": planner.tune}
-        return functools.partial(LayerRunners, planner.layer, engine=self.engine, batch=planner.batch, **options), ()
+        options |= {"engine": self.engine, "batch": planner.batch, "executor": planner.executor}
+        return functools.partial(LayerRunners, planner.layer, **options), ()
 
     def at(self, core: Tensor) -> Runners:
         """Those for the device of a core and the dtype in which it is computed: autocast's where that is on."""

@@ -12,12 +12,19 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import reference
-from tn4nn._planning import native as _native_plan
-from tn4nn._planning.native import paths, ways
+from tn4nn._graph.candidates import candidate_paths
+from tn4nn._graph.problem import Problem
+from tn4nn._planning import measure
+from tn4nn._planning.plan import Plan
+from tn4nn._planning.planner import candidates
+from tn4nn._planning.request import PlanRequest
 from tn4nn._runtime import compiled as _compiled
+from tn4nn._runtime import contraction as _contraction
 from tn4nn._runtime import native as _native
-from tn4nn._runtime import recipe as _tasks
+from tn4nn._runtime.cost import Cost
 from tn4nn._runtime.recipe import recipe
+from tn4nn._runtime.recipe_cost import FETCHED, recipe_cost
+from tn4nn._runtime.target import Target
 
 torch = pytest.importorskip("torch")
 from tn4nn_torch import TNLinear  # noqa: E402
@@ -44,18 +51,30 @@ def network(name, rank=2):
 
 def plain(net, **options):
     """The same layer in torch's own operations."""
-    layer = TNLinear(net, seed=1, **options)
-    layer.native_for = lambda rows, itemsize: None
-    return layer
+    return TNLinear(net, seed=1, executor="program", **options)
 
 
-def forced(net, path, block, layouts=(), itemsize=4, keep=False):
+def request(net, batch, phase="train", minimize="time", itemsize=4, **options):
+    """A question to the native runtime."""
+    target = Target(dtype=f"float{8 * itemsize}", executors=("native",))
+    return PlanRequest(net, batch, phase, minimize, target=target, **options)
+
+
+def priced(net, batch, phase="train", minimize="time"):
+    """All native candidates, the best first."""
+    return candidates(request(net, batch, phase, minimize))
+
+
+def paths(net, batch):
+    return candidate_paths(Problem(net, "apply", batch))
+
+
+def forced(net, path, block, layouts=(), itemsize=4, save=False):
     """A layer that runs this way whatever the cost model says."""
-    layer = TNLinear(net, seed=1, dtype="float32" if itemsize == 4 else "float64")
-    made = _native.native(recipe(net, path, block, itemsize=itemsize, layouts=layouts, keep=keep))
-    assert made is not None
-    layer.native_for = lambda rows, itemsize: made
-    return layer
+    nothing = Cost(0, 0, 0, 0, 0.0)
+    asked = request(net, block, itemsize=itemsize)
+    plan = Plan(asked, "native", "by hand", path, nothing, block=block, layouts=tuple(layouts), save=save)
+    return TNLinear(net, seed=1, dtype="float32" if itemsize == 4 else "float64", executor=plan)
 
 
 def rows_of(net, rows, seed=0, dtype=np.float32):
@@ -67,7 +86,7 @@ def close(a, b, tolerance=1e-5):
     return float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-30)
 
 
-def slopes(layer, x, **options):
+def gradients(layer, x, **options):
     value = x.clone().requires_grad_(True)
     wanted = [value, *layer.parameters()]
     return torch.autograd.grad((layer(value) ** 2).sum(), wanted, **options)
@@ -82,21 +101,21 @@ def test_values_and_gradients_of_the_plan(name, rows):
     weights = {n: p.detach().numpy() for n, p in layer.named_parameters() if n != "bias"}
     expected = x.double() @ torch.from_numpy(net.to_dense(weights)).double().T
     assert close(layer(x), expected)
-    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
+    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
     if name != "dense":  # a single core that is the matrix runs as one
-        assert layer._natives, "the runtime has run"
+        assert layer.plan(rows).executor == "native"
 
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_every_order_and_layout_gives_the_same(name):
     net = network(name, 3)
     x, other = rows_of(net, 19), plain(net)
-    y, expected = other(x), slopes(other, x)
+    y, expected = other(x), gradients(other, x)
     for _, path in paths(net, 19):
-        for layouts, block, keep in (((), 64, True), ((1,) * 9, 4, False), ((2, 3) * 5, 7, False), ((), 5, True)):
-            layer = forced(net, path, block, layouts, keep=keep)
+        for layouts, block, save in (((), 64, True), ((1,) * 9, 4, False), ((2, 3) * 5, 7, False), ((), 5, True)):
+            layer = forced(net, path, block, layouts, save=save)
             assert close(layer(x), y)
-            assert all(close(a, b) for a, b in zip(slopes(layer, x), expected, strict=True))
+            assert all(close(a, b) for a, b in zip(gradients(layer, x), expected, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -105,10 +124,10 @@ def test_random_graphs(seed):
 
     net = random_network(seed, cores=6)
     x, other = rows_of(net, 19), plain(net)
-    for way in ways(net, 19, "train"):
-        layer = forced(net, way.path, way.block, way.layouts, keep=way.keep)
+    for way in priced(net, 19)[:8]:
+        layer = forced(net, way.path, way.block, way.layouts, save=way.save)
         assert close(layer(x), other(x))
-        assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
+        assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
 
 
 @pytest.mark.parametrize("name", ["ring", "cp", "kept", "padded"])
@@ -129,7 +148,7 @@ def test_second_derivatives():
     layer, other, x = TNLinear(net, seed=1), plain(net), rows_of(net, 5)
 
     def second(module):
-        first = slopes(module, x, create_graph=True)
+        first = gradients(module, x, create_graph=True)
         return torch.autograd.grad(sum((g**2).sum() for g in first), list(module.parameters())[:2])
 
     assert all(close(a, b) for a, b in zip(second(layer), second(other), strict=True))
@@ -138,7 +157,7 @@ def test_second_derivatives():
 @pytest.mark.parametrize("name", ["mpo-3", "tree", "btt"])
 def test_only_what_is_asked_for_gets_a_gradient(name):
     net = network(name, 3)
-    whole = slopes(plain(net), rows_of(net, 20))
+    whole = gradients(plain(net), rows_of(net, 20))
     names = [n for n, _ in TNLinear(net, seed=1).named_parameters()]
     for frozen in range(len(names)):
         layer, x = TNLinear(net, seed=1), rows_of(net, 20).requires_grad_(frozen % 2 == 0)
@@ -153,13 +172,13 @@ def test_only_what_is_asked_for_gets_a_gradient(name):
 
 def test_states_are_kept_where_they_are_few():
     net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
-    found = _native_plan.candidates(net, 32, "train")
-    kept = next(way for way in found if way.keep)
-    again = next(way for way in found if dataclasses.replace(kept, keep=False, cost=way.cost) == way)
+    found = priced(net, 32)
+    kept = next(way for way in found if way.save)
+    again = next(way for way in found if dataclasses.replace(kept, save=False, cost=way.cost) == way)
     assert kept.cost.macs < again.cost.macs
     assert again.cost.saved < kept.cost.saved <= again.cost.saved + 5 * 2**20
-    assert not any(way.keep and way.path == kept.path for way in _native_plan.candidates(net, 2048, "train"))
-    assert not any(way.keep for way in _native_plan.candidates(net, 32, "forward"))
+    assert not any(way.save and way.path == kept.path for way in priced(net, 2048))
+    assert not any(way.save for way in priced(net, 32, "forward"))
 
 
 def test_little_more_than_the_input_is_kept_for_backward():
@@ -183,14 +202,14 @@ def test_little_more_than_the_input_is_kept_for_backward():
 def test_threads_give_the_same_numbers(keep):
     for name in ("mpo-3", "dense", "ring", "cp"):
         net = network(name, 3)
-        layer, x = forced(net, paths(net, 300)[0][1], 16, keep=keep), rows_of(net, 300)
-        alone = (layer(x), *slopes(layer, x))
+        layer, x = forced(net, paths(net, 300)[0][1], 16, save=keep), rows_of(net, 300)
+        alone = (layer(x), *gradients(layer, x))
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(2)
-            together = (layer(x), *slopes(layer, x))
+            together = (layer(x), *gradients(layer, x))
             assert all(close(a, b) for a, b in zip(alone, together, strict=True))
-            assert all(torch.equal(a, b) for a, b in zip(together, (layer(x), *slopes(layer, x)), strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(together, (layer(x), *gradients(layer, x)), strict=True))
         finally:
             torch.set_num_threads(before)
 
@@ -277,19 +296,15 @@ def test_cores_that_are_not_contiguous():
     layer._parameters["core1"] = torch.nn.Parameter(core.detach().mT.contiguous().mT)
     assert not layer.core1.is_contiguous()
     assert torch.equal(layer(x), y)
-    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(plain(net), x), strict=True))
+    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(plain(net), x), strict=True))
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------
 
 
-def test_ways_come_best_first_and_from_the_cache(monkeypatch):
-    net = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
-    found = ways(net, 64, "train")
-    predicted = [way.cost.predicted_s for way in found]
+def test_candidates_come_best_first():
+    predicted = [p.cost.predicted_s for p in priced(tn.mpo((4,) * 5, (4,) * 5).with_rank(4), 64)]
     assert predicted == sorted(predicted)
-    monkeypatch.setattr(_native_plan, "candidates", None)
-    assert ways(net, 64, "train") == found
 
 
 def test_the_search_has_a_seed_a_time_limit_and_progress(monkeypatch):
@@ -299,11 +314,11 @@ def test_the_search_has_a_seed_a_time_limit_and_progress(monkeypatch):
     for seconds in (60.0, 0.0):
         lines = []
         tn.plan(net, **asked, time_limit=seconds, progress=lines.append, cache=False)
-        assert lines[0].startswith("path search 1/")
+        assert lines[0].startswith("path search, tree 1: ")
         priced.append([line for line in lines if re.fullmatch(r"path \d+/\d+ priced: .+, [\d.]+ s", line)])
     assert len(priced[0]) > len(priced[1]) == 1  # what the limit has interrupted still has a plan
     tn.plan(net, **asked)
-    monkeypatch.setattr(_native_plan, "candidates", None)
+    monkeypatch.setattr("tn4nn._planning.planner.candidates", None)
     tn.plan(net, **asked)
     for other in ({"seed": 1}, {"time_limit": 9.0}):  # another question
         with pytest.raises(TypeError):
@@ -318,54 +333,46 @@ def test_a_chain_of_a_thousand_cores_is_planned_and_right():
     p = tn.plan(net, 4, "train", runtime="native", time_limit=5.0, progress=lines.append, cache=False)
     assert time.perf_counter() - start < 60  # it ends the step that it is in
     assert lines
-    layer, x = forced(net, p.path, p.block, p.way.layouts), rows_of(net, 4)
+    layer, x = forced(net, p.path, p.block, p.layouts), rows_of(net, 4)
     weights = {n: parameter.detach().double().numpy() for n, parameter in layer.named_parameters() if n != "bias"}
     assert close(layer(x), torch.from_numpy(reference.apply(net, weights, x.double().numpy())))
 
 
-def test_an_entry_of_the_cache_that_does_not_fit_is_planned_again(monkeypatch):
-    net = network("mpo-3")
-    right = ways(net, 8, "forward")
-    row = _native_plan._stored(right[0])
-    for wrong in ({}, {**row, "path": [[0, 1]]}, {**row, "block": 0}, {**row, "layouts": [9]}):
-        monkeypatch.setattr(_native_plan._cache, "get", lambda key, wrong=wrong: {"ways": [wrong]})
-        assert ways(net, 8, "forward") == right
-
-
 def test_minimize_memory_keeps_least():
     net = tn.mpo((4,) * 5, (4,) * 5).with_rank(16)
-    least, fast = (ways(net, 256, "train", minimize=what)[0].cost for what in ("memory", "time"))
+    least, fast = (priced(net, 256, minimize=what)[0].cost for what in ("memory", "time"))
     assert least.peak + least.saved < fast.peak + fast.saved
-    fewest = ways(net, 256, "train", minimize="flops")[0].cost
-    assert fewest.macs <= min(way.cost.macs for way in ways(net, 256, "train"))
+    fewest = priced(net, 256, minimize="flops")[0].cost
+    assert fewest.macs <= min(way.cost.macs for way in priced(net, 256))
 
 
 def test_tuning_measures_and_takes_the_fastest():
-    found = ways(network("mpo-3"), 16, "train", tune=True)
-    times = [way.measured_s for way in found]
+    net = network("mpo-3")
+    found = measure.measured(measure.worth_measuring(priced(net, 16)))
+    times = [p.measured_s for p in found]
     assert None not in times
     assert times == sorted(times)
-    net = network("mpo-3")
+    assert tn.plan(net, 16, "train", runtime="native", tune=True).measured_s > 0
     assert close(TNLinear(net, seed=1, tune=True)(rows_of(net, 16)), plain(net)(rows_of(net, 16)))
 
 
 def test_two_of_the_eight_that_are_measured_have_other_blocks():
     net = tn.mpo((4, 8, 8, 8, 4), (1, 10, 1, 1, 1)).with_rank(4)
-    every = _native_plan.candidates(net, 256, "train")
-    chosen = _native_plan.tried(every)
+    every = priced(net, 256)
+    chosen = measure.worth_measuring(every)
     assert len(chosen) == 8
     assert chosen[:6] == every[:6]
     assert len({way.block for way in chosen[6:]} - {way.block for way in every[:6]}) == 2
     assert list(chosen) == sorted(chosen, key=lambda way: way.cost.predicted_s)
-    same = tuple(way for way in every if way.block == every[0].block)
-    assert _native_plan.tried(same) == same[:8]
-    assert _native_plan.tried(same[:3]) == same[:3]
+    same = [way for way in every if way.block == every[0].block]
+    assert measure.worth_measuring(same) == same[:8]
+    assert measure.worth_measuring(same[:3]) == same[:3]
 
 
 def test_the_cost_counts_multiply_adds_once_forward_and_four_times_in_training():
     net = tn.low_rank(64, 32).with_rank(4)
-    forward = ways(net, 10, "forward")[0]
-    train = next(way for way in ways(net, 10, "train") if not way.keep)
+    forward = priced(net, 10, "forward")[0]
+    train = next(way for way in priced(net, 10) if not way.save)
     assert forward.cost.macs == 10 * 4 * (64 + 32)
     again = 10 * 64 * 4  # the state is made once more, y is not
     assert train.cost.macs == 3 * forward.cost.macs + again
@@ -380,7 +387,7 @@ def fresh(monkeypatch, tmp_path):
     """A process that has compiled nothing yet, with an empty cache folder."""
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     monkeypatch.setattr(_compiled, "_LIBRARIES", {})
-    monkeypatch.setattr(_compiled, "_TOLD", set())
+    monkeypatch.setattr(_compiled, "_WARNED", set())
     _native.runtime.cache_clear()
     yield tmp_path
     _native.runtime.cache_clear()
@@ -431,15 +438,15 @@ def test_only_sizes_of_float32_and_float64_are_known():
 
 def test_run_length_counts_what_lies_side_by_side():
     sizes = {"a": 2, "b": 3, "c": 4}
-    assert _tasks.run_length(("b", "c"), ("a", "b", "c"), sizes) == 12
-    assert _tasks.run_length(("a", "c"), ("a", "b", "c"), sizes) == 4
-    assert _tasks.run_length(("b",), ("a", "b", "c"), sizes) == 1
+    assert _contraction.run_length(("b", "c"), ("a", "b", "c"), sizes) == 12
+    assert _contraction.run_length(("a", "c"), ("a", "b", "c"), sizes) == 4
+    assert _contraction.run_length(("b",), ("a", "b", "c"), sizes) == 1
 
 
 def test_offsets_are_those_of_the_array():
-    place, sizes = _tasks.Place(0, 0, ("a", "b", "c"), 24), {"a": 2, "b": 3, "c": 4}
+    place, sizes = _contraction.View(0, 0, ("a", "b", "c"), 24), {"a": 2, "b": 3, "c": 4}
     expected = np.arange(48).reshape(2, 2, 3, 4)[:, :, 0, :].transpose(0, 2, 1).reshape(-1)
-    assert np.array_equal(_tasks.offsets(("c", "a"), place, sizes, rows=2), expected)
+    assert np.array_equal(_contraction.offsets(("c", "a"), place, sizes, rows=2), expected)
 
 
 # -- plans ------------------------------------------------------------------------------------------------------
@@ -496,10 +503,12 @@ def test_a_large_batch_merges_to_the_matrix_itself():
     assert frozen.network.num_params == 1024 * 1024
 
 
-def test_a_way_of_another_network_is_refused():
-    way = ways(network("mpo-3"), 8, "forward")[0]
+def test_a_plan_of_another_network_is_refused():
+    found = priced(network("mpo-3"), 8, "forward")[0]
     with pytest.raises(tn.TN4NNError, match="none over the 2 cores of 'low_rank' and x: was it planned for another"):
-        way.recipe(network("low_rank"))
+        recipe(network("low_rank"), found.path, 8)
+    with pytest.raises(tn.BackendError, match="expected a plan of its own network, received one of 'mpo'"):
+        TNLinear(network("low_rank"), executor=found)
 
 
 VECTORS = [("-mno-avx512f", 32), ("-mno-avx", 16)]
@@ -517,7 +526,7 @@ ALONG = [  # legs of a, b and c, the group that the vectors lie along
 ]
 
 
-def assert_tasks_agree(itemsize):
+def assert_calls_agree(itemsize):
     rng, dtype = np.random.default_rng(0), np.dtype(f"f{itemsize}")
     library = _native.runtime(itemsize)
     for a, b, c, along in ALONG:
@@ -526,39 +535,41 @@ def assert_tasks_agree(itemsize):
             sizes = {"m": m, "n": n, "k": k, "h": 21, "q": 32, "p": 3, "4": 4}
             arrays = [rng.standard_normal([sizes[leg] for leg in legs]).astype(dtype) for legs in (a, b)]
             made = np.full([sizes[leg] for leg in c], np.nan, dtype)
-            places = [_tasks.Place(i, 0, tuple(legs)) for i, legs in enumerate((a, b, c))]
-            task = _tasks.contracted(*places)._replace(along=along)
-            task = task._replace(k=tuple(leg for leg in b if leg in task.k))
+            views = [_contraction.View(i, 0, tuple(legs)) for i, legs in enumerate((a, b, c))]
+            call = _contraction.contraction_of(*views)._replace(along=along)
+            call = call._replace(k=tuple(leg for leg in b if leg in call.k))
             zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 6}
-            piece = _native.piece_of(([task], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
+            encoded = _native.encode(([call], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
             given = np.array([*(array.ctypes.data for array in (*arrays, made)), 0, 0])
-            library.forward(piece.ctypes.data, 1, given.ctypes.data, 1, _native._parallel, None)
+            library.forward(encoded.ctypes.data, 1, given.ctypes.data, 1, _native._parallel, None)
             expected = np.einsum(f"{a},{b}->{c}".replace("4", "f"), *(array.astype("f8") for array in arrays))
             assert np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max(), (a, b, c, m, n, k)
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_vectors_may_lie_along_every_group(itemsize):
-    assert_tasks_agree(itemsize)
+    assert_calls_agree(itemsize)
 
 
 def test_the_gradient_of_a_small_core_has_its_vectors_along_the_rows():
     net = tn.mpo((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(2)
-    way = ways(net, 2048, "train", cache=False)[0]
-    made = way.recipe(net)
-    back = made.back(made.passes, True, frozenset(range(5)))
-    assert {task.along for task in back if task.rows == "k"} >= {"k"}
+    way = priced(net, 2048, "train")[0]
+    made = way.recipe
+    back = made.backward(made.steps, True, frozenset(range(5)))
+    assert {call.along for call in back if call.rows == "k"} >= {"k"}
 
 
 def test_what_lies_in_pieces_is_priced_above_what_lies_along_k():
     at = {"h": 1, "m": 8, "k": 4096, "n": 8, "b_run": 1, "c_run": 1, "k_run": 16, "a_run": 16, "m_run": 1, "cm_run": 1}
     at |= {"b_step": 1, "c_step": 1}
     machine = tn.Machine()
-    seconds = {along: _tasks.task_seconds(_tasks.Shape(**at, along=along), machine) for along in "nk"}
+    seconds = {
+        along: _contraction.contraction_seconds(_contraction.Shape(**at, along=along), machine) for along in "nk"
+    }
     assert seconds["k"] < seconds["n"] / 2
-    loose = _tasks.task_seconds(_tasks.Shape(**at | {"a_run": 1}, along="k"), machine)
+    loose = _contraction.contraction_seconds(_contraction.Shape(**at | {"a_run": 1}, along="k"), machine)
     assert loose > seconds["k"]
-    whole = _tasks.task_seconds(_tasks.Shape(**at | {"c_run": 4}, along="n"), machine)
+    whole = _contraction.contraction_seconds(_contraction.Shape(**at | {"c_run": 4}, along="n"), machine)
     assert whole < seconds["n"]
 
 
@@ -568,16 +579,16 @@ def test_long_outputs_lie_in_large_pages():
         pytest.skip("this kernel gives large pages to all who need them, or to none")
     net = tn.low_rank(4096, 8).with_rank(2)
     layer = TNLinear(net, bias=False)
-    assert layer.native_for(4096, 4) is not None
+    assert layer.runners.native(4096) is not None
     x = torch.ones(4096, 4096, requires_grad=True)  # more than an allocator keeps
-    (slope,) = torch.autograd.grad(layer(x).sum(), x)
+    (grad,) = torch.autograd.grad(layer(x).sum(), x)
     held = {}
     for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             low, high = (int(n, 16) for n in line.split()[0].split("-"))
         elif line.startswith("AnonHugePages"):
             held[low, high] = int(line.split()[1]) << 10
-    middle = slope.data_ptr() + slope.nbytes // 2
+    middle = grad.data_ptr() + grad.nbytes // 2
     assert next(size for (low, high), size in held.items() if low <= middle < high) > 0
 
 
@@ -595,9 +606,9 @@ def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
             dtype = np.float32 if itemsize == 4 else np.float64
             layer, other = forced(net, paths(net, 21)[0][1], 8, itemsize=itemsize), plain(net)
             x = rows_of(net, 21, dtype=dtype)
-            expected = (other.to(x.dtype)(x), *slopes(other, x))
-            assert all(close(a, b) for a, b in zip((layer(x), *slopes(layer, x)), expected, strict=True))
-        assert_tasks_agree(itemsize)
+            expected = (other.to(x.dtype)(x), *gradients(other, x))
+            assert all(close(a, b) for a, b in zip((layer(x), *gradients(layer, x)), expected, strict=True))
+        assert_calls_agree(itemsize)
     finally:
         _native.runtime.cache_clear()
 
@@ -608,15 +619,15 @@ def test_much_that_is_made_of_cores_is_made_again_instead_of_kept(itemsize, thre
     net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
     path = next(path for order, path in paths(net, 64) if order == "left to right, cores merged by 2+2")
     layer, other = forced(net, path, 16, itemsize=itemsize), plain(net)
-    made = layer.native_for(64, itemsize)
-    assert made.recipe.lengths[made.recipe.bases.made] * itemsize > 10**6
-    assert made.kept(64) == made.recipe.held == 0
-    assert _native.native(recipe(net, path, 16, itemsize=itemsize, keep=True)).recipe.held > 0
+    made = layer.runners.native(64)
+    assert made.recipe.lengths[made.recipe.buffers.prologue] * itemsize > 10**6
+    assert made.saved(64) == made.recipe.saved_prologue == 0
+    assert _native.native(recipe(net, path, 16, itemsize=itemsize, save=True)).recipe.saved_prologue > 0
     x = rows_of(net, 64 * threads, dtype=np.float32 if itemsize == 4 else np.float64)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found, expected = (layer(x), *slopes(layer, x)), (other.to(x.dtype)(x), *slopes(other, x))
+        found, expected = (layer(x), *gradients(layer, x)), (other.to(x.dtype)(x), *gradients(other, x))
         assert all(close(a, b) for a, b in zip(found, expected, strict=True))
     finally:
         torch.set_num_threads(before)
@@ -626,8 +637,8 @@ def test_a_plan_in_blocks_keeps_at_most_a_million_bytes_beside_x_and_y():
     seen = set()
     for features, rank, rows in ((8, 64, 32), (4, 4, 32), (4, 2, 256), (4, 4, 256)):
         net = tn.mpo((features,) * 4, (features,) * 4).with_rank(rank)
-        for way in _native_plan.candidates(net, rows, "train"):
-            seen.add((way.block < rows, way.keep))
+        for way in priced(net, rows):
+            seen.add((way.block < rows, way.save))
             if way.block < rows:
                 assert way.cost.saved <= 4 * 2 * rows * features**4 + 10**6
     assert len(seen) == 4
@@ -635,11 +646,11 @@ def test_a_plan_in_blocks_keeps_at_most_a_million_bytes_beside_x_and_y():
 
 def test_states_of_all_rows_at_once_are_kept_up_to_five_mebibytes():
     net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
-    kept = [w for w in _native_plan.candidates(net, 1, "train") if w.keep and w.cost.saved > 3 * 2**20]
+    kept = [w for w in priced(net, 1) if w.save and w.cost.saved > 3 * 2**20]
     assert kept[0].cost.macs < 4 * 67108864  # nothing is made a second time
-    assert not any(w.keep for w in _native_plan.candidates(net, 32, "train") if w.path == kept[0].path)
-    layer, other, x = forced(net, kept[0].path, 1, kept[0].layouts, keep=True), plain(net), rows_of(net, 1)
-    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
+    assert not any(w.save for w in priced(net, 32) if w.path == kept[0].path)
+    layer, other, x = forced(net, kept[0].path, 1, kept[0].layouts, save=True), plain(net), rows_of(net, 1)
+    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
 
 
 def test_one_bad_measurement_does_not_rule_a_way_out():
@@ -650,21 +661,21 @@ def test_one_bad_measurement_does_not_rule_a_way_out():
         calls += 1
         time.sleep(0.03 if calls == 3 else 0.002)  # the first that counts
 
-    steady, found = _native_plan._interleaved([lambda: time.sleep(0.004), disturbed])
+    steady, found = measure.interleaved([lambda: time.sleep(0.004), disturbed])
     assert found < steady
 
 
 def test_all_rows_at_once_may_keep_what_was_made_of_the_cores():
     net = tn.ring((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(8)
-    every = [way for way in _native_plan.candidates(net, 32, "train") if way.order == "W first"]
-    at_once = {way.keep: way for way in every if way.block == 32}
+    every = [way for way in priced(net, 32) if way.order == "W first"]
+    at_once = {way.save: way for way in every if way.block == 32}
     assert at_once[True].cost.saved - at_once[False].cost.saved > 4 * 1024**2  # W, and what it was made of
     assert at_once[True].cost.predicted_s < at_once[False].cost.predicted_s
-    assert {way.keep for way in every if way.block < 32} == {False}
-    layer, other = forced(net, at_once[True].path, 32, keep=True), plain(net)
+    assert {way.save for way in every if way.block < 32} == {False}
+    layer, other = forced(net, at_once[True].path, 32, save=True), plain(net)
     x = rows_of(net, 32)
-    assert layer.native_for(32, 4).kept(32) > 1024**2
-    assert all(close(a, b) for a, b in zip(slopes(layer, x), slopes(other, x), strict=True))
+    assert layer.runners.native(32).saved(32) > 1024**2
+    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
 
 
 def test_the_first_call_does_not_say_how_often_a_way_is_run():
@@ -675,28 +686,34 @@ def test_the_first_call_does_not_say_how_often_a_way_is_run():
         calls += 1
         time.sleep(0.01 if calls == 1 else 0.0002)
 
-    _native_plan._interleaved([first_is_slow], least=2e-3, rounds=2)
+    measure.interleaved([first_is_slow], least=2e-3, rounds=2)
     assert calls > 6
 
 
 def test_the_planner_knows_how_much_the_runtime_fetches():
     assert re.search(r"#define FETCHED \(1 << 21\)", _native.source())
-    assert _native_plan.FETCHED == 1 << 21
+    assert FETCHED == 1 << 21
 
 
 def test_the_planner_knows_how_much_the_runtime_copies_at_a_time():
-    assert re.search(rf"#define KC {_tasks._DEPTH} ", _native.source())
-    assert re.search(rf"FAR_K = {_tasks._FAR_K}, FAR_N = {_tasks._FAR_N} ", _native.source())
+    assert re.search(rf"#define KC {_contraction._DEPTH} ", _native.source())
+    assert re.search(rf"FAR_K = {_contraction._FAR_K}, FAR_N = {_contraction._FAR_N} ", _native.source())
 
 
 @pytest.mark.parametrize("batch", [40, 4096])
 def test_rows_that_memory_has_to_bring_are_priced_by_what_is_fetched(batch):
     net = tn.mpo((8, 8, 8, 8), (1, 2, 5, 1)).with_rank(4)
-    [(order, path), *_] = _native_plan.paths(net, batch)
-    pricer = _native_plan._Pricer(net, path, order, batch, "forward", 4, tn.Machine())
-    few, some, many = (pricer._streamed(4096, 10, block) for block in (16, 64, 512))
-    assert many == pytest.approx(few * (3.5 if batch == 4096 else 1.0))
-    assert few < some < many if batch == 4096 else few == some
+    path, machine = paths(net, batch)[0][1], tn.Machine()
+    slow = dataclasses.replace(machine, memory_bytes_per_s=machine.memory_bytes_per_s / 1000)
+
+    def streams(block):
+        """Seconds per row that slower memory adds."""
+        made = recipe(net, path, block)
+        costs = [recipe_cost(made, batch, "forward", m).predicted_s for m in (machine, slow)]
+        return costs[1] - costs[0]
+
+    few, some, many = map(streams, (16, 64, 512))
+    assert few < some < many if batch == 4096 else few <= some
 
 
 def test_numbers_a_page_apart_cost_more_to_write():
@@ -715,8 +732,10 @@ def test_numbers_a_page_apart_cost_more_to_write():
         "along": "n",
     }
     machine = tn.Machine()
-    near, apart = (_tasks.task_seconds(_tasks.Shape(**at, c_step=step), machine) for step in (1000, 1024))
-    beside = _tasks.task_seconds(_tasks.Shape(**at | {"cm_run": 8}, c_step=1024), machine)
+    near, apart = (
+        _contraction.contraction_seconds(_contraction.Shape(**at, c_step=step), machine) for step in (1000, 1024)
+    )
+    beside = _contraction.contraction_seconds(_contraction.Shape(**at | {"cm_run": 8}, c_step=1024), machine)
     assert apart > near
     assert apart > beside
 
@@ -724,7 +743,7 @@ def test_numbers_a_page_apart_cost_more_to_write():
 def test_paths_whose_products_alone_take_too_long_are_not_priced():
     net = tn.build("peps", 2**12, 2**12, grid=(3, 4), pad=False).with_rank(2)
     found = paths(net, 256)
-    orders = {way.order for way in _native_plan.candidates(net, 256, "train")}
+    orders = {way.order for way in priced(net, 256)}
     assert any(order == "W first" for order, _ in found)
     assert "W first" not in orders
-    assert {way.order for way in _native_plan.candidates(net, 256, "train", "memory")} > orders
+    assert {way.order for way in priced(net, 256, minimize="memory")} > orders

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .._base.errors import TN4NNError
+from .._base.errors import BackendError, TN4NNError
 from .._graph.network import Network
 from .._graph.paths import Progress
 from .._graph.problem import Form
@@ -123,6 +123,10 @@ class LayerPlanner:
         minimize: what plans are cheap in.
         tune: measure candidates.
         batch: rows that plans are made for; None for the class of those that come.
+        executor: a plan, by which all rows run; or the name of the one executor that may run.
+
+    Raises:
+        BackendError: a plan of another network, or an executor that the target does not have.
     """
 
     layer: OnNetwork
@@ -131,6 +135,14 @@ class LayerPlanner:
     minimize: str = "time"
     tune: bool = False
     batch: int | None = None
+    executor: str | Plan | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.executor, Plan) and self.executor.network != self.layer.solid():
+            raise BackendError(
+                f"{self.layer.describe()}: expected a plan of its own network, received one of "
+                f"{self.executor.network.topology.name!r}: make it with tn.plan(layer.network, ...)"
+            )
 
     def batch_class(self, rows: int) -> int:
         """The number of rows that the plan for some rows is made for."""
@@ -147,6 +159,8 @@ class LayerPlanner:
     def class_plan(self, rows: int) -> Plan:
         """The same, with the cost of the batch class that it was made for."""
         batch, layer = self.batch_class(rows), self.layer
+        if isinstance(self.executor, Plan):
+            return self.executor
         if isinstance(layer, Embedding):
             return find(self.request(batch, "gather"))
         if not isinstance(layer, Conv2d):
@@ -161,7 +175,16 @@ class LayerPlanner:
 
     def rows_plan(self, rows: int) -> Plan:
         """The plan of rows that are there already: of a convolution, its patches."""
-        return find(self.request(self.batch_class(rows)))
+        return self.executor if isinstance(self.executor, Plan) else find(self.request(self.batch_class(rows)))
+
+    def program_plan(self, rows: int, minimize: str | None = None) -> Plan:
+        """The plan of the array program for some rows, for another objective where asked."""
+        if isinstance(self.executor, Plan):
+            return self.executor
+        request = self.request(self.batch_class(rows), "gather" if isinstance(self.layer, Embedding) else "apply")
+        programs = tuple(name for name in request.target.executors if name not in ("native", "dense"))
+        target = request.target.only(*(programs or ("program",)))
+        return find(dataclasses.replace(request, target=target, tune=False, minimize=minimize or self.minimize))
 
     def whole(self) -> Plan:
         """The plan that makes W."""
@@ -172,7 +195,8 @@ class LayerPlanner:
         window = 1
         if isinstance(self.layer, Conv2d) and form in ("apply", "kernel"):
             window = self.layer.kernel[0] * self.layer.kernel[1]
-        tune = self.tune and form == "apply" and "native" in self.target.executors and not self.layer.is_dense
-        return PlanRequest(
-            self.layer.solid(), batch, self.phase, self.minimize, form, self.target, tune=tune, window=window
-        )
+        target = self.target
+        if isinstance(self.executor, str) and form in ("apply", "gather"):
+            target = target.only(self.executor)
+        tune = self.tune and form == "apply" and "native" in target.executors and not self.layer.is_dense
+        return PlanRequest(self.layer.solid(), batch, self.phase, self.minimize, form, target, tune=tune, window=window)

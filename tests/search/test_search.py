@@ -10,10 +10,10 @@ from helpers import relative_error
 
 import tn4nn as tn
 from tn4nn._compression.target import Target
-from tn4nn._search.moves import carried, larger, smaller, structure_of, swaps
+from tn4nn._search.moves import larger, smaller, structure_of, swaps, warm_start
 from tn4nn._search.objective import ArrayObjective
 from tn4nn._search.reconnect import _sides
-from tn4nn._search.screen import promises
+from tn4nn._search.screen import estimated_gains
 from tn4nn.testing import random_network
 
 
@@ -195,7 +195,7 @@ def test_a_larger_neighbour_starts_at_the_same_matrix(seed: int) -> None:
     net = random_network(seed, cores=4)
     weights = {name: core.astype(float) for name, core in net.init(seed).items()}
     for move in larger(net, new_bonds=True):
-        grown = carried(net, weights, move.network, seed)
+        grown = warm_start(net, weights, move.network, seed)
         assert grown is not None
         assert move.network.to_dense(grown) == pytest.approx(net.to_dense(weights), abs=1e-12)
 
@@ -204,7 +204,7 @@ def test_a_smaller_neighbour_starts_at_what_matters_most() -> None:
     net = tn.mpo((3, 3), (3, 3)).with_rank(4)
     weights = {name: core.astype(float) for name, core in net.init(0).items()}
     for move in smaller(net, old_bonds=True):
-        cut = carried(net, weights, move.network, 0)
+        cut = warm_start(net, weights, move.network, 0)
         assert cut is not None
         spectrum = tn.entanglement(net, weights)[0].spectrum
         lost = np.linalg.norm(net.to_dense(weights) - move.network.to_dense(cut))
@@ -236,7 +236,7 @@ def test_what_a_bond_promises_is_what_the_best_rank_one_step_gives(seed: int) ->
     residual = W - net.to_dense(weights)
     move = next(larger(net, new_bonds=False))
     target = Target(net.topology, W, None)
-    assert promises(net, weights, target.tensor(residual), [move]) == pytest.approx([s[2] ** 2])
+    assert estimated_gains(net, weights, target.tensor(residual), [move]) == pytest.approx([s[2] ** 2])
 
 
 # -- trees by entanglement --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from helpers import relative_error, small_data
 
 import tn4nn as tn
-from tn4nn._compression.ranks import Resized, grown, schmidt_values, shortened
+from tn4nn._compression.ranks import Resized, schmidt_values, with_larger_bonds, with_smaller_bonds
 from tn4nn._training import train as _train
 from tn4nn._training.autorank import AutoRank, moved
 
@@ -115,7 +115,7 @@ def test_moments_follow_as_gradients_do() -> None:
     mixing = noise.standard_normal((5, 5)) + 3 * np.eye(5)  # some other gauge, so that the cut has something to turn
     weights["core0"] = np.tensordot(weights["core0"], mixing, (2, 0))
     weights["core1"] = np.tensordot(np.linalg.inv(mixing), weights["core1"], (1, 0))
-    made = shortened(Resized(larger, {n: a.astype(np.float64) for n, a in weights.items()}), {"a0": 3})
+    made = with_smaller_bonds(Resized(larger, {n: a.astype(np.float64) for n, a in weights.items()}), {"a0": 3})
     x = torch.from_numpy(noise.standard_normal((7, 24)))
 
     def gradients(which: tn.Network, cores: Any) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def test_every_topology_grows_in_training_with_its_optimizer(
 def test_squares_of_gradients_start_at_the_mean_where_a_bond_is_new() -> None:
     net = tn.low_rank(4, 4).with_rank(2)
     weights = {name: array.astype(np.float64) for name, array in net.init(0).items()}
-    made = grown(Resized(net, weights), {"a0": 4}, 0)
+    made = with_larger_bonds(Resized(net, weights), {"a0": 4}, 0)
     moment = np.arange(8.0).reshape(4, 2)
     assert np.array_equal(made.moment("core0", moment, 1), np.pad(moment, ((0, 0), (0, 2))))
     mean = moment.mean(axis=1, keepdims=True)

@@ -19,7 +19,7 @@ from .._base.arrays import Array
 from .._graph.contract import contract
 from .._graph.network import Network
 from .._graph.paths import EXHAUSTIVE, Legs, Path, find_paths, greedy_path, legs_along, path_macs
-from .._graph.topology import modes_on_cores
+from .._graph.topology import Core, modes_on_cores
 from .._runtime.lowering import lower
 from .._runtime.program import Ops, Program, run
 from .target import Target
@@ -58,8 +58,23 @@ class Contraction:
 
 @dataclasses.dataclass(frozen=True)
 class _Update:
-    """How one core is found. `batch`, `unknown` and `free` are its legs; `normal` gives N, or where that is too
-    `large`, N times the core; `macs` are the multiply-adds of it all."""
+    """How one core is found: for each value of its batch legs the system  normal @ core = right.
+
+    With B values of all batch legs together, K of all unknown ones and F of all free ones, `right` has shape (B, K, F)
+    and `normal` (B, K, K). Where making the normal matrices is too `large` a task, `normal` gives their product with
+    the core instead, of shape (B, K, F).
+
+    Attributes:
+        core: its name.
+        legs: in the order of its axes.
+        batch: open legs that other tensors hold too.
+        unknown: legs that are summed with other tensors.
+        free: the other open legs.
+        large: whether the system is solved by conjugate gradients.
+        normal: the network beside its conjugate, without this core (or with it once).
+        right: W beside the conjugate of the network, without this core.
+        macs: multiply-adds of one update.
+    """
 
     core: str
     legs: Legs
@@ -70,6 +85,19 @@ class _Update:
     normal: Contraction
     right: Contraction
     macs: int
+
+    @property
+    def order(self) -> Legs:
+        """The legs in the order of the system."""
+        return (*self.batch, *self.unknown, *self.free)
+
+    def to_system(self, core: Array) -> Array:
+        """A core with its axes in the order of the system."""
+        return core.transpose([self.legs.index(leg) for leg in self.order])
+
+    def from_system(self, core: Array) -> Array:
+        """The reverse."""
+        return core.transpose([self.order.index(leg) for leg in self.legs])
 
 
 class Als:
@@ -102,31 +130,43 @@ class Als:
     # -- what is contracted -----------------------------------------------------------------------------------
 
     def _update(self, position: int) -> _Update:
-        cores, modes = self.network.topology.cores, self.network.topology.modes
+        cores = self.network.topology.cores
         core, others = cores[position], [*cores[:position], *cores[position + 1 :]]
+        batch, unknown, free = self._roles(core, others)
+        right = self._target_around(others, (*batch, *unknown, *free))  # (B, K, F)
+        tensors, arrays = self.beside(others, others)
+        outer = (*batch, *map(primed, unknown))
+        normal = self.contraction(tensors, arrays, (*outer, *unknown))  # (B, K, K)
+        product = self.contraction([core.legs, *tensors], [":unknown", *arrays], (*outer, *free))  # (B, K, F)
+        b, k, f = map(self.size, (batch, unknown, free))
+        by_solving = self.macs_of(normal) + b * k * k * (k + f)
+        by_gradients = _STEPS * self.macs_of(product)
+        large = by_solving > _EXACTNESS * by_gradients
+        macs = self.macs_of(right) + (by_gradients if large else by_solving)
+        return _Update(core.name, core.legs, batch, unknown, free, large, product if large else normal, right, macs)
+
+    def _roles(self, core: Core, others: Sequence[Core]) -> tuple[Legs, Legs, Legs]:
+        """The batch, unknown and free legs of a core."""
+        modes = self.network.topology.modes
         around = {leg for other in others for leg in other.legs} | set(self.metric)
         unknown = tuple(leg for leg in core.legs if leg not in modes or leg in self.weighed)
         batch = tuple(leg for leg in core.legs if leg not in unknown and leg in around)
         free = tuple(leg for leg in core.legs if leg not in unknown and leg not in batch)
-        names = [other.name for other in others]
-        right = self.contraction(
-            [*(other.legs for other in others), modes_on_cores(self.network.topology)],
-            [*map(primed, names), ":target"],
-            (*batch, *unknown, *free),
-        )
-        # The network beside its conjugate, without this core: N, or with it once: N times the core.
-        tensors = [*(other.legs for other in others), *(self.bra(other.legs) for other in others)]
-        arrays = [*names, *map(primed, names)]
+        return batch, unknown, free
+
+    def _target_around(self, others: Sequence[Core], output: Legs) -> Contraction:
+        """W beside the conjugates of the other cores."""
+        tensors = [*(other.legs for other in others), modes_on_cores(self.network.topology)]
+        return self.contraction(tensors, [*(primed(other.name) for other in others), ":target"], output)
+
+    def beside(self, kets: Sequence[Core], bras: Sequence[Core]) -> tuple[list[Legs], list[str]]:
+        """Cores beside conjugates of cores, with the covariance of the inputs between them where there is one: the legs
+        and the names of all arrays."""
+        tensors = [*(core.legs for core in kets), *(self.bra(core.legs) for core in bras)]
+        arrays = [*(core.name for core in kets), *(primed(core.name) for core in bras)]
         if self.weighed:
-            tensors, arrays = [*tensors, self.metric], [*arrays, ":metric"]
-        outer = (*batch, *map(primed, unknown))
-        normal = self.contraction(tensors, arrays, (*outer, *unknown))
-        times = self.contraction([core.legs, *tensors], [":unknown", *arrays], (*outer, *free))
-        k, steps = self.size(unknown), _STEPS * self.macs_of(times)
-        direct = self.macs_of(normal) + self.size(batch) * k * k * (k + self.size(free))
-        large = direct > _EXACTNESS * steps
-        macs = self.macs_of(right) + (steps if large else direct)
-        return _Update(core.name, core.legs, batch, unknown, free, large, times if large else normal, right, macs)
+            return [*tensors, self.metric], [*arrays, ":metric"]
+        return tensors, arrays
 
     def bra(self, legs: Legs) -> Legs:
         """Legs of a conjugated core: open ones are summed with those of the core itself, unless inputs are weighed."""
@@ -187,14 +227,12 @@ class Als:
         return _balanced({update.core: arrays[update.core] for update in self.updates}), lost
 
     def _solve(self, update: _Update, arrays: Mapping[str, Array]) -> tuple[Array, float]:
-        order = (*update.batch, *update.unknown, *update.free)
-        have = [update.legs.index(leg) for leg in order]
-        before = arrays[update.core].transpose(have)
+        before = update.to_system(arrays[update.core])
         right = update.right.run(arrays).reshape(before.shape)
         solve = self._by_gradients if update.large else self._directly
-        found, times = solve(update, arrays, before, right)
-        lost = 1 + float(np.vdot(found, times - 2 * right).real) / self.scale
-        return found.transpose(np.argsort(have)), max(lost, 0.0)
+        core, product = solve(update, arrays, before, right)
+        lost = 1 + float(np.vdot(core, product - 2 * right).real) / self.scale
+        return update.from_system(core), max(lost, 0.0)
 
     def _directly(
         self, update: _Update, arrays: Mapping[str, Array], before: Array, right: Array
@@ -204,33 +242,35 @@ class Als:
         # One core alone has nothing around it: it is the target itself.
         normal = update.normal.run(arrays).reshape(b, k, k) if update.normal.tensors else np.ones((b, k, k))
         pull = _PULL * np.trace(normal, axis1=1, axis2=2).real.mean() / k + np.finfo(float).tiny
-        wanted = (right + pull * before).reshape(b, k, f)
-        found = np.linalg.solve(normal + pull * np.eye(k), wanted)
-        return found.reshape(before.shape), (normal @ found).reshape(before.shape)
+        pulled = (right + pull * before).reshape(b, k, f)
+        core = np.linalg.solve(normal + pull * np.eye(k), pulled)
+        return core.reshape(before.shape), (normal @ core).reshape(before.shape)
 
     def _by_gradients(
         self, update: _Update, arrays: Mapping[str, Array], before: Array, right: Array
     ) -> tuple[Array, Array]:
-        """Some steps of conjugate gradients, which never form N; the error falls with each."""
-        order = (*update.batch, *update.unknown, *update.free)
-        back = [order.index(leg) for leg in update.legs]
-
-        def normal(core: Array) -> Array:
-            return update.normal.run({**arrays, ":unknown": core.transpose(back)}).reshape(before.shape)
-
-        found, times = before, normal(before)
-        rest = right - times
-        way, square = rest, float(np.vdot(rest, rest).real)
+        """The core after some steps of conjugate gradients, and N times it. They never form N, and the error falls with
+        each step."""
+        core, product = before, self._times(update, arrays, before)
+        residual = right - product
+        direction, square = residual, float(np.vdot(residual, residual).real)
         for _ in range(_STEPS):
-            ahead = normal(way)
-            curve = float(np.vdot(way, ahead).real)
-            if curve <= 0 or square <= 1e-28 * float(np.vdot(right, right).real):
+            ahead = self._times(update, arrays, direction)
+            curvature = float(np.vdot(direction, ahead).real)
+            if curvature <= 0 or square <= 1e-28 * float(np.vdot(right, right).real):
                 break
-            step = square / curve
-            found, times, rest = found + step * way, times + step * ahead, rest - step * ahead
-            square, last = float(np.vdot(rest, rest).real), square
-            way = rest + square / last * way
-        return found, times
+            step = square / curvature
+            core, product, residual = core + step * direction, product + step * ahead, residual - step * ahead
+            square, last = float(np.vdot(residual, residual).real), square
+            direction = residual + square / last * direction
+        return core, product
+
+    def _times(self, update: _Update, arrays: Mapping[str, Array], core: Array) -> Array:
+        """N times a core, whose axes are in the order of the system."""
+        if update.large:
+            return update.normal.run({**arrays, ":unknown": update.from_system(core)}).reshape(core.shape)
+        b, k, f = (self.size(legs) for legs in (update.batch, update.unknown, update.free))
+        return (update.normal.run(arrays).reshape(b, k, k) @ core.reshape(b, k, f)).reshape(core.shape)
 
     def run(
         self, starts: Sequence[Mapping[str, Array]], sweeps: int | None = None, enough: float = ENOUGH
@@ -249,20 +289,10 @@ class Als:
         if not update.normal.tensors:
             return weights
         arrays = self.arrays(weights)
-        order = (*update.batch, *update.unknown, *update.free)
-        core = weights[update.core].transpose([update.legs.index(leg) for leg in order])
+        core = update.to_system(weights[update.core])
         square = float(np.vdot(core, self._times(update, arrays, core)).real)
         factor = (self.scale / square) ** (0.5 / len(weights)) if square > 0 else 1.0
         return {name: array * factor for name, array in weights.items()}
-
-    def _times(self, update: _Update, arrays: Mapping[str, Array], core: Array) -> Array:
-        """N times a core, whose legs stand in the order of an update."""
-        order = (*update.batch, *update.unknown, *update.free)
-        if update.large:
-            back = [order.index(leg) for leg in update.legs]
-            return update.normal.run({**arrays, ":unknown": core.transpose(back)}).reshape(core.shape)
-        b, k, f = (self.size(legs) for legs in (update.batch, update.unknown, update.free))
-        return (update.normal.run(arrays).reshape(b, k, k) @ core.reshape(b, k, f)).reshape(core.shape)
 
     def _go_on(
         self, weights: dict[str, Array], sweeps: int, before: float, enough: float

@@ -33,7 +33,8 @@ def wide(weights: Weights) -> dict[str, Array]:
     return {n: np.array(a, dtype=np.complex128 if np.iscomplexobj(a) else np.float64) for n, a in weights.items()}
 
 
-def _narrow(made: Weights, like: Weights) -> dict[str, NDArray[Any]]:
+def narrow(made: Weights, like: Weights) -> dict[str, NDArray[Any]]:
+    """Contiguous arrays in the dtypes of the weights that they were made from."""
     return {name: np.ascontiguousarray(made[name], dtype=np.asarray(a).dtype) for name, a in like.items()}
 
 
@@ -82,7 +83,7 @@ def canonicalise(network: Network, weights: Weights, center: str | None = None) 
         made[core.name], made[parent.name] = moved(
             made[core.name], core.legs, made[parent.name], parent.legs, edge.bonds[0]
         )
-    return _narrow(made, weights)
+    return narrow(made, weights)
 
 
 def moved(core: Array, legs: Legs, parent: Array, parent_legs: Legs, bond: str) -> tuple[Array, Array]:
@@ -131,7 +132,7 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
     for bond, where in places.items():
         for (name, axis), scale in zip(where, scales[bond], strict=True):
             made[name] = made[name] * _along(scale, axis, made[name].ndim)
-    return _narrow(made, weights)
+    return narrow(made, weights)
 
 
 def _balanced(norms: list[Array]) -> list[Array]:

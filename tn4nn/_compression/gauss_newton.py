@@ -69,10 +69,7 @@ class GaussNewton:
         """J^H J of two cores: the conjugated network without the one, beside the network without the other."""
         kets = [core for i, core in enumerate(self.cores) if i != column]
         bras = [core for i, core in enumerate(self.cores) if i != row]
-        tensors = [*(core.legs for core in kets), *(self.als.bra(core.legs) for core in bras)]
-        names = [*(core.name for core in kets), *(primed(core.name) for core in bras)]
-        if self.als.weighed:
-            tensors, names = [*tensors, self.als.metric], [*names, ":metric"]
+        tensors, names = self.als.beside(kets, bras)
         rows = self.als.bra(self.cores[row].legs)
         both = [leg for leg in self.cores[column].legs if leg in rows]  # open ones: J is zero off their diagonal
         tensors += [(leg, primed(leg)) for leg in both]
@@ -82,8 +79,8 @@ class GaussNewton:
     @property
     def bytes(self) -> int:
         """An estimate of the most memory that a step takes."""
-        made = [legs for job in self.blocks.values() for legs in legs_along(job.tensors, job.output, job.path)]
-        largest = max(3 * self.als.size(legs) for legs in made)
+        intermediates = [legs for job in self.blocks.values() for legs in legs_along(job.tensors, job.output, job.path)]
+        largest = max(3 * self.als.size(legs) for legs in intermediates)
         return self.als.fixed[":target"].itemsize * (3 * self.params**2 + largest)
 
     @property
@@ -105,18 +102,19 @@ class GaussNewton:
             arrays = self._arrays(x)
             gram = self._gram(arrays, x.dtype)
             first = self.parts[0]  # the network is linear in any one core
-            slope = np.concatenate([self._right(i, arrays) for i in range(len(self.cores))]) - gram[:, first] @ x[first]
+            target = np.concatenate([self._right(i, arrays) for i in range(len(self.cores))])  # J^H W
+            gradient = target - gram[:, first] @ x[first]  # of the squared error, times -1/2
             scale, before = np.trace(gram).real / self.params, lost
             while left > 0 and damping < _MOST:
                 left -= 1
-                way = np.linalg.solve(gram + damping * scale * np.eye(self.params), slope)
-                hoped = float(np.vdot(way, 2 * slope - gram @ way).real) / self.als.scale
-                after = self._lost(x + way)
-                share = (lost - after) / hoped if hoped > 0 else 0.0
-                # Nielsen's rule: less damping where what was hoped for is gained, more where it is not.
+                step = np.linalg.solve(gram + damping * scale * np.eye(self.params), gradient)
+                expected = float(np.vdot(step, 2 * gradient - gram @ step).real) / self.als.scale
+                after = self._lost(x + step)
+                share = (lost - after) / expected if expected > 0 else 0.0
+                # Nielsen's rule: less damping where the expected gain is reached, more where it is not.
                 damping = max(_LEAST, damping * (max(1 / 3, 1 - (2 * share - 1) ** 3) if share > 0 else 2.0))
                 if share > 0:
-                    x, lost = x + way, after
+                    x, lost = x + step, after
                     break
             if before - lost <= _SETTLED * lost:
                 break
@@ -131,12 +129,12 @@ class GaussNewton:
 
     def _gram(self, arrays: Mapping[str, Array], dtype: np.dtype) -> Array:
         """J^H J."""
-        made = np.empty((self.params, self.params), dtype)
+        gram = np.empty((self.params, self.params), dtype)
         for (i, j), block in self.blocks.items():
             row, column = self.parts[i], self.parts[j]
-            made[row, column] = self._matrix(i, j, block, arrays)
-            made[column, row] = made[row, column].conj().T
-        return made
+            gram[row, column] = self._matrix(i, j, block, arrays)
+            gram[column, row] = gram[row, column].conj().T
+        return gram
 
     def _matrix(self, i: int, j: int, block: Contraction, arrays: Mapping[str, Array]) -> Array:
         sides = [self.parts[k].stop - self.parts[k].start for k in (i, j)]
@@ -145,12 +143,11 @@ class GaussNewton:
     def _right(self, i: int, arrays: Mapping[str, Array]) -> Array:
         """J^H W of a core."""
         update = self.als.updates[i]
-        order = (*update.batch, *update.unknown, *update.free)
-        made = update.right.run(arrays).reshape([self.als.sizes[leg] for leg in order])
-        return made.transpose([order.index(leg) for leg in update.legs]).ravel()
+        right = update.right.run(arrays).reshape([self.als.sizes[leg] for leg in update.order])
+        return update.from_system(right).ravel()
 
     def _lost(self, x: Array) -> float:
         """The squared error, relative to the squared norm."""
         arrays, first = self._arrays(x), x[self.parts[0]]
-        times = self._matrix(0, 0, self.blocks[0, 0], arrays) @ first
-        return max(0.0, 1 + float(np.vdot(first, times - 2 * self._right(0, arrays)).real) / self.als.scale)
+        product = self._matrix(0, 0, self.blocks[0, 0], arrays) @ first
+        return max(0.0, 1 + float(np.vdot(first, product - 2 * self._right(0, arrays)).real) / self.als.scale)

@@ -22,7 +22,7 @@ from .._base.seeds import rng_for
 from .._graph.network import Network
 from .._graph.topology import Topology
 from .._graph.tree import tree_of
-from .gauge import wide
+from .gauge import narrow, wide
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -30,8 +30,8 @@ _NOTHING = 1e-7  # of the largest Schmidt value: below, a slice is empty (Gram m
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Turn:
-    """What a change of one bond does to a core: new = old times `matrix` on `axis`; gradients turn by `dual`.
+class ChangeOfBasis:
+    """What a change of one bond does to a core: new = old times `matrix` on `axis`; gradients change by `dual`.
 
     Where the bond grows, squares of gradients are unknown in the new slices: they start at the mean of the others. (At
     zero Adam would move them six times too fast for a hundred steps, and does diverge.)
@@ -49,26 +49,32 @@ class Resized:
 
     network: Network
     weights: dict[str, Array]
-    turns: tuple[Turn, ...] = ()
+    changes: tuple[ChangeOfBasis, ...] = ()
 
     def moment(self, core: str, array: NDArray[Any], degree: int) -> NDArray[Any]:
         """An optimizer's mean of gradients (degree 1) or of their squares (degree 2) for the new core."""
-        made = np.asarray(array, dtype=np.float64)
-        for turn in self.turns:
-            if turn.core == core:
-                old = made
-                if degree == 1:
-                    made = _turned(old, turn.axis, turn.dual)
-                    continue
-                # The root of a mean square of a sum is at most the sum of the roots: steps get rather too small.
-                made = _turned(np.sqrt(old), turn.axis, np.abs(turn.dual)) ** 2
-                if made.shape[turn.axis] > old.shape[turn.axis]:
-                    new = np.arange(made.shape[turn.axis]) >= old.shape[turn.axis]
-                    made += np.moveaxis(np.multiply.outer(old.mean(axis=turn.axis), new), -1, turn.axis)
-        return np.ascontiguousarray(made, dtype=array.dtype)
+        moment = np.asarray(array, dtype=np.float64)
+        for change in self.changes:
+            if change.core == core:
+                moment = (_mean if degree == 1 else _mean_square)(moment, change)
+        return np.ascontiguousarray(moment, dtype=array.dtype)
 
 
-def _turned(array: Array, axis: int, matrix: Array) -> Array:
+def _mean(old: Array, change: ChangeOfBasis) -> Array:
+    return _times(old, change.axis, change.dual)
+
+
+def _mean_square(old: Array, change: ChangeOfBasis) -> Array:
+    # The root of a mean square of a sum is at most the sum of the roots: steps get rather too small.
+    new = _times(np.sqrt(old), change.axis, np.abs(change.dual)) ** 2
+    if new.shape[change.axis] > old.shape[change.axis]:
+        added = np.arange(new.shape[change.axis]) >= old.shape[change.axis]
+        new += np.moveaxis(np.multiply.outer(old.mean(axis=change.axis), added), -1, change.axis)
+    return new
+
+
+def _times(array: Array, axis: int, matrix: Array) -> Array:
+    """An array times a matrix along one of its axes."""
     return np.moveaxis(np.tensordot(array, matrix, axes=(axis, 0)), -1, axis)
 
 
@@ -98,8 +104,8 @@ def grow(
         >>> larger.ranks, bool(np.abs(larger.to_dense(grown) - net.to_dense(weights)).max() < 1e-6)
         ({'a0': 5}, True)
     """
-    made = grown(Resized(network, checked(network, weights)), _sizes(network, ranks, larger=True), seed)
-    return made.network, _like(made.weights, weights)
+    after = with_larger_bonds(Resized(network, checked(network, weights)), _sizes(network, ranks, larger=True), seed)
+    return after.network, narrow(after.weights, weights)
 
 
 def cut(network: Network, weights: Weights, ranks: Mapping[str, int]) -> tuple[Network, dict[str, NDArray[Any]]]:
@@ -125,8 +131,8 @@ def cut(network: Network, weights: Weights, ranks: Mapping[str, int]) -> tuple[N
         >>> bool(np.abs(back.to_dense(kept) - net.to_dense(weights)).max() < 1e-6)
         True
     """
-    made = shortened(Resized(network, checked(network, weights)), _sizes(network, ranks, larger=False))
-    return made.network, _like(made.weights, weights)
+    after = with_smaller_bonds(Resized(network, checked(network, weights)), _sizes(network, ranks, larger=False))
+    return after.network, narrow(after.weights, weights)
 
 
 def checked(network: Network, weights: Weights) -> dict[str, Array]:
@@ -137,12 +143,8 @@ def checked(network: Network, weights: Weights) -> dict[str, Array]:
     return wide(weights)
 
 
-def _like(made: Weights, weights: Weights) -> dict[str, NDArray[Any]]:
-    return {name: np.ascontiguousarray(made[name], dtype=np.asarray(a).dtype) for name, a in weights.items()}
-
-
 def _sizes(network: Network, ranks: Mapping[str, int], *, larger: bool) -> dict[str, int]:
-    made = {}
+    changed = {}
     for bond, size in ranks.items():
         if bond not in network.ranks:
             raise TopologyError(
@@ -153,39 +155,38 @@ def _sizes(network: Network, ranks: Mapping[str, int], *, larger: bool) -> dict[
             word, other = ("above", "cut") if larger else ("below", "grow")
             raise TopologyError(f"bond {bond!r} has size {old}: expected one {word}, received {new}; see tn.{other}")
         if new != old:
-            made[bond] = new
-    return made
+            changed[bond] = new
+    return changed
 
 
 # -- larger -----------------------------------------------------------------------------------------------------
 
 
-def grown(before: Resized, ranks: Mapping[str, int], seed: int) -> Resized:
-    """`before` with larger bonds."""
-    weights, turns = dict(before.weights), list(before.turns)
+def with_larger_bonds(before: Resized, ranks: Mapping[str, int], seed: int) -> Resized:
+    """The same W with larger bonds; see `grow`."""
+    weights, changes = dict(before.weights), list(before.changes)
     for bond, size in ranks.items():
-        places = _places(before.network.topology, bond)
-        for name, axis in places:
+        ends = _ends(before.network.topology, bond)
+        for name, axis in ends:
             old = weights[name]
             pad = np.eye(old.shape[axis], size)
-            new = _turned(old, axis, pad)
-            if name != places[-1][0]:
+            new = _times(old, axis, pad)
+            if name != ends[-1][0]:
                 fresh = rng_for(seed, "grow", bond, name, size).standard_normal(new.shape)
+                added = np.arange(size) >= old.shape[axis]
                 scale = float(np.sqrt(np.mean(old**2)))
-                new += (
-                    np.moveaxis(np.moveaxis(fresh, axis, -1) * (np.arange(size) >= old.shape[axis]), -1, axis) * scale
-                )
+                new += np.moveaxis(np.moveaxis(fresh, axis, -1) * added, -1, axis) * scale
             weights[name] = new
-            turns.append(Turn(name, axis, pad, pad))
-    return Resized(_resized(before.network, ranks), weights, tuple(turns))
+            changes.append(ChangeOfBasis(name, axis, pad, pad))
+    return Resized(_resized(before.network, ranks), weights, tuple(changes))
 
 
 def _resized(network: Network, ranks: Mapping[str, int]) -> Network:
     return Network(network.topology, {**network.ranks, **ranks})
 
 
-def _places(topology: Topology, bond: str) -> list[tuple[str, int]]:
-    """(core, axis) of a bond."""
+def _ends(topology: Topology, bond: str) -> list[tuple[str, int]]:
+    """(core, axis) of a bond, for each core that holds it."""
     cores = [topology.cores[i] for i in topology.holders[bond]]
     return [(core.name, core.legs.index(bond)) for core in cores]
 
@@ -193,18 +194,17 @@ def _places(topology: Topology, bond: str) -> list[tuple[str, int]]:
 # -- smaller ----------------------------------------------------------------------------------------------------
 
 
-def shortened(before: Resized, ranks: Mapping[str, int]) -> Resized:
-    """`before` with smaller bonds."""
-    made = before
+def with_smaller_bonds(before: Resized, ranks: Mapping[str, int]) -> Resized:
+    """The nearest W that is found with smaller bonds; see `cut`."""
+    after = before
     for bond, size in ranks.items():
-        pair = _Bond(made.network.topology, made.weights, bond)
-        turns = pair.cut_to(size)
-        weights = dict(made.weights)
-        for turn in turns:
-            weights[turn.core] = _turned(weights[turn.core], turn.axis, turn.matrix)
-        network = _resized(made.network, {bond: turns[0].matrix.shape[1]})
-        made = Resized(network, weights, (*made.turns, *turns))
-    return made
+        changes = _Bond(after.network.topology, after.weights, bond).truncated(size)
+        weights = dict(after.weights)
+        for change in changes:
+            weights[change.core] = _times(weights[change.core], change.axis, change.matrix)
+        network = _resized(after.network, {bond: changes[0].matrix.shape[1]})
+        after = Resized(network, weights, (*after.changes, *changes))
+    return after
 
 
 def schmidt_values(network: Network, weights: Weights, bond: str) -> Array:
@@ -225,9 +225,9 @@ class _Bond:
     Schmidt values, and Y V / sqrt(S) beside X U / sqrt(S) the projection onto the largest (balanced truncation)."""
 
     def __init__(self, topology: Topology, weights: Mapping[str, Array], bond: str) -> None:
-        self.places = _places(topology, bond)
+        self.ends = _ends(topology, bond)
         self.sides: tuple[Array, Array] | None = None
-        if len(self.places) == 2:
+        if len(self.ends) == 2:
             tree = tree_of(topology)
             part = _Sides(topology, weights, tree is not None and tree.is_plain)
             x, y = (_root(part.gram(core, bond)) for core in topology.holders[bond])
@@ -235,21 +235,22 @@ class _Bond:
             self.sides = (y @ vt.T, x @ u)
             self.order = np.arange(len(self.values))
         else:
-            norms = [np.linalg.norm(_front(weights[name], axis), axis=1) for name, axis in self.places]
+            norms = [np.linalg.norm(_front(weights[name], axis), axis=1) for name, axis in self.ends]
             product = np.prod(norms, axis=0)
             self.order = np.argsort(-product, kind="stable")
             self.values = product[self.order]
 
-    def cut_to(self, size: int) -> list[Turn]:
-        carried = int(np.sum(self.values > _NOTHING * self.values[0]))
-        kept = max(1, min(size, carried))
+    def truncated(self, size: int) -> list[ChangeOfBasis]:
+        """What leaves the largest `size` values, or those above zero where they are fewer."""
+        above_zero = int(np.sum(self.values > _NOTHING * self.values[0]))
+        rank = max(1, min(size, above_zero))
         if self.sides is None or not self.values[0] > 0:
-            keep = np.eye(len(self.order))[:, np.sort(self.order[:kept])]
-            return [Turn(name, axis, keep, keep) for name, axis in self.places]
-        scale = np.sqrt(self.values[:kept])
-        left, right = (side[:, :kept] / scale for side in self.sides)
-        (a, i), (b, j) = self.places
-        return [Turn(a, i, left, right), Turn(b, j, right, left)]
+            selection = np.eye(len(self.order))[:, np.sort(self.order[:rank])]
+            return [ChangeOfBasis(name, axis, selection, selection) for name, axis in self.ends]
+        scale = np.sqrt(self.values[:rank])
+        left, right = (side[:, :rank] / scale for side in self.sides)
+        (a, i), (b, j) = self.ends
+        return [ChangeOfBasis(a, i, left, right), ChangeOfBasis(b, j, right, left)]
 
 
 def _front(array: Array, axis: int) -> Array:
@@ -276,6 +277,6 @@ class _Sides:
         for axis, leg in enumerate(core.legs):
             if self.whole and leg != bond and leg not in self.topology.modes:
                 a, b = self.holders[leg]
-                weighed = _turned(weighed, axis, self.gram(a + b - position, leg))
+                weighed = _times(weighed, axis, self.gram(a + b - position, leg))
         axis = core.legs.index(bond)
         return _front(weighed, axis) @ _front(array, axis).T

@@ -7,10 +7,11 @@ another. Everything is integer arithmetic in a fixed order: one question has one
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic
 
 import numpy as np
 
@@ -92,35 +93,44 @@ def _fill(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, 
     return ranks
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Trade(Generic[B]):
+    """One bond lowered and another raised to the most that fits, and the parameters that this gives."""
+
+    down: B
+    lower: int
+    up: B
+    higher: int  # below 1 where nothing fits
+    params: int
+
+
 def _trade(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, int]:
     """Lowers one bond and raises another to the most that fits, while that fills more of the budget."""
-    bonds = list(ranks)
-    level = dict(ranks)
-    evaluations = 0
-    best = problem.params(ranks)
-    while best < _ENOUGH * budget and evaluations < _EVALUATIONS:
-        found: tuple[int, B, int, B, int] | None = None
-        for down in bonds:
-            for lower in range(max(1, level[down] // 2), ranks[down] + 1):
-                trial = {**ranks, down: lower}
-                for up in bonds:
-                    if up == down:
-                        continue
-                    evaluations += 1
-                    slope = problem.price(up, trial)
-                    rest = problem.params({**trial, up: 0})
-                    most = min(problem.caps[up], 2 * level[up] + 1, (budget - rest) // slope)
-                    value = rest + most * slope
-                    if most >= 1 and value > (found[0] if found else best):
-                        found = (value, down, lower, up, most)
-                if evaluations >= _EVALUATIONS:
-                    break
-            if evaluations >= _EVALUATIONS:
-                break
-        if found is None:
+    start, used = dict(ranks), problem.params(ranks)
+    left, others = _EVALUATIONS, len(ranks) - 1
+    while others and left > 0 and used < _ENOUGH * budget:
+        whole = -(-left // others) * others  # each lowered bond is tried with all others
+        trades = list(itertools.islice(_trades(problem, ranks, start, budget), whole))
+        left -= len(trades)
+        best = max((trade for trade in trades if trade.higher >= 1), key=lambda trade: trade.params, default=None)
+        if best is None or best.params <= used:
             break
-        best, ranks = found[0], {**ranks, found[1]: found[2], found[3]: found[4]}
+        used, ranks = best.params, {**ranks, best.down: best.lower, best.up: best.higher}
     return ranks
+
+
+def _trades(
+    problem: RankProblem[B], ranks: Mapping[B, int], start: Mapping[B, int], budget: int
+) -> Iterator[_Trade[B]]:
+    """All trades of two bonds, each within half and twice its rank in `start`."""
+    for down in ranks:
+        for lower in range(max(1, start[down] // 2), ranks[down] + 1):
+            lowered = {**ranks, down: lower}
+            for up in ranks:
+                if up != down:
+                    rest, price = problem.params({**lowered, up: 0}), problem.price(up, lowered)
+                    higher = min(problem.caps[up], 2 * start[up] + 1, (budget - rest) // price)
+                    yield _Trade(down, lower, up, higher, rest + higher * price)
 
 
 def _perturb(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, int]:

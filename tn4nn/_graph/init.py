@@ -13,8 +13,9 @@ mean square, and then ||W||_F is computed and all cores are scaled alike to brin
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from .._base.checks import nearest
 from .._base.errors import TopologyError
 from .._base.seeds import rng_for
+from .contract import apply, contract
 from .network import Network
-from .paths import BATCH, Legs, greedy_path, path_macs
+from .paths import BATCH, Legs, Path, greedy_path, path_macs
 from .topology import modes_on_cores
 
 _AFFORDABLE = 2e9  # multiply-adds for the norm of W
@@ -81,102 +83,161 @@ def init(
     return {key: np.ascontiguousarray(array * factor, dtype=np.float32) for key, array in cores.items()}
 
 
+# -- the mean square of W ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weighted:
+    """A network with its cores in float64, as the estimates of the mean square read it."""
+
+    network: Network
+    cores: Mapping[str, NDArray[np.float64]]
+    seed: int
+
+    @property
+    def tensors(self) -> list[Legs]:
+        """The legs of each core."""
+        return [core.legs for core in self.network.topology.cores]
+
+    @property
+    def arrays(self) -> list[NDArray[np.float64]]:
+        """The array of each core."""
+        return [self.cores[core.name] for core in self.network.topology.cores]
+
+    @property
+    def ins(self) -> int:
+        """Values of all input modes together; padding included."""
+        return math.prod(self.network.topology.inputs.values())
+
+    @property
+    def outs(self) -> int:
+        """Values of all output modes together; padding included."""
+        return math.prod(self.network.topology.outputs.values())
+
+    @property
+    def blocks(self) -> int:
+        """Blocks on the diagonal of W: the values of all batch legs together. Outside of them W is zero."""
+        t = self.network.topology
+        return math.prod(t.inputs[leg] for leg in t.kept)
+
+    @property
+    def repeats(self) -> int:
+        """How often each block occurs: the values of the batch legs that no core holds."""
+        t = self.network.topology
+        return math.prod(t.inputs[leg] for leg in t.kept if not t.holders[leg])
+
+
 def mean_square_of(
     network: Network, cores: Mapping[str, NDArray[Any]], seed: int = 0, *, diagonal: bool = False
 ) -> float:
     """The mean of the squared entries of W, structural zeros included.
 
-    The network is contracted with itself. Where that costs too much, W is formed; where it is too large, it is
-    applied to random signs; where that costs too much too, random entries of W are computed; and where one entry
-    alone is too dear (and so is any use of the network), the mean square is taken from those of the cores, as for
-    independent entries. `diagonal` tells that few entries hold nearly all of W, which random ones would miss, each
-    of them in one term of its sum over bonds.
+    The first strategy that is affordable is taken. `diagonal` tells that few entries hold nearly all of W, each of
+    them in one term of its sum over bonds: random samples would miss them.
     """
-    from .contract import apply, contract
+    wide = {name: np.asarray(array, dtype=np.float64) for name, array in cores.items()}
+    weighted = _Weighted(network, wide, seed)
+    found = (strategy(weighted) for strategy in (_OF_DIAGONAL if diagonal else _OF_ALL))
+    return next(value for value in found if value is not None)
 
-    t, sizes = network.topology, network.sizes
-    open_legs = set(t.modes)
-    whole = math.prod(t.inputs.values()) * math.prod(t.outputs.values())
 
-    def twin(legs: Legs) -> Legs:
-        return tuple(leg if leg in open_legs else leg + ":" for leg in legs)
+def _by_norm(w: _Weighted) -> float | None:
+    """Exactly: the network is contracted with a copy of itself that has bonds of its own."""
+    t, sizes = w.network.topology, w.network.sizes
+
+    def copied(legs: Legs) -> Legs:
+        return tuple(leg if leg in t.modes else leg + ":" for leg in legs)
 
     tensors: list[Legs] = []
-    arrays: list[NDArray[Any]] = []
-    for core in t.cores:
-        inner = twin(core.legs)
-        array = np.asarray(cores[core.name], dtype=np.float64)
-        if inner == core.legs:
-            tensors.append(core.legs)
+    arrays: list[NDArray[np.float64]] = []
+    for legs, array in zip(w.tensors, w.arrays, strict=True):
+        if copied(legs) == legs:  # no bonds: core and copy are one tensor
+            tensors.append(legs)
             arrays.append(array**2)
         else:
-            tensors += [core.legs, inner]
+            tensors += [legs, copied(legs)]
             arrays += [array, array]
-    both = {**sizes, **{leg + ":": size for leg, size in sizes.items()}}
-    path = greedy_path(tensors, (), both)
-    # A kept leg on no core: W repeats along it, one block for each value.
-    repeats = math.prod(t.inputs[leg] for leg in t.kept if not t.holders[leg])
-    if path_macs(tensors, (), both, path) <= _AFFORDABLE:
-        return float(contract(tensors, arrays, (), path)) * repeats / whole
-    if diagonal:
-        return _mean_square_of_terms(network, cores) / math.prod(t.inputs[leg] for leg in t.kept)
-    single = [core.legs for core in t.cores]
-    held = modes_on_cores(t)
-    path = greedy_path(single, held, sizes)
-    if math.prod(sizes[leg] for leg in held) <= _ELEMENTS and path_macs(single, held, sizes, path) <= 16 * _AFFORDABLE:
-        wide = [np.asarray(cores[core.name], dtype=np.float64) for core in t.cores]
-        return float(np.sum(contract(single, wide, held, path) ** 2)) * repeats / whole
-    probed: list[Legs] = [*single, (BATCH, *t.inputs)]
-    many = {**sizes, BATCH: _PROBES}
-    path = greedy_path(probed, (BATCH, *t.outputs), many)
-    elements = _PROBES * max(math.prod(t.inputs.values()), math.prod(t.outputs.values()))
-    if elements <= _ELEMENTS and path_macs(probed, (BATCH, *t.outputs), many, path) <= 16 * _AFFORDABLE:
-        signs = rng_for(seed, "probe").choice([-1.0, 1.0], size=(_PROBES, math.prod(t.inputs.values())))
-        return float(np.mean(np.sum(apply(network, cores, signs) ** 2, axis=1))) / whole
-    return _mean_square_of_entries(network, cores, seed) / math.prod(t.inputs[leg] for leg in t.kept)
+    path = _affordable(tensors, (), {**sizes, **{leg + ":": size for leg, size in sizes.items()}}, _AFFORDABLE)
+    return None if path is None else float(contract(tensors, arrays, (), path)) * w.repeats / (w.ins * w.outs)
 
 
-def _mean_square_of_terms(network: Network, cores: Mapping[str, NDArray[Any]]) -> float:
-    """The mean over entries of W, those that are zero by structure left out, of the squares of the terms that each is
-    a sum of: where all but one term are small noise, the square of the entry itself."""
-    from .contract import contract
-
-    t = network.topology
-    arrays = [np.asarray(cores[core.name], dtype=np.float64) ** 2 for core in t.cores]
-    alone = {leg for leg in t.modes if len(t.holders[leg]) == 1}
-    tensors: list[Legs] = []
-    for i, core in enumerate(t.cores):
-        arrays[i] = arrays[i].mean(axis=tuple(axis for axis, leg in enumerate(core.legs) if leg in alone))
-        tensors.append(tuple(leg for leg in core.legs if leg not in alone))
-    path = greedy_path(tensors, (), network.sizes)
-    shared = {leg for legs in tensors for leg in legs if leg in t.modes}
-    return float(contract(tensors, arrays, (), path)) / math.prod(t.modes[leg] for leg in shared)
+def _by_forming(w: _Weighted) -> float | None:
+    """Exactly: W is formed."""
+    sizes, legs = w.network.sizes, modes_on_cores(w.network.topology)
+    if math.prod(sizes[leg] for leg in legs) > _ELEMENTS:
+        return None
+    path = _affordable(w.tensors, legs, sizes, 16 * _AFFORDABLE)
+    if path is None:
+        return None
+    return float(np.sum(contract(w.tensors, w.arrays, legs, path) ** 2)) * w.repeats / (w.ins * w.outs)
 
 
-def _mean_square_of_entries(network: Network, cores: Mapping[str, NDArray[Any]], seed: int) -> float:
-    """The mean of the squares of some entries of W, none of them zero by structure."""
-    from .contract import contract
+def _by_probes(w: _Weighted) -> float | None:
+    """About: W is applied to random signs, whose outputs have the squared norm of W on average."""
+    t = w.network.topology
+    if _PROBES * max(w.ins, w.outs) > _ELEMENTS:
+        return None
+    tensors = [*w.tensors, (BATCH, *t.inputs)]
+    if _affordable(tensors, (BATCH, *t.outputs), {**w.network.sizes, BATCH: _PROBES}, 16 * _AFFORDABLE) is None:
+        return None
+    signs = rng_for(w.seed, "probe").choice([-1.0, 1.0], size=(_PROBES, w.ins))
+    return float(np.mean(np.sum(apply(w.network, w.cores, signs) ** 2, axis=1))) / (w.ins * w.outs)
 
-    t, sizes = network.topology, network.sizes
-    inner = {core.name: tuple(leg for leg in core.legs if leg not in t.modes) for core in t.cores}
-    count = min(_ENTRIES, _ELEMENTS // max(math.prod(sizes[leg] for leg in legs) for legs in inner.values()))
-    rng = rng_for(seed, "entries")
+
+def _by_entries(w: _Weighted) -> float | None:
+    """About: the mean over random entries of W, none of them zero by structure."""
+    t, sizes = w.network.topology, w.network.sizes
+    bonds_of = [tuple(leg for leg in legs if leg not in t.modes) for legs in w.tensors]
+    count = min(_ENTRIES, _ELEMENTS // max(math.prod(sizes[leg] for leg in bonds) for bonds in bonds_of))
+    if count < 1:
+        return None
+    rng = rng_for(w.seed, "entries")
     picked = {leg: rng.integers(0, size, count) for leg, size in t.modes.items()}
     tensors: list[Legs] = [(BATCH,)]
-    arrays: list[NDArray[Any]] = [np.ones(count)]
-    for core in t.cores:
-        index = tuple(picked[leg] for leg in core.legs if leg in t.modes)
-        bonds = [i for i, leg in enumerate(core.legs) if leg not in t.modes]
-        array = np.asarray(cores[core.name], dtype=np.float64)
-        front = array.transpose([i for i in range(array.ndim) if i not in bonds] + bonds)
-        tensors.append((BATCH, *inner[core.name]) if index else inner[core.name])
-        arrays.append(front[index])
-    many = {**sizes, BATCH: count}
-    path = greedy_path(tensors, (BATCH,), many)
-    if count < 1 or path_macs(tensors, (BATCH,), many, path) > 64 * _AFFORDABLE:
-        squares = (float(np.mean(np.asarray(array, dtype=np.float64) ** 2)) for array in cores.values())
-        return math.prod(squares) * math.prod(float(rank) for rank in network.ranks.values())
-    return float(np.mean(contract(tensors, arrays, (BATCH,), path) ** 2))
+    arrays: list[NDArray[np.float64]] = [np.ones(count)]
+    for legs, array, bonds in zip(w.tensors, w.arrays, bonds_of, strict=True):
+        modes = [leg for leg in legs if leg in t.modes]
+        modes_first = array.transpose([legs.index(leg) for leg in (*modes, *bonds)])
+        tensors.append((BATCH, *bonds) if modes else bonds)
+        arrays.append(modes_first[tuple(picked[leg] for leg in modes)])  # (count, *bonds), or the core itself
+    path = _affordable(tensors, (BATCH,), {**sizes, BATCH: count}, 64 * _AFFORDABLE)
+    return None if path is None else float(np.mean(contract(tensors, arrays, (BATCH,), path) ** 2)) / w.blocks
+
+
+def _by_cores(w: _Weighted) -> float:
+    """Expected of independent entries: one entry alone is too dear, and so is any use of the network."""
+    squares = (float(np.mean(array**2)) for array in w.cores.values())
+    return math.prod(squares) * math.prod(float(rank) for rank in w.network.ranks.values()) / w.blocks
+
+
+def _by_terms(w: _Weighted) -> float:
+    """The mean over entries of W of the squares of the terms that each is a sum of: where all but one term are small
+    noise, the square of the entry itself."""
+    t = w.network.topology
+    alone = {leg for leg in t.modes if len(t.holders[leg]) == 1}
+    tensors = [tuple(leg for leg in legs if leg not in alone) for legs in w.tensors]
+    arrays = [
+        (array**2).mean(axis=tuple(axis for axis, leg in enumerate(legs) if leg in alone))
+        for legs, array in zip(w.tensors, w.arrays, strict=True)
+    ]
+    shared = {leg for legs in tensors for leg in legs if leg in t.modes}
+    path = greedy_path(tensors, (), w.network.sizes)
+    return float(contract(tensors, arrays, (), path)) / math.prod(t.modes[leg] for leg in shared) / w.blocks
+
+
+# Each gives the mean square, or None where it would cost too much; the last one always answers.
+_Strategy = Callable[[_Weighted], float | None]
+_OF_ALL: tuple[_Strategy, ...] = (_by_norm, _by_forming, _by_probes, _by_entries, _by_cores)
+_OF_DIAGONAL: tuple[_Strategy, ...] = (_by_norm, _by_terms)
+
+
+def _affordable(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], macs: float) -> Path | None:
+    """A path of at most so many multiply-adds, or None."""
+    path = greedy_path(tensors, output, sizes)
+    return path if path_macs(tensors, output, sizes, path) <= macs else None
+
+
+# -- draws ------------------------------------------------------------------------------------------------------
 
 
 def _normal(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base.arrays import Array
-from .._compression.ranks import Resized, grown, shortened
+from .._compression.ranks import Resized, with_larger_bonds, with_smaller_bonds
 from .._graph.network import Network
 from .._graph.topology import Core, Topology
 
@@ -129,26 +129,38 @@ def _with_legs(topology: Topology, legs: Sequence[Sequence[str]]) -> Topology:
     return dataclasses.replace(topology, cores=cores)
 
 
-def carried(network: Network, weights: Weights, onto: Network, seed: int) -> dict[str, Array] | None:
-    """The weights of a network as a start for a neighbour: bonds that stay are cut or grown, others squeezed out or
-    opened, what is new is random on one side and zero on the other.
+def warm_start(network: Network, weights: Weights, onto: Network, seed: int) -> dict[str, Array] | None:
+    """The weights of a network as a start for a neighbour: bonds of both are cut or grown, those of the one are cut to
+    size 1 and left out, those of the other start at size 1 and grow. What is new is random on one side and zero on the
+    other.
 
     None where legs have changed places, as then nothing carries over, and for complex weights.
     """
-    old, new = network.topology, onto.topology
-    was, now = old.holders, new.holders
-    if any(was[leg] != now[leg] for leg in old.modes) or any(np.iscomplexobj(a) for a in weights.values()):
+    if any(network.topology.holders[leg] != onto.topology.holders[leg] for leg in network.topology.modes):
         return None
-    stay = {bond for bond in old.bonds if bond in new.bonds and was[bond] == now[bond]}
-    least = {bond: min(size, onto.ranks[bond]) if bond in stay else 1 for bond, size in network.ranks.items()}
-    cut = {bond: size for bond, size in least.items() if size < network.ranks[bond]}
-    made = shortened(Resized(network, dict(weights)), cut)
-    ranks = {bond: made.network.ranks[bond] if bond in stay else 1 for bond in new.bonds}
+    if any(np.iscomplexobj(array) for array in weights.values()):
+        return None
+    common = _common_bonds(network.topology, onto.topology)
+    sizes = {bond: min(size, onto.ranks[bond]) if bond in common else 1 for bond, size in network.ranks.items()}
+    smaller_bonds = {bond: size for bond, size in sizes.items() if size < network.ranks[bond]}
+    moved = _on_graph(onto.topology, with_smaller_bonds(Resized(network, dict(weights)), smaller_bonds), common)
+    larger_bonds = {bond: size for bond, size in onto.ranks.items() if size > moved.network.ranks[bond]}
+    return with_larger_bonds(moved, larger_bonds, seed).weights
+
+
+def _common_bonds(one: Topology, other: Topology) -> set[str]:
+    """The bonds that join the same cores in two topologies."""
+    return {bond for bond in one.bonds if bond in other.bonds and one.holders[bond] == other.holders[bond]}
+
+
+def _on_graph(topology: Topology, start: Resized, common: set[str]) -> Resized:
+    """The same weights on another graph. Bonds that are not common have size 1 before and after."""
+    ranks = {bond: start.network.ranks[bond] if bond in common else 1 for bond in topology.bonds}
+    sizes = {**topology.modes, **ranks}
     arrays = {}
-    for before, after in zip(old.cores, new.cores, strict=True):
-        kept = [leg for leg in after.legs if leg in before.legs and (leg in stay or leg in old.modes)]
-        gone = [leg for leg in before.legs if leg not in kept]  # of size 1 by now
-        array = made.weights[before.name].transpose([before.legs.index(leg) for leg in (*kept, *gone)])
-        arrays[after.name] = array.reshape([ranks.get(leg, old.modes.get(leg, 1)) for leg in after.legs])
-    grow = {bond: size for bond, size in onto.ranks.items() if size > ranks[bond]}
-    return grown(Resized(Network(new, ranks), arrays), grow, seed).weights
+    for before, after in zip(start.network.topology.cores, topology.cores, strict=True):
+        stay = [leg for leg in after.legs if leg in before.legs and (leg in common or leg in topology.modes)]
+        gone = [leg for leg in before.legs if leg not in stay]  # of size 1
+        array = start.weights[before.name].transpose([before.legs.index(leg) for leg in (*stay, *gone)])
+        arrays[after.name] = array.reshape([sizes[leg] for leg in after.legs])
+    return Resized(Network(topology, ranks), arrays)

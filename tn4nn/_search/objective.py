@@ -20,8 +20,8 @@ from .._graph.topology import Topology, topology
 from .._model.layers import Layer, Linear, Sequential
 from .._training.data import Dataset
 from .._training.train import train
-from .moves import Move, carried
-from .screen import promises
+from .moves import Move, warm_start
+from .screen import estimated_gains
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -45,8 +45,8 @@ class Objective(Protocol):
         neighbour with its own. Below `enough` nothing better is needed."""
         ...
 
-    def promises(self, network: Network, weights: Weights, moves: Sequence[Move]) -> list[float] | None:
-        """What each larger bond promises, or None where that cannot be told without trying."""
+    def estimated_gains(self, network: Network, weights: Weights, moves: Sequence[Move]) -> list[float] | None:
+        """The estimated gain of each larger bond, or None where there is none without a fit."""
         ...
 
 
@@ -64,7 +64,7 @@ class ArrayObjective:
         self, network: Network, near: tuple[Network, Weights] | None, seed: int, enough: float
     ) -> tuple[float, dict[str, Array]]:
         target = Target(network.topology, self.w, None)
-        start = None if near is None else carried(*near, network, seed)
+        start = None if near is None else warm_start(*near, network, seed)
         starts = [] if start is None else [start]
         for i in range(_STARTS):
             drawn = network.init(int(rng_for(seed, "start", i).integers(2**31)))
@@ -74,10 +74,10 @@ class ArrayObjective:
         weights = {name: np.ascontiguousarray(core) for name, core in found.items()}
         return target.error(network.to_dense(weights)), weights
 
-    def promises(self, network: Network, weights: Weights, moves: Sequence[Move]) -> list[float] | None:
+    def estimated_gains(self, network: Network, weights: Weights, moves: Sequence[Move]) -> list[float] | None:
         target = Target(network.topology, self.w, None)
         residual = target.tensor(target.padded - network.to_dense(weights))
-        return promises(network, weights, residual, moves)
+        return estimated_gains(network, weights, residual, moves)
 
 
 class TaskObjective:
@@ -96,7 +96,7 @@ class TaskObjective:
         found = float(self.loss(network))
         return (math.inf if math.isnan(found) else found), {}
 
-    def promises(self, network: Network, weights: Weights, moves: Sequence[Move]) -> list[float] | None:
+    def estimated_gains(self, network: Network, weights: Weights, moves: Sequence[Move]) -> list[float] | None:
         return None
 
 

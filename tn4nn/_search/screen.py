@@ -1,4 +1,4 @@
-"""What a larger bond promises, without a fit: the best rank-one step along it against the residual."""
+"""The estimated gain of a larger bond, without a fit: the best rank-one step along it against the residual."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from .._graph.topology import modes_on_cores
 from .moves import Move
 
 
-def promises(network: Network, weights: Mapping[str, Array], residual: Array, moves: Sequence[Move]) -> list[float]:
+def estimated_gains(
+    network: Network, weights: Mapping[str, Array], residual: Array, moves: Sequence[Move]
+) -> list[float]:
     """For each move that makes a bond larger, how much of the squared residual one more value of it takes away.
 
     One more value of a bond between cores i and j adds a term W' = (u, v, all other cores) with two new slices u and
     v. The best direction is the top singular pair of the residual contracted with all other cores, and the
-    best length along it takes away s^2 / ||W'||^2. Bonds of more than two cores promise infinity: they are always
-    tried.
+    best length along it takes away s^2 / ||W'||^2. For bonds of more than two cores the gain is infinity: they are
+    always tried.
 
     Args:
         network: as it is.
@@ -29,10 +31,10 @@ def promises(network: Network, weights: Mapping[str, Array], residual: Array, mo
         residual: the target less W, over the open legs in the order of the modes.
         moves: from `larger`.
     """
-    return [_promise(network, weights, residual, move) for move in moves]
+    return [_gain(network, weights, residual, move) for move in moves]
 
 
-def _promise(network: Network, weights: Mapping[str, Array], residual: Array, move: Move) -> float:
+def _gain(network: Network, weights: Mapping[str, Array], residual: Array, move: Move) -> float:
     t = network.topology
     ends = move.network.topology.holders[move.bond]
     pair = [tuple(leg for leg in t.cores[i].legs if leg != move.bond) for i in ends]

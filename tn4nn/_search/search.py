@@ -124,8 +124,8 @@ def search(
         moves: of "rank" (bonds larger and smaller by a step), "bond" (bonds added and removed) and "swap" (open legs
             of two cores, or branches of neighbours, change places).
         evaluations: most structures that are fitted (an array) or asked for their loss (a task).
-        width: structures that are fitted before a bond grows. For an array those that promise most by the gradient
-            of the error, for a task random ones.
+        width: structures that are fitted before a bond grows. For an array those of the largest estimated gain by
+            the gradient of the error, for a task random ones.
         patience: restarts without a better structure after which the search ends.
         seed: of everything random; equal searches give equal results.
         state: a file that is written whole after each evaluation; a search that was stopped goes on from it, to the
@@ -285,12 +285,12 @@ class _Searcher:
         return self.state.chosen(moves, lambda: self._most_promising(here, moves))
 
     def _most_promising(self, here: _Found, moves: list[Move]) -> list[Move]:
-        promised = self.objective.promises(here.network, here.weights, moves) if moves else None
-        if promised is None:
+        gains = self.objective.estimated_gains(here.network, here.weights, moves) if moves else None
+        if gains is None:
             order = rng_for(self.seed, "order", here.number).permutation(len(moves))
         else:
             extra = [m.network.num_params - here.network.num_params for m in moves]
-            order = np.argsort([-p / n for p, n in zip(promised, extra, strict=True)], kind="stable")
+            order = np.argsort([-gain / n for gain, n in zip(gains, extra, strict=True)], kind="stable")
         return [moves[i] for i in order[: self.width]]
 
     def _shrink(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base.errors import BudgetError, TN4NNError
-from .._compression.ranks import Resized, checked, grown, schmidt_values, shortened
+from .._compression.ranks import Resized, checked, schmidt_values, with_larger_bonds, with_smaller_bonds
 from .._graph.budget import checked_budget
 from .._graph.network import Network
 from .._graph.rank_problem import Step, greedy, joint_problem, ranks_of, topology_problem
@@ -113,9 +113,9 @@ def moved(model: Layer, weights: Weights, auto: AutoRank, seed: int = 0) -> Move
     changes = {}
     for layer, net in networks.items():
         smaller = {b: r for b, r in ranks_of(layer, choice.low).items() if r < net.ranks[b]}
-        made = shortened(Resized(net, cores[layer]), smaller)
+        made = with_smaller_bonds(Resized(net, cores[layer]), smaller)
         larger = {b: r for b, r in ranks_of(layer, choice.high).items() if r > made.network.ranks[b]}
-        changes[layer] = grown(made, larger, seed)
+        changes[layer] = with_larger_bonds(made, larger, seed)
     new = dict(weights)
     for layer, change in changes.items():
         for core, array in change.weights.items():

@@ -93,7 +93,8 @@ if TYPE_CHECKING:
     from ._training.callbacks import EntanglementLog
     from ._training.data import Dataset
     from ._training.data import load as load_data
-    from ._training.train import Epoch, Run, train
+    from ._training.results import Epoch, Run
+    from ._training.train import train
 
     __version__: str
 
@@ -138,8 +139,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "search": ("_search.search", "search"),
     "Factors": ("_compression.svd", "Factors"),
     "low_rank_factors": ("_compression.svd", "low_rank_factors"),
-    "Epoch": ("_training.train", "Epoch"),
-    "Run": ("_training.train", "Run"),
+    "Epoch": ("_training.results", "Epoch"),
+    "Run": ("_training.results", "Run"),
     "train": ("_training.train", "train"),
     "EntanglementLog": ("_training.callbacks", "EntanglementLog"),
 }

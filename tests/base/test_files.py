@@ -4,9 +4,11 @@ import doctest
 import errno
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
 
+import platformdirs.macos
 import pytest
 
 import tn4nn._base.files as files
@@ -121,6 +123,7 @@ def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders of Linux")
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -131,13 +134,23 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     assert cache_folder() == Path.home() / ".cache" / "tn4nn"
 
 
-def test_a_user_without_a_home_is_told_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+def test_the_cache_folder_is_that_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platformdirs, "PlatformDirs", platformdirs.macos.MacOS)
+    for name in ("TN4NN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "Library" / "Caches" / "tn4nn"
 
-    monkeypatch.delenv("TN4NN_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", nobody)
+
+def test_a_user_without_a_home_is_told_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    pwd = pytest.importorskip("pwd", reason="users as POSIX has them")
+
+    def nobody(_: int) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("TN4NN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(TN4NNError, match="this user has no home folder: set TN4NN_CACHE"):
         cache_folder()
 

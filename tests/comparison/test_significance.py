@@ -1,6 +1,7 @@
 """Tests of significance against scipy, and a comparison under a budget of multiply-adds."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +23,16 @@ def test_welch_without_spread_or_samples() -> None:
     assert welch([1.0, 1.0], [1.0, 1.0]) == 1
     assert welch([1.0, 1.0], [2.0, 2.0]) == 0
     assert math.isnan(welch([1.0], [2.0, 3.0]))
+
+
+def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(tn.TN4NNError, match="need scipy.*pip install scipy"):
+        welch([1.0, 2.0], [2.0, 3.0])
+
+
+def test_one_sample_without_spread() -> None:
+    assert 0 < welch([1.0, 1.0, 1.0], [2.0, 3.0, 2.5]) < 0.1
 
 
 def test_holm_is_monotone_and_at_most_one() -> None:

@@ -5,19 +5,21 @@ import doctest
 import errno
 import gzip
 import hashlib
+import http.server
 import io
 import os
 import struct
 import sys
-import urllib.error
-import urllib.request
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import tn4nn._training.data as module
+import tn4nn._training.published as published
 from tn4nn import DataError
 from tn4nn._training.data import Dataset, load
 
@@ -247,19 +249,50 @@ FILES = {
 }
 
 
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves the files; `answers` replaces some, `asked` is what was asked for."""
+
+    asked: ClassVar[list[str]] = []
+    answers: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        type(self).asked.append(self.path)
+        blob = type(self).answers.get(self.path.rsplit("/", 1)[1])
+        self.send_response(404 if blob is None else 200)
+        self.end_headers()
+        self.wfile.write(blob or b"")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _use_mirror(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    md5 = {name: hashlib.md5(blob, usedforsecurity=False).hexdigest() for name, blob in FILES.items()}
+    monkeypatch.setitem(published.SETS, "mnist", published.PublishedSet((address,), md5))
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache's data folder, in a world with a tiny MNIST, an empty cache and no network."""
-    md5 = {name: hashlib.md5(blob, usedforsecurity=False).hexdigest() for name, blob in FILES.items()}
-    monkeypatch.setitem(module._IDX_SETS, "mnist", module._IdxSet(("https://mirror.example/mnist/",), md5))
+    """The cache's data folder, in a world with a tiny MNIST, an empty cache and a mirror that does not answer."""
+    _use_mirror(monkeypatch, "http://127.0.0.1:1/mnist/")
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("TN4NN_DATA", raising=False)
-
-    def no_network(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
     return tmp_path / "cache" / "data"
+
+
+@pytest.fixture
+def mirror(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mirror]]:
+    """A mirror that answers."""
+    monkeypatch.setattr(Mirror, "asked", [])
+    monkeypatch.setattr(Mirror, "answers", dict(FILES))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        _use_mirror(monkeypatch, f"http://127.0.0.1:{server.server_port}/mnist/")
+        yield Mirror
+        server.shutdown()
+        thread.join()
 
 
 def put(folder: Path, **changes: bytes | None) -> Path:
@@ -295,8 +328,9 @@ def test_files_that_are_nowhere(tiny: Path, tmp_path: Path) -> None:
         load("mnist", folder=tmp_path / "part")
     text = str(caught.value)
     for word in (
-        "https://mirror.example/mnist/train-images-idx3-ubyte.gz",
-        "no network",
+        "http://127.0.0.1:1/mnist/train-images-idx3-ubyte.gz",
+        "the download failed",
+        "refused",
         f"{tmp_path / 'part'} (without t10k-labels-idx1-ubyte.gz)",
         f"{tmp_path / 'part' / 'mnist'} (no such folder)",
         str(tiny / "mnist"),
@@ -322,64 +356,66 @@ def test_the_files_of_another_set_are_passed_over(tiny: Path, tmp_path: Path, mo
         load("fashion-mnist", folder=tmp_path / "flat", download=False)
 
 
-class Answer(io.BytesIO):
-    """What urlopen returns: a readable context manager."""
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_download_is_checked_and_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def serve(url: str, timeout: float) -> Answer:
-        asked.append(url)
-        assert 0 < timeout <= 30
-        return Answer(FILES[url.rsplit("/", 1)[1]])
-
-    monkeypatch.setattr(urllib.request, "urlopen", serve)
+def test_a_download_is_checked_and_stored(tiny: Path, mirror: type[Mirror]) -> None:
     check_tiny(load("mnist"))
     check_tiny(load("mnist"))
-    assert asked == [f"https://mirror.example/mnist/{name}" for name in FILES]
-    assert sorted(path.name for path in (tiny / "mnist").iterdir()) == sorted(FILES)
+    assert mirror.asked == [f"/mnist/{name}" for name in FILES]
+    assert files_in(tiny / "mnist") == sorted(FILES)
 
 
-def test_a_download_goes_to_the_folder_that_was_named(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer(FILES[url.rsplit("/", 1)[1]]))
+def test_a_download_goes_on_with_what_is_missing(tiny: Path, mirror: type[Mirror]) -> None:
+    put(tiny / "mnist", **{"t10k-labels-idx1-ubyte.gz": None, "t10k-images-idx3-ubyte.gz": b"damaged"})
+    check_tiny(load("mnist"))
+    assert sorted(mirror.asked) == ["/mnist/t10k-images-idx3-ubyte.gz", "/mnist/t10k-labels-idx1-ubyte.gz"]
+
+
+def test_a_download_goes_to_the_folder_that_was_named(tiny: Path, mirror: type[Mirror], tmp_path: Path) -> None:
     load("mnist", folder=tmp_path / "mine")
-    assert len(list((tmp_path / "mine" / "mnist").iterdir())) == 4
-    assert not tiny.exists()
-
-
-def test_a_wrong_download_is_not_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer(b"<html>sign in</html>"))
-    with pytest.raises(DataError, match=r"the download failed.*received md5"):
-        load("mnist")
+    assert files_in(tmp_path / "mine" / "mnist") == sorted(FILES)
     assert not tiny.exists()
 
 
 @pytest.mark.parametrize(
-    "failure", [TimeoutError("timed out"), ConnectionResetError(), OSError(errno.ENETUNREACH, "unreachable")]
+    ("answer", "words"),
+    [
+        (b"<html>sign in</html>", "hash of downloaded file.*does not match the known hash: expected"),
+        (b"", "does not match the known hash"),
+        (None, "404"),
+        (bytes(1001), "received more than 1,000 bytes"),
+    ],
 )
-def test_every_network_failure_is_a_data_error(tiny: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise failure
+def test_a_wrong_download_is_not_stored(
+    tiny: Path, mirror: type[Mirror], monkeypatch: pytest.MonkeyPatch, answer: bytes | None, words: str
+) -> None:
+    monkeypatch.setattr(published, "_LARGEST_DOWNLOAD", 1000)
+    first = next(iter(FILES))
+    del mirror.answers[first]
+    if answer is not None:
+        mirror.answers[first] = answer
+    with pytest.raises(DataError, match=f"the download failed.*{words}.*Looked in"):
+        load("mnist")
+    assert files_in(tiny) == []
 
-    monkeypatch.setattr(urllib.request, "urlopen", fail)
-    with pytest.raises(DataError, match="the download failed"):
+
+def test_a_download_onto_a_folder_that_cannot_be_made(tiny: Path, mirror: type[Mirror]) -> None:
+    tiny.parent.mkdir()
+    tiny.write_bytes(b"")
+    with pytest.raises(DataError, match=r"could not be stored in.*mnist.*TN4NN_CACHE"):
         load("mnist")
 
 
-def test_a_download_onto_a_full_disk(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer(FILES[url.rsplit("/", 1)[1]]))
-
+def test_a_download_onto_a_full_disk(tiny: Path, mirror: type[Mirror], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(DataError, match=r"could not be kept.*No space left"):
+    monkeypatch.setattr(published._Limited, "write", full)
+    with pytest.raises(DataError, match=r"could not be stored.*No space left"):
         load("mnist")
-    monkeypatch.undo()
-    assert list((tiny / "mnist").iterdir()) == []
+    assert files_in(tiny) == []
 
 
 IMAGES = np.zeros((2, 3, 4))
@@ -400,14 +436,14 @@ IMAGES = np.zeros((2, 3, 4))
 )
 def test_the_parser_refuses(blob: bytes, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
-        module._parse_idx(blob, 3, "pictures")
+        published._parse_idx(blob, 3, "pictures")
     for word in (*words, "pictures"):
         assert word in str(caught.value)
 
 
 def test_the_parser_reads_big_endian_sizes() -> None:
     array = RNG.integers(0, 256, (300, 2, 5))
-    np.testing.assert_array_equal(module._parse_idx(idx(array), 3, "pictures"), array)
+    np.testing.assert_array_equal(published._parse_idx(idx(array), 3, "pictures"), array)
 
 
 @pytest.mark.parametrize(("name", "mean", "sd"), [("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.2860, 0.3530)])

@@ -11,7 +11,7 @@ from helpers import relative_error, small_data
 
 import tn4nn as tn
 from tn4nn._compression.ranks import Resized, schmidt_values, with_larger_bonds, with_smaller_bonds
-from tn4nn._training import train as _train
+from tn4nn._training import loop as _loop
 from tn4nn._training.autorank import AutoRank, moved
 
 GRAPHS = ["low_rank", "mpo", "tree", "tucker", "ring", "peps", "mera", "cp", "btt", "block_term", "complete"]
@@ -211,18 +211,18 @@ def test_every_topology_grows_in_training_with_its_optimizer(
     x, y = small_data(60, features=24)
     seen: list[dict[str, Any]] = []
 
-    def look(loop: Any) -> dict[str, Any]:
-        trainer = loop.trainer
-        outputs = backend.forward(loop.model.build(trained_backend, trainer.weights()), x)
-        return {"y": outputs, "state": trainer.state(), "slots": trainer.slots(), "model": loop.model}
+    def look(model: Any, trainer: Any) -> dict[str, Any]:
+        outputs = backend.forward(model.build(trained_backend, trainer.weights()), x)
+        return {"y": outputs, "state": trainer.state(), "slots": trainer.slots(), "model": model}
 
-    def move(mover: Any, loop: Any) -> None:
-        seen.append(look(loop))
-        plain(mover, loop)
-        seen.append(look(loop))
+    def change(model: Any, trainer: Any, *given: Any) -> Any:
+        seen.append(look(model, trainer))
+        changed = plain(model, trainer, *given)
+        seen.append(look(*changed[:2]))
+        return changed
 
-    backend, plain = tn.backend(trained_backend), _train._Mover.move
-    monkeypatch.setattr(_train._Mover, "move", move)
+    backend, plain = tn.backend(trained_backend), _loop.change_ranks
+    monkeypatch.setattr(_loop, "change_ranks", change)
     auto = AutoRank(params=int(1.7 * net.num_params) + 40, share=0.0, until=0.5)
     options: dict[str, Any] = {"epochs": 2, "batch_size": 20, "lr": 1e-2, "optimizer": optimizer}
     run = tn.train(model, (x, y), backend=trained_backend, ranks=auto, **options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import inspect
 import os
 import signal
 import subprocess
@@ -182,11 +183,11 @@ def test_every_row_is_seen_once_in_an_epoch(trained_backend):
             seen.append(index.copy())
             return original(self, x, y, index, lrs, first)
 
-    from tn4nn._training.train import _Loop
+    from tn4nn._training.loop import Loop
+    from tn4nn._training.settings import TrainSettings
 
     spy = Spy(MODEL, MODEL.init(0), _spec())
-    loop = _Loop(spy, small_data(53), None, 10, 0, [1e-3] * 12, 6, None, "cross_entropy", MODEL)
-    loop.run(None, lambda *_: None, None)
+    Loop(TrainSettings(epochs=2, batch_size=10), MODEL, spy, small_data(53)).run(lambda *_: None, None)
     epochs = [np.concatenate([i.ravel() for i in seen[:2]]), np.concatenate([i.ravel() for i in seen[2:]])]
     for order in epochs:
         assert sorted(order) == list(range(53))
@@ -228,14 +229,14 @@ import sys
 sys.path.insert(0, {folder!r})
 from test_train import DATA, MODEL, OPTIONS
 import tn4nn as tn
-from tn4nn._training import train as _train
-write = _train._Keeper.write
-def slow(self, loop):
-    write(self, loop)
-    print("step", loop.step, flush=True)
-    if loop.step >= 15:
+from tn4nn._training.checkpoint import Checkpoint
+write = Checkpoint.write
+def slow(self, progress, state):
+    write(self, progress, state)
+    print("step", progress.step, flush=True)
+    if progress.step >= 15:
         import time; time.sleep(60)
-_train._Keeper.write = slow
+Checkpoint.write = slow
 tn.train(MODEL, DATA, backend={backend!r}, checkpoint={path!r}, **OPTIONS)
 """
 
@@ -365,6 +366,7 @@ def test_bad_data(data, message):
         ({"precision": "fp8"}, "precision must be one of float32, float64, bf16, received 'fp8'"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'.*Did you mean 'cosine'"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1, received 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be a whole number of at least 1, received 0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, received 0"),
         ({"validation": 1.5}, "validation must be a share from 0 to 1"),
         ({"weight_decay": {"9.*": 0.1}}, "weight_decay: '9.*' matches no weight"),
@@ -375,6 +377,14 @@ def test_bad_settings(options, message):
     pytest.importorskip("torch")
     with pytest.raises((tn.TN4NNError), match=message):
         tn.train(MODEL, DATA, **options)
+
+
+def test_settings_have_the_defaults_of_train():
+    from tn4nn._training.settings import TrainSettings
+
+    given = {name: p.default for name, p in inspect.signature(tn.train).parameters.items()}
+    fields = dataclasses.fields(TrainSettings)
+    assert {field.name: field.default for field in fields} == {field.name: given[field.name] for field in fields}
 
 
 def test_a_model_without_ranks_says_what_gives_them():

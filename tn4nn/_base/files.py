@@ -22,15 +22,23 @@ _ADVICE = {
 
 
 def cache_folder() -> Path:
-    """Where tn4nn keeps plans and data: $TN4NN_CACHE, else $XDG_CACHE_HOME/tn4nn, else ~/.cache/tn4nn."""
+    """Where tn4nn stores plans and data: $TN4NN_CACHE, else the user's cache folder.
+
+    That is $XDG_CACHE_HOME/tn4nn or ~/.cache/tn4nn on Linux, ~/Library/Caches/tn4nn on macOS, and
+    %LOCALAPPDATA%\\tn4nn\\Cache on Windows.
+    """
     own = os.environ.get("TN4NN_CACHE")
     if own:
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
+    from platformdirs import user_cache_path  # needed by few runs
+
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "tn4nn"
-    except RuntimeError as error:  # a user whom the system does not know, as in many containers
-        raise TN4NNError("this user has no home folder: set TN4NN_CACHE to a folder that may be written to") from error
+        folder = user_cache_path("tn4nn", appauthor=False)
+    except RuntimeError:  # a user whom the system does not know, as in many containers
+        folder = Path()
+    if not folder.is_absolute():  # platformdirs before 4.14 leaves "~" where it is
+        raise TN4NNError("this user has no home folder: set TN4NN_CACHE to a folder that may be written to")
+    return folder
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from .._base.errors import CheckpointError
 from .._base.files import atomic_write
-from .html import write_figure, write_html
+from .figure import write_figure
+from .html import write_html
 from .rows import ROW_KEYS
 from .summary import COLUMNS, NOTES, Column, Summary, checked_rows, machine_line, summarise
 

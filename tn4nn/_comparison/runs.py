@@ -6,7 +6,9 @@ import math
 
 from .._base.errors import TN4NNError
 from .._training.data import Dataset
-from .._training.train import Pair, Run, train
+from .._training.pairs import Pair
+from .._training.results import Run
+from .._training.train import train
 from .cells import Cell
 from .rows import Outcome
 from .settings import LEARNING_RATES, Settings

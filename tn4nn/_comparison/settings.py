@@ -10,7 +10,7 @@ from .._base.checks import at_least, checked_size, one_of
 from .._base.errors import TN4NNError
 from .._graph.budget import checked_budget
 from .._model.backend import backend, installed_backends
-from .._training.train import OPTIMIZERS, PRECISIONS
+from .._training.settings import OPTIMIZERS, PRECISIONS
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # what `lr="auto"` tries for every topology alike
 

@@ -7,11 +7,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._base.errors import TN4NNError
+
 
 def welch(one: Sequence[float], other: Sequence[float]) -> float:
     """Two-sided p of equal means, of Welch's t-test: samples that may have different variances.
 
     NaN for samples of fewer than two values; where neither has any spread, 1 for equal and 0 for unequal means.
+
+    Raises:
+        TN4NNError: scipy is not installed (it comes with tn4nn[torch] and tn4nn[jax]).
 
     Example:
         >>> round(welch([97.1, 97.3, 97.2], [96.0, 96.4, 96.2]), 4)
@@ -19,12 +24,19 @@ def welch(one: Sequence[float], other: Sequence[float]) -> float:
     """
     if min(len(one), len(other)) < 2:
         return math.nan
-    a, b = (statistics.variance(sample) / len(sample) for sample in (one, other))
-    difference = statistics.fmean(one) - statistics.fmean(other)
-    if a + b == 0:
-        return 1.0 if difference == 0 else 0.0
-    freedom = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1))
-    return _beta(freedom / 2, 0.5, freedom / (freedom + difference**2 / (a + b)))
+    means = statistics.fmean(one), statistics.fmean(other)
+    deviations = statistics.stdev(one), statistics.stdev(other)
+    if not any(deviations):
+        return float(means[0] == means[1])
+    try:
+        from scipy.stats import ttest_ind_from_stats
+    except ImportError as error:
+        raise TN4NNError(f"tests of significance need scipy ({error}): pip install scipy") from error
+    # Not ttest_ind, which warns of samples without spread.
+    found = ttest_ind_from_stats(
+        means[0], deviations[0], len(one), means[1], deviations[1], len(other), equal_var=False
+    )
+    return float(found.pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -67,28 +79,3 @@ def level_with_best(rows: Sequence[Mapping[str, Any]], alpha: float = 0.05) -> d
     corrected = holm([welch(samples[best], samples[name]) for name in others])
     pairs = zip(others, corrected, strict=True)
     return {best: 1.0, **{name: p for name, p in pairs if not p <= alpha}}
-
-
-def _beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # there the fraction of the mirrored function converges
-        return 1 - _beta(b, a, 1 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    tiny = 1e-300
-    value, upper, lower = 1.0, 1.0, 0.0
-    for i in range(300):
-        m = i // 2
-        if i == 0:
-            term = 1.0
-        elif i % 2 == 0:
-            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        else:
-            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        lower = 1 / (1 + term * lower or tiny)
-        upper = 1 + term / upper or tiny
-        value *= upper * lower
-        if abs(upper * lower - 1) < 1e-14:
-            break
-    return front * (value - 1)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from .._base.clock import ratio, rounds_of
-from .._model.backend import TrainSpec, backend
 from .._model.layers import Layer, Linear, ReLU, Sequential
 from .._training.data import Dataset
+from .._training.settings import TrainSettings
 from .settings import Settings
 
 ROUNDS, STEPS = 7, 8  # rounds through all models, steps of each in a round
@@ -36,12 +36,10 @@ def step_times(
 
 def _steps(backend_name: str, model: Layer, data: Dataset, settings: Settings) -> Callable[[int], None]:
     """A function that runs so many training steps, and returns when they are done."""
-    spec = TrainSpec(
-        loss="cross_entropy", optimizer=settings.optimizer, momentum=0.9, nesterov=False, betas=(0.9, 0.999), eps=1e-8,
-        lr_factors={}, decay={}, precision=settings.precision, device=settings.device, seed=0,
+    trainer = TrainSettings(
+        backend=backend_name, optimizer=settings.optimizer, precision=settings.precision, device=settings.device,
         batch_size=settings.batch_size,
-    )  # fmt: skip
-    trainer = backend(backend_name).trainer(model, model.init(0), spec)
+    ).trainer(model, model.init(0))  # fmt: skip
     x, y = trainer.put(data.x_train), trainer.put(data.y_train)
 
     @functools.cache

@@ -16,7 +16,7 @@ from .._graph.network import Network
 from .._graph.topology import Topology
 from .._model.backend import Trainer
 from .._model.layers import Layer
-from .train import Epoch
+from .results import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

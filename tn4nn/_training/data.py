@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import gzip
-import hashlib
 import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base.errors import DataError, WriteError
-from .._base.files import atomic_write, cache_folder
+from .._base.errors import DataError
+from .published import SETS, published_arrays
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 _SPLIT_SEED = 0
-_TIMEOUT_S = 10.0
-_LARGEST_DOWNLOAD = 64 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -185,12 +180,12 @@ def load(
     name = text.lower().replace("_", "-")
     if name == "digits":
         return _digits()
-    if name in _IDX_SETS:
-        return _idx_set(name, Path(folder) if folder is not None else None, download)
+    if name in SETS:
+        return _published(name, Path(folder) if folder is not None else None, download)
     path = Path(text)
     if path.suffix.lower() == ".npz" or path.exists():
         return _npz(path)
-    names = ["digits", *_IDX_SETS]
+    names = ["digits", *SETS]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
@@ -274,6 +269,19 @@ def _digits() -> Dataset:
     return _split("digits", np.asarray(x / 16, dtype=np.float32), np.asarray(y, dtype=np.int64), 10, (8, 8))
 
 
+def _published(name: str, folder: Path | None, download: bool) -> Dataset:
+    x_train, y_train, x_test, y_test = published_arrays(name, folder, download)
+    return Dataset(
+        name,
+        x_train.reshape(len(x_train), -1).astype(np.float32) / np.float32(255),
+        y_train.astype(np.int64),
+        x_test.reshape(len(x_test), -1).astype(np.float32) / np.float32(255),
+        y_test.astype(np.int64),
+        10,
+        x_train.shape[1:],
+    )
+
+
 # ------------------------------------------------------------------------------------------ .npz files
 
 
@@ -326,185 +334,3 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
             f"received one that cannot be read ({error}). "
             f"What would do: write it again, without object arrays."
         ) from error
-
-
-# ------------------------------------------------------------------------------------------- IDX files
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _IdxSet:
-    mirrors: tuple[str, ...]
-    md5: dict[str, str]  # of the .gz files, as published
-
-
-_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-
-
-def _published(*md5: str) -> dict[str, str]:
-    return dict(zip(_FILES, md5, strict=True))
-
-
-_IDX_SETS = {
-    "mnist": _IdxSet(
-        ("https://ossci-datasets.s3.amazonaws.com/mnist/",),
-        _published(
-            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "d53e105ee54ea40749a09fcbcd1e9432",
-            "9fb629c4189551a2d022fa330f9573f3",
-            "ec29112dd5afa0611ce80d1b7f02629c",
-        ),
-    ),
-    "fashion-mnist": _IdxSet(
-        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-        _published(
-            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "25c81989df183df01b3e8a0aad5dffbe",
-            "bef4ecab320f06d8554ea6380940ec79",
-            "bb300cfdad3c16e7a12a480ee83cd310",
-        ),
-    ),
-}
-
-
-def _idx_set(name: str, folder: Path | None, download: bool) -> Dataset:
-    blobs: dict[str, bytes] = {}
-    looked: list[str] = []
-    for place in _places(name, folder):
-        here = {file: place / file for file in _FILES if (place / file).is_file()}
-        missing = [file for file in _FILES if file not in here]
-        looked.append(f"{place} ({_absence(place, missing)})")
-        if missing:
-            continue
-        read = {file: _read(path) for file, path in here.items()}
-        if any(_owner(file, blob) not in (name, None) for file, blob in read.items()):
-            # The sets share their file names, and a folder may be the home of another one.
-            looked[-1] = f"{place} (the files of another data set)"
-            continue
-        for file, blob in read.items():
-            _check_md5(name, file, blob, str(here[file]))
-        blobs = read
-        break
-    if not blobs:
-        if not download:
-            raise _absent(name, looked, "download=False was asked")
-        blobs = _download(name, (folder or cache_folder() / "data") / name, looked)
-    parts = [_parse_idx(blobs[file], 3 if "idx3" in file else 1, f"{file} of {name!r}") for file in _FILES]
-    x_train, y_train, x_test, y_test = parts
-    return Dataset(
-        name,
-        x_train.reshape(len(x_train), -1).astype(np.float32) / np.float32(255),
-        y_train.astype(np.int64),
-        x_test.reshape(len(x_test), -1).astype(np.float32) / np.float32(255),
-        y_test.astype(np.int64),
-        10,
-        x_train.shape[1:],
-    )
-
-
-def _places(name: str, folder: Path | None) -> Iterator[Path]:
-    named = os.environ.get("TN4NN_DATA")
-    for root in (folder, Path(named) if named else None, cache_folder() / "data"):
-        if root is not None:
-            yield root / name
-            yield root
-
-
-def _absence(place: Path, missing: list[str]) -> str:
-    if not place.is_dir():
-        return "no such folder"
-    return "none of the files" if len(missing) == len(_FILES) else f"without {', '.join(missing)}"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"expected a readable file at {str(path)!r}; received {error.strerror or error}.") from error
-
-
-def _md5(blob: bytes) -> str:
-    return hashlib.md5(blob, usedforsecurity=False).hexdigest()
-
-
-def _owner(file: str, blob: bytes) -> str | None:
-    """The set whose published file this is."""
-    digest = _md5(blob)
-    return next((name for name, one in _IDX_SETS.items() if one.md5[file] == digest), None)
-
-
-def _check_md5(name: str, file: str, blob: bytes, where: str) -> None:
-    expected, received = _IDX_SETS[name].md5[file], _md5(blob)
-    if received != expected:
-        raise DataError(
-            f"expected the published {file} of {name!r}, md5 {expected}; received md5 {received} "
-            f"({len(blob)} bytes) from {where}. What would do: delete it and load the set again."
-        )
-
-
-def _download(name: str, target: Path, looked: list[str]) -> dict[str, bytes]:
-    blobs: dict[str, bytes] = {}
-    for file in _FILES:
-        blobs[file] = _fetch(name, file, looked)
-        try:
-            atomic_write(target / file, blobs[file])
-        except WriteError as error:
-            raise DataError(
-                f"{name!r} was downloaded but could not be kept: {error} "
-                f"Or: load({name!r}, folder=...) with a folder you can write to, or another TN4NN_CACHE."
-            ) from error
-    return blobs
-
-
-def _fetch(name: str, file: str, looked: list[str]) -> bytes:
-    import http.client
-    import urllib.request
-
-    reasons: list[str] = []
-    for mirror in _IDX_SETS[name].mirrors:
-        try:
-            with urllib.request.urlopen(mirror + file, timeout=_TIMEOUT_S) as answer:
-                blob = bytes(answer.read(_LARGEST_DOWNLOAD))
-            _check_md5(name, file, blob, mirror + file)
-        except (OSError, http.client.HTTPException, DataError) as error:
-            reasons.append(f"{mirror + file}: {error or type(error).__name__}")
-        else:
-            return blob
-    raise _absent(name, looked, f"the download failed ({'; '.join(reasons)})")
-
-
-def _absent(name: str, looked: list[str], why: str) -> DataError:
-    files = ", ".join(_FILES)
-    return DataError(
-        f"expected the files of {name!r}; received none that can be used, and {why}. "
-        f"Looked in: {'; '.join(looked)}. What would do: put {files} in "
-        f"{cache_folder() / 'data' / name}, or in FOLDER/{name} and set the environment variable "
-        f"TN4NN_DATA=FOLDER (or give folder=FOLDER). With no network at all, 'digits' needs no file."
-    )
-
-
-def _parse_idx(blob: bytes, axes: int, label: str) -> npt.NDArray[np.uint8]:
-    """The array in a gzipped IDX file of unsigned bytes: magic 0 0 8 axes, big-endian sizes, values."""
-    try:
-        data = gzip.decompress(blob)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"expected a whole .gz file as {label}; received {len(blob)} bytes: {error}.") from error
-    magic = bytes((0, 0, 8, axes))
-    if data[:4] != magic:
-        raise DataError(
-            f"expected an IDX file of unsigned bytes with {axes} axes as {label}, magic {magic.hex()}; "
-            f"received magic {data[:4].hex() or 'nothing'}."
-        )
-    start = 4 + 4 * axes
-    if len(data) < start:
-        raise DataError(f"expected {axes} sizes in the head of {label}; received a file of {len(data)} bytes.")
-    shape = tuple(int(size) for size in np.frombuffer(data, dtype=">u4", count=axes, offset=4))
-    if len(data) - start != math.prod(shape):
-        raise DataError(
-            f"expected {math.prod(shape)} values of shape {shape} in {label}; received {len(data) - start}."
-        )
-    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)

@@ -15,7 +15,8 @@ from .._model.backend import Trainer
 from .._model.layers import Layer
 from .._training.data import Dataset
 from .._training.data import load as load_data
-from .._training.train import Epoch, Run, train
+from .._training.results import Epoch, Run
+from .._training.train import train
 from ._experiment import Line, Row, Settings, Unit, mean_line
 
 if TYPE_CHECKING:

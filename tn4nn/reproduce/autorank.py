@@ -15,7 +15,7 @@ from .._model.budget import with_budget
 from .._model.layers import Linear, ReLU
 from .._model.layers import Sequential as Model
 from .._training.autorank import AutoRank
-from .._training.train import Run
+from .._training.results import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, dataset, draw_accuracies, of, units
 

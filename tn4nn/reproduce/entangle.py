@@ -21,7 +21,8 @@ from .._graph.catalogue import low_rank
 from .._model.backend import Trainer
 from .._model.layers import Layer
 from .._training.data import Dataset
-from .._training.train import Epoch, train
+from .._training.results import Epoch
+from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import dataset, significant
 from .fc2 import DENSE_LR

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import presets
 from .._compression.entanglement import entanglement
 from .._drawing.figure import GREY, INK, dress, legend, panels, style
-from .._training.train import Run
+from .._training.results import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, significant, units
 

@@ -1,0 +1,76 @@
+"""What training gives: the history of its epochs, and the finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._model.backend import Module
+from .._model.layers import Layer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Epoch:
+    """One line of a run's history.
+
+    Attributes:
+        epoch: counted from 1.
+        loss: mean training loss over the epoch's steps.
+        validation_loss: NaN without a validation split.
+        accuracy: on the validation split, percent; NaN without one or for "mse".
+        seconds: of training, evaluation left out.
+    """
+
+    epoch: int
+    loss: float
+    validation_loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training gave.
+
+    Attributes:
+        losses: of every step, shape (steps,).
+        accuracy: on the validation split at the last epoch, percent; NaN without a split.
+        best_accuracy: the best over the epochs, and
+        best_epoch: the epoch at which it was reached.
+        test_accuracy: on the test split with the last weights, percent; NaN where no test data was given.
+        weights: name -> array after the last step.
+        best_weights: after the epoch with the best validation accuracy (or loss, for "mse").
+        history: one Epoch each.
+        module: the native trained module, with the last weights.
+        samples_per_s: training throughput.
+        stopped_early: whether `patience` ended it.
+        model: the layer graph of `weights`: what was given, or with `ranks=` what it became.
+        ranks: with `ranks=` the ranks after each change, by epoch: layer -> bond -> rank.
+    """
+
+    losses: NDArray[np.float64]
+    accuracy: float
+    best_accuracy: float
+    best_epoch: int
+    test_accuracy: float
+    weights: dict[str, NDArray[Any]]
+    best_weights: dict[str, NDArray[Any]]
+    history: tuple[Epoch, ...]
+    module: Module
+    samples_per_s: float
+    stopped_early: bool
+    model: Layer
+    ranks: Mapping[int, Mapping[str, Mapping[str, int]]] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{'epoch':>5} {'loss':>10} {'val loss':>10} {'val acc %':>10} {'s':>7}"]
+        lines += [
+            f"{e.epoch:>5} {e.loss:>10.4f} {e.validation_loss:>10.4f} {e.accuracy:>10.2f} {e.seconds:>7.2f}"
+            for e in self.history
+        ]
+        lines.append(f"test accuracy {self.test_accuracy:.2f} %, {self.samples_per_s:,.0f} samples/s")
+        return "\n".join(lines)

@@ -23,7 +23,7 @@ from tn4nn._runtime import contraction as _contraction
 from tn4nn._runtime import native as _native
 from tn4nn._runtime.cost import Cost
 from tn4nn._runtime.recipe import recipe
-from tn4nn._runtime.recipe_cost import FETCHED, recipe_cost
+from tn4nn._runtime.recipe_cost import recipe_cost
 from tn4nn._runtime.target import Target
 
 torch = pytest.importorskip("torch")
@@ -690,14 +690,12 @@ def test_the_first_call_does_not_say_how_often_a_way_is_run():
     assert calls > 6
 
 
-def test_the_planner_knows_how_much_the_runtime_fetches():
-    assert re.search(r"#define FETCHED \(1 << 21\)", _native.source())
-    assert FETCHED == 1 << 21
-
-
-def test_the_planner_knows_how_much_the_runtime_copies_at_a_time():
-    assert re.search(rf"#define KC {_contraction._DEPTH} ", _native.source())
-    assert re.search(rf"FAR_K = {_contraction._FAR_K}, FAR_N = {_contraction._FAR_N} ", _native.source())
+def test_the_kernel_is_compiled_with_the_constants_of_the_cost_model():
+    shared = {f"-DKC={_contraction.DEPTH}", f"-DFETCHED={_contraction.FETCHED}"}
+    shared |= {f"-DFAR_K={_contraction.FAR_K}", f"-DFAR_N={_contraction.FAR_N}"}
+    assert shared <= set(_native.definitions(4)) & set(_native.definitions(8))
+    with pytest.raises(RuntimeError, match="are passed with -D"):
+        _compiled._compiled(_native.source(), ("-DREAL=float", "-DWHOLE=int"))
 
 
 @pytest.mark.parametrize("batch", [40, 4096])

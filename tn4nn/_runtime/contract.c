@@ -30,12 +30,17 @@
 #endif
 #define W ((long)(BYTES / sizeof(REAL)))
 #define NV 3
-#define KC 512     /* of k at a time, where b or a is copied */
+/* Passed by whoever compiles this, since the cost model knows them too:
+   KC       of k at a time, where b or a is copied;
+   FAR_K    vectors along k, and FAR_N columns of c, at a time where they are far apart;
+   FETCHED  bytes of a batch tile beyond which nothing is fetched ahead: no cache would hold it. */
+#if !defined(KC) || !defined(FAR_K) || !defined(FAR_N) || !defined(FETCHED)
+#error "KC, FAR_K, FAR_N and FETCHED are passed with -D: see definitions() in native.py"
+#endif
 #define MC 96      /* of m at a time, where a is copied */
 #define NC 1536    /* of n at a time; a multiple of NV * W */
 #define DEEP 64    /* of k in a tile, from where c is fetched ahead: it lies in a cache where tiles are shorter */
 #define LINE 64    /* bytes of a cache line */
-#define FETCHED (1 << 21) /* bytes of a block beyond which nothing is fetched ahead: no cache would hold it */
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 typedef REAL T __attribute__((vector_size(BYTES)));
 typedef REAL Four __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
@@ -340,7 +345,7 @@ static inline __attribute__((always_inline)) V some_of(const REAL *p, Some some)
 
 /* A tile has SIDE lines and columns of vectors; FAR_K vectors along k and FAR_N along n at a time, where they are
  * copied. */
-enum { SIDE = 4, FAR_K = 64, FAR_N = 256 };
+enum { SIDE = 4 };
 static int side[SIDE], far[FAR_K];
 
 __attribute__((constructor)) static void fill_far(void) {

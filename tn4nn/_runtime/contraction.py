@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .._graph.paths import Legs
 from .compiled import vector_bytes
-from .cost import Machine
+from .cost import NativeMachine
 
 Offsets = NDArray[np.int32]
 LAYOUTS = range(5)
@@ -175,7 +175,7 @@ def _step(group: Legs, view: View, sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[leg] for leg in view.legs[view.legs.index(group[-1]) + 1 :])
 
 
-def contraction_seconds(shape: Shape, machine: Machine, itemsize: int = 4) -> float:
+def contraction_seconds(shape: Shape, machine: NativeMachine, itemsize: int = 4) -> float:
     """Predicted seconds of a call of the native kernel, its arrays in the second-level cache."""
     width = machine.vector_bytes // itemsize
     if shape.along != "n":
@@ -190,7 +190,7 @@ def _panels(n: int, width: int) -> int:
     return -(-n // (3 * width))
 
 
-def _tiles_s(shape: Shape, machine: Machine, width: int) -> float:
+def _tiles_s(shape: Shape, machine: NativeMachine, width: int) -> float:
     """Multiplying, in tiles of 8 rows and 3 vectors."""
     m, k, vectors = shape.m, shape.k, -(-shape.n // width)
     panels = _panels(shape.n, width)
@@ -199,7 +199,7 @@ def _tiles_s(shape: Shape, machine: Machine, width: int) -> float:
     return seconds + (panels * k * idle * width / machine.tile_macs_per_s if idle > 0 else 0.0)
 
 
-def _b_s(shape: Shape, machine: Machine, width: int, itemsize: int) -> float:
+def _b_s(shape: Shape, machine: NativeMachine, width: int, itemsize: int) -> float:
     """Packing b, where its vectors are not read as they lie."""
     m, k, n = shape.m, shape.k, shape.n
     whole = shape.b_run % width == 0
@@ -211,7 +211,7 @@ def _b_s(shape: Shape, machine: Machine, width: int, itemsize: int) -> float:
     return -(-n // width) * k * each * machine.vector_s
 
 
-def _a_s(shape: Shape, machine: Machine, width: int) -> float:
+def _a_s(shape: Shape, machine: NativeMachine, width: int) -> float:
     """Reading a number by number from far apart, or copying it."""
     m, k, n = shape.m, shape.k, shape.n
     seconds = 0.0
@@ -222,9 +222,9 @@ def _a_s(shape: Shape, machine: Machine, width: int) -> float:
     return seconds
 
 
-def _c_s(shape: Shape, machine: Machine, width: int, itemsize: int) -> float:
+def _c_s(shape: Shape, machine: NativeMachine, width: int, itemsize: int) -> float:
     """Writing c, in vectors or number by number."""
-    stores = -(-shape.k // _DEPTH) if shape.n > 12 * width else 1
+    stores = -(-shape.k // DEPTH) if shape.n > 12 * width else 1
     number_s = machine.vector_s / width  # for writing a number
     if shape.c_run % width:
         beside = next((lines for lines in (8, 4) if shape.cm_run % lines == 0), 1)
@@ -235,13 +235,14 @@ def _c_s(shape: Shape, machine: Machine, width: int, itemsize: int) -> float:
 
 
 _IN_FLIGHT = 4  # products that a processor begins before the first is done
-_DEPTH = 512  # of k at a time, where a or b is copied: as in `contract.c`, like the next two
-_FAR_K, _FAR_N = 64, 256  # vectors along k, columns of c, that are taken at a time
+FETCHED = 1 << 21  # bytes of x, y and their gradients that are fetched ahead, of a batch tile
+DEPTH = 512  # of k at a time, where a or b is copied
+FAR_K, FAR_N = 64, 256  # vectors along k, columns of c, that are taken at a time
 _EVICTED = 9e-8  # seconds for a line of c that left the cache before the next tile came to it: few sets hold them all
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and between lines that share a set of the first-level cache
 
 
-def _across_seconds(shape: Shape, machine: Machine, width: int) -> float:
+def _across_seconds(shape: Shape, machine: NativeMachine, width: int) -> float:
     """The same for vectors along h or k, in tiles of 4 x 4 of them: what they compute, read and write."""
     m, n, dots = shape.m, shape.n, shape.along == "k"
     times, deep = (shape.h, shape.k // width) if dots else (-(-shape.h // width), shape.k)
@@ -253,8 +254,8 @@ def _across_seconds(shape: Shape, machine: Machine, width: int) -> float:
         seconds += m * shape.k * machine.vector_s
     seconds += tiles * machine.tile_s * (6 if dots else 1) + (0 if dots else 4 * m * n * machine.vector_s)
     apart = shape.c_step * machine.vector_bytes // width  # bytes between the columns of c
-    if dots and apart % _PAGE == 0 and min(n, _FAR_N) * apart > machine.cache_bytes:
-        seconds += tiles * -(-deep // _FAR_K) * 4 * _EVICTED
+    if dots and apart % _PAGE == 0 and min(n, FAR_N) * apart > machine.cache_bytes:
+        seconds += tiles * -(-deep // FAR_K) * 4 * _EVICTED
     return times * seconds
 
 
@@ -275,7 +276,7 @@ def best_contraction(
     a: View, b: View, c: View, adds: bool, sizes: frozenset[tuple[str, int]], rows: int, item: int
 ) -> Contraction:
     """The contraction of a and b to c in the roles and along the group that are fastest by the cost model."""
-    known, machine = dict(sizes), Machine(vector_bytes=vector_bytes())
+    known, machine = dict(sizes), NativeMachine(vector_bytes=vector_bytes())
     width, options = machine.vector_bytes // item, list[Contraction]()
     for first, second in ((a, b), (b, a)):
         call = contraction_of(first, second, c, adds)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Machine:
-    """What the cost model believes of the device: a roofline with a price for each operation.
+@dataclasses.dataclass(frozen=True)
+class ProgramMachine:
+    """Parameters of the cost model for array programs: a roofline with a price for each operation.
 
     Attributes:
         macs_per_s: multiply-adds of a large matrix product, per second.
@@ -18,19 +18,7 @@ class Machine:
         edge: a matrix dimension at which a product runs at half speed.
         pass_s: seconds for a forward pass, whatever is in it.
         step_s: seconds for a training step, whatever is in it: autograd, for the most part.
-        kernel_macs_per_s: multiply-adds of a kernel of small tiles on a GPU, per second.
-        vector_bytes: of the native runtime's vectors; this and what follows is the native runtime's.
-        tile_macs_per_s: multiply-adds of its tiles, per second.
-        tile_s: seconds for starting a tile.
-        vector_s: seconds for moving one vector.
-        columns: seconds for packing one vector out of columns, in `vector_s`.
-        scatter: seconds for moving one number out of a vector, in `vector_s`.
-        across: how many times slower tiles are whose vectors lie along h or k.
-        far_s: seconds for reading a number on a cache line of its own.
-        task_s: seconds for starting a task.
-        call_s: seconds for a call.
-        cache_bytes: of a block's states from which memory is felt.
-        memory_bytes_per_s: of memory, as streams of rows feel it.
+        kernel_macs_per_s: multiply-adds of a fused kernel of small tiles on a GPU, per second.
     """
 
     macs_per_s: float = 35e9
@@ -42,6 +30,27 @@ class Machine:
     pass_s: float = 2e-6
     step_s: float = 30e-6  # 9e-6 compiled by XLA, 80e-6 in torch's autograd
     kernel_macs_per_s: float = 22e9
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeMachine:
+    """Parameters of the cost model for the native runtime of a CPU.
+
+    Attributes:
+        vector_bytes: of its vectors.
+        tile_macs_per_s: multiply-adds of its tiles, per second.
+        tile_s: seconds for starting a tile.
+        vector_s: seconds for moving one vector.
+        columns: seconds for packing one vector out of columns, in `vector_s`.
+        scatter: seconds for moving one number out of a vector, in `vector_s`.
+        across: how many times slower tiles are whose vectors lie along h or k.
+        far_s: seconds for reading a number on a cache line of its own.
+        task_s: seconds for starting a kernel call.
+        call_s: seconds for a call of the runtime.
+        cache_bytes: of what a batch tile works on from which memory is felt.
+        memory_bytes_per_s: of memory, as streams of rows feel it.
+    """
+
     vector_bytes: int = 64
     tile_macs_per_s: float = 50e9
     tile_s: float = 5.4e-9
@@ -54,6 +63,17 @@ class Machine:
     call_s: float = 3.1e-6
     cache_bytes: int = 1_000_000
     memory_bytes_per_s: float = 44e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine(NativeMachine, ProgramMachine):
+    """What the cost model believes of a device: parameters for array programs, and for the native runtime of a CPU.
+
+    Its attributes are those of `ProgramMachine` and `NativeMachine`: rates per second (`macs_per_s`, `bytes_per_s`,
+    `kernel_macs_per_s`, `tile_macs_per_s`, `memory_bytes_per_s`), seconds (`op_s`, `matrix_s`, `pass_s`, `step_s`,
+    `tile_s`, `vector_s`, `far_s`, `task_s`, `call_s`), bytes (`vector_bytes`, `cache_bytes`) and ratios (`strided`,
+    `edge`, `columns`, `scatter`, `across`). `tn.calibrate` measures them.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

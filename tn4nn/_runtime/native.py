@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .._graph.paths import Legs
 from .compiled import library, vector_bytes
-from .contraction import Contraction, Offsets, View, contraction_of, offsets, shape_of
+from .contraction import DEPTH, FAR_K, FAR_N, FETCHED, Contraction, Offsets, View, contraction_of, offsets, shape_of
 from .recipe import Recipe
 
 Encoded = NDArray[np.int64]
@@ -50,10 +50,11 @@ def source() -> str:
     return (importlib.resources.files("tn4nn._runtime") / "contract.c").read_text()
 
 
-def definitions(itemsize: int) -> tuple[str, str]:
-    """What makes it the runtime for numbers of this size."""
+def definitions(itemsize: int) -> tuple[str, ...]:
+    """What makes it the runtime for numbers of this size, and the constants that the cost model shares with it."""
     real, whole = _LETTERS[itemsize]
-    return f"-DREAL={real}", f"-DWHOLE={whole}"
+    shared = {"KC": DEPTH, "FAR_K": FAR_K, "FAR_N": FAR_N, "FETCHED": FETCHED}
+    return f"-DREAL={real}", f"-DWHOLE={whole}", *(f"-D{name}={number}" for name, number in shared.items())
 
 
 # -- a recipe in one encoded --------------------------------------------------------------------------------------

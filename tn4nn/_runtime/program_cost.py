@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from .._graph.problem import Problem, tensors_of
-from .cost import Cost, Machine
+from .cost import Cost, Machine, ProgramMachine
 from .program import Program, Work, trace
 
 
@@ -34,7 +34,7 @@ def step_shapes(problem: Problem, program: Program) -> list[tuple[int, ...]]:
     return [tuple(shape) for shape in shapes]
 
 
-def program_cost(problem: Problem, program: Program, phase: str, itemsize: int, machine: Machine) -> Cost:
+def program_cost(problem: Problem, program: Program, phase: str, itemsize: int, machine: ProgramMachine) -> Cost:
     """The cost of a program.
 
     Args:
@@ -83,7 +83,7 @@ def convolution_cost(problem: Problem, window: int, phase: str, itemsize: int, m
     return Cost(passes * macs, passes * moved, image + output, saved, seconds)
 
 
-def unfolding_cost(problem: Problem, window: int, phase: str, itemsize: int, machine: Machine) -> Cost:
+def unfolding_cost(problem: Problem, window: int, phase: str, itemsize: int, machine: ProgramMachine) -> Cost:
     """The cost of cutting images into patches, one for each of the problem's rows."""
     passes = 3 if phase == "train" else 1
     patches = problem.batch * problem.network.in_features * itemsize
@@ -92,12 +92,12 @@ def unfolding_cost(problem: Problem, window: int, phase: str, itemsize: int, mac
     return Cost(0, moved, patches // window, 0, moved * machine.strided / machine.bytes_per_s)
 
 
-def step_seconds(work: Work, itemsize: int, machine: Machine) -> float:
+def step_seconds(work: Work, itemsize: int, machine: ProgramMachine) -> float:
     """The predicted seconds of a step."""
     return sum(seconds for _, seconds in seconds_of(work, itemsize, machine))
 
 
-def seconds_of(work: Work, itemsize: int, machine: Machine) -> tuple[tuple[str, float], ...]:
+def seconds_of(work: Work, itemsize: int, machine: ProgramMachine) -> tuple[tuple[str, float], ...]:
     """The predicted seconds of a step, by the parameters of the machine that they come from."""
     if not work.macs and not work.moved:
         return (("op_s", machine.op_s / 4),)  # a view

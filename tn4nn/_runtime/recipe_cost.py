@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .contraction import Contraction, contraction_bytes, contraction_seconds
-from .cost import Cost, Machine
+from .contraction import FETCHED, Contraction, contraction_bytes, contraction_seconds
+from .cost import Cost, NativeMachine
 from .recipe import Recipe
 
-FETCHED = 1 << 21  # bytes of x, y and their gradients that the runtime fetches ahead, of a tile; as in `contract.c`
 _UNFETCHED = 3.5  # times as long takes what is not fetched
 _AHEAD, _CROWDED = 0.4, 0.65  # share of the cache that rows ahead may fill; power of how much longer they take beyond
 _FAR_CACHE, _NEARBY = 24 << 20, 0.25  # bytes that a later cache holds, where they take that share of memory's time
@@ -24,21 +23,21 @@ class CallRow(NamedTuple):
     seconds: float
 
 
-def call_rows(recipe: Recipe, phase: str, machine: Machine) -> list[CallRow]:
+def call_rows(recipe: Recipe, phase: str, machine: NativeMachine) -> list[CallRow]:
     """The prologue, one batch tile, and what follows, call by call."""
     before, through, after = recipe.calls(phase)
     named = [("once", before), ("tile", through), ("once", after)]
     return [_row(recipe, when, call, machine) for when, calls in named for call in calls]
 
 
-def _row(recipe: Recipe, when: str, call: Contraction, machine: Machine) -> CallRow:
+def _row(recipe: Recipe, when: str, call: Contraction, machine: NativeMachine) -> CallRow:
     shape = recipe.shape(call, 1 if when == "once" else recipe.block)
     a, b, c = (f"{recipe.buffers.name(v.buffer)}[{' '.join(v.legs)}]" for v in (call.a, call.b, call.c))
     sizes = f"{shape.h} x {shape.m} x {shape.k} x {shape.n}"
     return CallRow(when, f"{c} = {a} * {b}", sizes, shape.macs, contraction_seconds(shape, machine, recipe.itemsize))
 
 
-def recipe_cost(recipe: Recipe, batch: int, phase: str, machine: Machine) -> Cost:
+def recipe_cost(recipe: Recipe, batch: int, phase: str, machine: NativeMachine) -> Cost:
     """The cost of a recipe.
 
     Args:
@@ -53,7 +52,7 @@ def recipe_cost(recipe: Recipe, batch: int, phase: str, machine: Machine) -> Cos
 class _Pricing:
     """One recipe at one batch."""
 
-    def __init__(self, recipe: Recipe, batch: int, train: bool, machine: Machine) -> None:
+    def __init__(self, recipe: Recipe, batch: int, train: bool, machine: NativeMachine) -> None:
         self.recipe, self.batch, self.train, self.machine = recipe, batch, train, machine
         self.itemsize, self.block = recipe.itemsize, min(recipe.block, batch)
         # Numbers of the states that are saved for a tile, and of all that a tile works on.

@@ -48,6 +48,7 @@ class _Lowering:
         self._grow(path)
         self.volumes = [math.prod(sizes[leg] for leg in node.legs) for node in self.nodes]  # elements of each
         self.tried: list[dict[Legs, _Choice]] = [{} for _ in self.nodes]
+        self.opened: dict[tuple[int, Legs], list[_Option]] = {}
         self.shapes: list[tuple[int, ...]] = [self._shape(t) for t in tensors]
         if flat_input:
             self.shapes[-1] = (-1, math.prod(sizes[leg] for leg in tensors[-1] if leg != BATCH))
@@ -82,47 +83,66 @@ class _Lowering:
             return 0.0
         return self.volumes[node] * (1.0 if have[-1:] == want[-1:] else 4.0)
 
-    def cost(self, node: int, want: Legs) -> float | None:
+    def choice(self, node: int, want: Legs) -> _Choice:
+        """How a product is best formed when this leg order is wanted of it: dynamic programming over (node, order).
+
+        It goes depth first with a stack of its own, since a tree may be a thousand deep.
+        """
+        stack = [(node, want)]
+        while stack:
+            question = stack[-1]
+            unknown = self._unknown(question)
+            if unknown:
+                stack += unknown
+                continue
+            stack.pop()
+            at, order = question
+            if order not in self.tried[at]:
+                self.tried[at][order] = self._best(at, order)
+        return self.tried[node][want]
+
+    def _unknown(self, question: tuple[int, Legs]) -> list[tuple[int, Legs]]:
+        """The questions about the operands of a product that have to be answered before its own."""
+        node, want = question
+        if want in self.tried[node]:
+            return []
+        children = self._children(node)
+        asked = dict.fromkeys(
+            (child, form)
+            for option in self._opened(node, want)
+            for child, form in zip(children, option[1], strict=True)
+        )
+        return [(child, form) for child, form in asked if self._cost(child, form) is None]
+
+    def _opened(self, node: int, want: Legs) -> list[_Option]:
+        """The options of a product; in a deep tree the number of leg orders must not explode."""
+        if (node, want) not in self.opened:
+            options = self._options(node, want)
+            self.opened[node, want] = options[:1] if len(self.tried[node]) >= _WIDTH else options
+        return self.opened[node, want]
+
+    def _best(self, node: int, want: Legs) -> _Choice:
+        """The cheapest of the options, the costs of both operands being known."""
+        left, right = self._children(node)
+
+        def priced(option: _Option) -> _Choice:
+            summed, forms, swap, made = option
+            operands = self._known(left, forms[0]) + self._known(right, forms[1])
+            return _Choice(self._move_cost(node, made, want) + operands, summed, forms, swap, made)
+
+        return min(map(priced, self._opened(node, want)), key=lambda choice: choice.cost)
+
+    def _cost(self, node: int, want: Legs) -> float | None:
         """The least cost of bringing a node in the wanted leg order; None where it was not worked out yet."""
         if self.nodes[node].children is None:
             return self._move_cost(node, self.nodes[node].natural, want)
         known = self.tried[node].get(want)
         return None if known is None else known.cost
 
-    def choice(self, node: int, want: Legs) -> _Choice:
-        """How a product is best formed when this leg order is wanted of it."""
-        waiting, opened = [(node, want)], dict[tuple[int, Legs], list[_Option]]()
-        while waiting:  # no recursion: a tree may be a thousand deep
-            at, order = waiting[-1]
-            if order in self.tried[at]:
-                waiting.pop()
-                continue
-            if (at, order) not in opened:
-                options = self._options(at, order)
-                # In a deep tree the number of orders must not explode.
-                opened[at, order] = options[:1] if len(self.tried[at]) >= _WIDTH else options
-            found = self._best(at, order, opened[at, order])
-            if isinstance(found, _Choice):
-                self.tried[at][order] = found
-            else:
-                waiting.append(found)
-        return self.tried[node][want]
-
-    def _best(self, node: int, want: Legs, options: Sequence[_Option]) -> _Choice | tuple[int, Legs]:
-        """The best of the options, or a child and its order whose cost must be known first."""
-        best: _Choice | None = None
-        left, right = self._children(node)
-        for summed, forms, swap, made in options:
-            costs = self.cost(left, forms[0]), self.cost(right, forms[1])
-            if costs[0] is None:
-                return left, forms[0]
-            if costs[1] is None:
-                return right, forms[1]
-            cost = self._move_cost(node, made, want) + costs[0] + costs[1]
-            if best is None or cost < best.cost:
-                best = _Choice(cost, summed, forms, swap, made)
-        assert best is not None
-        return best
+    def _known(self, node: int, want: Legs) -> float:
+        cost = self._cost(node, want)
+        assert cost is not None
+        return cost
 
     def _children(self, node: int) -> tuple[int, int]:
         children = self.nodes[node].children

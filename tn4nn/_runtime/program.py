@@ -157,44 +157,67 @@ class Work(NamedTuple):
     copies: bool
 
 
+class _Array(NamedTuple):
+    """A register while a program is traced: its shape, and its strides in elements."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+
 def trace(program: Program, shapes: Sequence[tuple[int, ...]]) -> list[Work]:
     """The work of each step of one pass through the steps, for inputs of these shapes."""
-    known: list[tuple[int, ...]] = list(shapes)
-    strides = [_contiguous(shape) for shape in known]  # in elements
+    registers = [_Array(tuple(shape), _contiguous(tuple(shape))) for shape in shapes]
     done: list[Work] = []
     for step in program.steps:
-        first = known[step.args[0]]
-        macs, moved, gemm, copies = 0, 0, (0, 0, 0, 0), False
-        if step.kind == "reshape":
-            rest = math.prod(n for n in step.param if n != -1)
-            shape = tuple(math.prod(first) // rest if n == -1 else n for n in step.param)
-            viewed = _viewed(first, strides[step.args[0]], shape)
-            copies = viewed is None
-            moved = 2 * math.prod(shape) if copies else 0
-            strides.append(_contiguous(shape) if viewed is None else viewed)
-        elif step.kind == "permute":
-            shape = tuple(first[axis] for axis in step.param)
-            strides.append(tuple(strides[step.args[0]][axis] for axis in step.param))  # paid for by the next
-        elif step.kind == "matmul":
-            second = known[step.args[1]]
-            (m, k), n = first[-2:], second[-1]
-            batch = math.prod(first[:-2])
-            shape = (*first[:-2], m, n)
-            macs = batch * m * k * n
-            copied = sum(math.prod(known[a]) for a in step.args if not _is_matrix(known[a], strides[a]))
-            moved = math.prod(first) + math.prod(second) + math.prod(shape) + 2 * copied
-            copies, gemm = copied > 0, (batch, m, k, n)
-            strides.append(_contiguous(shape))
-        else:
-            second = known[step.args[1]]
-            shape = tuple(max(a, b) if a and b else 0 for a, b in zip(first, second, strict=True))
-            macs = math.prod(shape)
-            moved = math.prod(first) + math.prod(second) + macs
-            sides = [_stepping(known[a], strides[a]) for a in step.args]
-            strides.append(_laid_out(shape, sides))
-        known.append(shape)
-        done.append(Work(shape, macs, moved, gemm, copies))
+        array, work = _TRACED[step.kind](step.param, *(registers[a] for a in step.args))
+        registers.append(array)
+        done.append(work)
     return done
+
+
+_NO_GEMM = (0, 0, 0, 0)
+
+
+def _reshaped(param: tuple[int, ...], a: _Array) -> tuple[_Array, Work]:
+    rest = math.prod(n for n in param if n != -1)
+    shape = tuple(a.numbers // rest if n == -1 else n for n in param)
+    strides = view_strides(a.shape, a.strides, shape)
+    if strides is not None:
+        return _Array(shape, strides), Work(shape, 0, 0, _NO_GEMM, False)
+    return _Array(shape, _contiguous(shape)), Work(shape, 0, 2 * math.prod(shape), _NO_GEMM, True)
+
+
+def _permuted(param: tuple[int, ...], a: _Array) -> tuple[_Array, Work]:
+    """A view: whoever reads it next pays."""
+    made = _Array(tuple(a.shape[axis] for axis in param), tuple(a.strides[axis] for axis in param))
+    return made, Work(made.shape, 0, 0, _NO_GEMM, False)
+
+
+def _matrix_product(param: tuple[int, ...], a: _Array, b: _Array) -> tuple[_Array, Work]:
+    (m, k), n, batch = a.shape[-2:], b.shape[-1], math.prod(a.shape[:-2])
+    shape = (*a.shape[:-2], m, n)
+    copied = sum(side.numbers for side in (a, b) if not _is_matrix(side.shape, side.strides))
+    moved = a.numbers + b.numbers + math.prod(shape) + 2 * copied
+    return _Array(shape, _contiguous(shape)), Work(shape, batch * m * k * n, moved, (batch, m, k, n), copied > 0)
+
+
+def _multiplied(param: tuple[int, ...], a: _Array, b: _Array) -> tuple[_Array, Work]:
+    shape = tuple(max(m, n) if m and n else 0 for m, n in zip(a.shape, b.shape, strict=True))
+    macs = math.prod(shape)
+    strides = _laid_out(shape, [_stepping(*side) for side in (a, b)])
+    return _Array(shape, strides), Work(shape, macs, a.numbers + b.numbers + macs, _NO_GEMM, False)
+
+
+_TRACED: dict[Kind, Callable[..., tuple[_Array, Work]]] = {
+    "reshape": _reshaped,
+    "permute": _permuted,
+    "matmul": _matrix_product,
+    "multiply": _multiplied,
+}
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -237,31 +260,42 @@ def _is_matrix(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return across == 1 or down == 1 or rows == 1 or columns == 1
 
 
-def _viewed(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of the array seen in the new shape; None where it has to be copied (numpy's rule and torch's)."""
+def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides of an array seen in a new shape; None where it has to be copied (numpy's rule and torch's).
+
+    A new axis can be a view of old ones where these lie behind one another without a gap.
+
+    Example:
+        >>> view_strides((4, 6), (6, 1), (2, 2, 6)), view_strides((6, 4), (1, 6), (24,))
+        ((12, 6, 1), None)
+    """
     if 0 in shape:
         return _contiguous(new)
-    axes = [(size, step) for size, step in zip(shape, strides, strict=True) if size != 1]
+    old = _runs([(size, step) for size, step in zip(shape, strides, strict=True) if size != 1])
     made: list[int] = []
-    held, inner, position = 1, 1, len(axes)  # elements of the old axes at hand, and the step of the last one
+    left, step = 1, 1  # elements of the innermost run that are not yet on a new axis, and their stride
     for size in reversed(new):
         if size == 1:
-            made.append(inner * held)
+            made.append(step * left)
             continue
-        while held % size and position:
-            position -= 1
-            length, step = axes[position]
-            if held == 1:
-                inner = step
-            elif step != inner * held:
-                return None
-            held *= length
-        if held % size:
-            return None
-        made.append(inner)
-        held //= size
-        inner *= size
+        if left == 1:
+            left, step = old.pop()
+        if left % size:
+            return None  # this axis would lie across a gap
+        made.append(step)
+        left, step = left // size, step * size
     return tuple(reversed(made))
+
+
+def _runs(axes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(size, stride) of axes, those joined that lie behind one another without a gap."""
+    runs: list[tuple[int, int]] = []
+    for size, step in axes:
+        if runs and runs[-1][1] == step * size:
+            runs[-1] = (runs[-1][0] * size, step)
+        else:
+            runs.append((size, step))
+    return runs
 
 
 # -- lowering ---------------------------------------------------------------------------------------------------

@@ -22,9 +22,8 @@ from .._base.errors import BudgetError, ShapeError, TN4NNError, TopologyError
 from .._graph.budget import checked_budget
 from .._graph.catalogue import build, dense
 from .._graph.network import Network
-from .._graph.ordering import Ordering
+from .._graph.ordering import Ordering, ordering_of
 from .._graph.topology import Topology
-from .._model.layers import ordering_of
 from .._planning.plan import plan
 from .allocation import loss_curve, spread
 from .decompose import Decomposition, decompose

@@ -14,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._base.errors import BackendError, ShapeError
-from ._graph.contract import _above_one, _pieces, _wide, contract, dense
+from ._graph.contract import above_one, contract, cores_of, dense, wide
 from ._graph.contract import apply as apply  # public here
 from ._graph.network import Network
 from ._graph.paths import BATCH
 from ._model import layers
 from ._model.backend import Trainer, TrainSpec
+
+__all__ = [
+    "NumpyBackend", "NumpyModule", "apply", "backend", "check_tokens", "contract", "dense", "forward", "patches",
+]  # fmt: skip
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
@@ -31,8 +35,8 @@ Weights = Mapping[str, Array]
 def _core_gradients(network: Network, weights: Weights, x: Array, gy: Array) -> dict[str, Array]:
     """Gradient of sum((x W^T) * gy) by each core: the contraction of everything but that core."""
     t = network.topology
-    tensors, arrays = _pieces(network, weights)
-    ins, outs = (_above_one(side) for side in (t.inputs, t.outputs))
+    tensors, arrays = cores_of(network, weights)
+    ins, outs = (above_one(side) for side in (t.inputs, t.outputs))
     ends = [(BATCH, *ins), (BATCH, *outs)]
     sides = [x.reshape(len(x), *ins.values()), gy.reshape(len(gy), *outs.values())]
     found = {}
@@ -63,7 +67,7 @@ def _linear(layer: layers.Linear, w: Weights, x: Array) -> Array:
     if layer.ordering is not None:
         x = x[..., layer.ordering.permutation]
     net = layer.solid()
-    y = x @ dense(net, {n: _wide(w[n]) for n in net.shapes}).T
+    y = x @ dense(net, {n: wide(w[n]) for n in net.shapes}).T
     return y + w["bias"] if layer.bias else y
 
 
@@ -80,7 +84,7 @@ def _conv(layer: layers.Conv2d, w: Weights, x: Array) -> Array:
     layer.out_shape(x.shape[1:])
     net = layer.solid()
     rows = patches(x, layer.kernel, layer.stride, layer.padding)
-    y = rows @ dense(net, {n: _wide(w[n]) for n in net.shapes}).T
+    y = rows @ dense(net, {n: wide(w[n]) for n in net.shapes}).T
     y = y + w["bias"] if layer.bias else y
     return y.transpose(0, 3, 1, 2)
 
@@ -97,10 +101,10 @@ def check_tokens(x: Array, layer: layers.Embedding) -> None:
 def _embedding(layer: layers.Embedding, w: Weights, x: Array) -> Array:
     check_tokens(x, layer)
     net = layer.solid()
-    return dense(net, {n: _wide(w[n]) for n in net.shapes}).T[x]
+    return dense(net, {n: wide(w[n]) for n in net.shapes}).T[x]
 
 
-def _pool(layer: layers._Pool, x: Array, reduce: Callable[..., Array]) -> Array:
+def _pool(layer: layers.MaxPool | layers.AvgPool, x: Array, reduce: Callable[..., Array]) -> Array:
     layer.out_shape(x.shape[1:])
     kernel, stride = layer.window
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
@@ -246,7 +250,7 @@ class NumpyBackend:
         rows[:, : t.in_features] = x.reshape(-1, t.in_features)[:, order]
         found = _core_gradients(net, cores, rows, dy)
         gx = np.zeros((len(dy), t.in_features))
-        gx[:, order] = dy[:, : t.out_features] @ dense(net, {n: _wide(a) for n, a in cores.items()})
+        gx[:, order] = dy[:, : t.out_features] @ dense(net, {n: wide(a) for n, a in cores.items()})
         if layer.bias:
             found["bias"] = dy[:, : t.out_features].sum(0)
         return found, gx.reshape(x.shape)

@@ -22,9 +22,9 @@ from .._base.errors import BudgetError, ShapeError, TN4NNError, TopologyError
 from .._graph.budget import checked_budget
 from .._graph.catalogue import build, dense
 from .._graph.network import Network
-from .._graph.ordering import Ordering
+from .._graph.ordering import Ordering, ordering_of
 from .._graph.topology import Topology
-from .._model.layers import Conv2d, Embedding, Linear, OnNetwork, ordering_of
+from .._model.layers import Conv2d, Embedding, Linear, OnNetwork
 from .._planning.layer import LayerPlanner
 from .._planning.planner import at_rows
 from .._runtime.cost import Cost

@@ -13,6 +13,7 @@ from .._base.arrays import Array
 from .._base.errors import DataError, ShapeError, TopologyError
 from .._base.seeds import checked_seed, rng_for
 from .._graph.network import Network
+from .._graph.ordering import Ordering, ordering_of
 from .._graph.topology import Topology
 from .._graph.topology import topology as topology_of
 from .._graph.tree import tree_of
@@ -21,7 +22,6 @@ from .gauge import balance
 from .target import Target, target_of
 
 if TYPE_CHECKING:
-    from .._graph.ordering import Ordering
     from .._model.layers import Linear
 
 _LIKE_RANDOM = 0.9  # of the error of a random matrix: from there on W is no more compressible than noise
@@ -181,8 +181,6 @@ def decompose(
     topology = onto if isinstance(onto, Topology) else getattr(onto, "topology", None)
     if not isinstance(topology, Topology):
         raise TopologyError(f"decompose takes a Topology or a Network after W, received {type(onto).__name__}")
-    from .._model.layers import ordering_of
-
     order = ordering_of(ordering, topology.in_features)
     target = target_of(W, topology, inputs, order)
     asked = Asked(onto, rank, params, error)

@@ -18,7 +18,7 @@ from .._drawing.charts import draw_entropies
 from .._graph.contract import contract
 from .._graph.min_cut import min_cut
 from .._graph.network import Network
-from .._graph.ordering import Ordering
+from .._graph.ordering import Ordering, ordering_of
 from .._graph.paths import Legs
 from .._graph.topology import holders_of
 from .._graph.tree import tree_of
@@ -185,8 +185,6 @@ def entanglement(
 def _matrix(
     W: ArrayLike, inputs: Sequence[int], outputs: Sequence[int], ordering: Any
 ) -> tuple[Array, dict[str, int], dict[str, int]]:
-    from .._model.layers import ordering_of
-
     w = checked_array(W, "W", 2)
     wanted = (math.prod(outputs), math.prod(inputs))
     if w.shape != wanted:

@@ -56,20 +56,22 @@ def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, made: Legs) -> Array:
     return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_made, optimize=True))
 
 
-def _wide(array: Array) -> Array:
+def wide(array: Array) -> Array:
+    """An array in float64 or complex128."""
     return np.asarray(array, dtype=np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
-def _pieces(network: Network, weights: Weights) -> tuple[list[Legs], list[Array]]:
+def cores_of(network: Network, weights: Weights) -> tuple[list[Legs], list[Array]]:
+    """The legs and the arrays of all cores, in float64 or complex128; ShapeError for weights of another network."""
     network.check(weights)
     t = network.topology
-    return [core.legs for core in t.cores], [_wide(weights[core.name]) for core in t.cores]
+    return [core.legs for core in t.cores], [wide(weights[core.name]) for core in t.cores]
 
 
 def dense(network: Network, weights: Weights) -> Array:
     """W of shape (out_features, in_features); see `Network.to_dense`."""
     t = network.topology
-    tensors, arrays = _pieces(network, weights)
+    tensors, arrays = cores_of(network, weights)
     # A kept leg makes W block diagonal: the identity between its input and its output does just that.
     for leg in t.kept:
         tensors = [*tensors, (leg, leg + ":out", leg + ":in")]
@@ -89,13 +91,13 @@ def dense(network: Network, weights: Weights) -> Array:
 def apply(network: Network, weights: Weights, x: Array) -> Array:
     """x W^T without forming W, for x of shape (rows, product of the input modes); no cropping of outputs."""
     t = network.topology
-    tensors, arrays = _pieces(network, weights)
-    ins, outs = (_above_one(side) for side in (t.inputs, t.outputs))
-    image = _wide(x).reshape(len(x), *ins.values())
+    tensors, arrays = cores_of(network, weights)
+    ins, outs = (above_one(side) for side in (t.inputs, t.outputs))
+    image = wide(x).reshape(len(x), *ins.values())
     y = contract([*tensors, (BATCH, *ins)], [*arrays, image], (BATCH, *outs))
     return y.reshape(len(x), math.prod(t.outputs.values()))
 
 
-def _above_one(sizes: Mapping[str, int]) -> dict[str, int]:
+def above_one(sizes: Mapping[str, int]) -> dict[str, int]:
     """Without the legs of size 1: numpy's arrays have at most 64 axes."""
     return {leg: size for leg, size in sizes.items() if size != 1}

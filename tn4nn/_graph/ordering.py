@@ -207,6 +207,28 @@ def ordering(kind: str, shape: int | Sequence[int], **options: Any) -> Ordering:
     return Ordering(name, _shape(shape))
 
 
+def ordering_of(given: object, features: int) -> Ordering | None:
+    """What a layer of so many features takes as its ordering: an Ordering, the name of one of a square image, a
+    permutation, or none."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        side = math.isqrt(features)
+        if side * side != features:
+            raise TopologyError(
+                f"ordering={given!r} by name needs a square image, received {features} features: "
+                "use tn.Ordering with the shape"
+            )
+        found = ordering(given, (side, side))
+    elif isinstance(given, Ordering):
+        found = given
+    else:
+        found = Ordering.custom(given)  # type: ignore[arg-type]
+    if found.size != features:
+        raise TopologyError(f"the ordering permutes {found.size} neurons, the layer has {features}")
+    return found
+
+
 def _unknown_kind(kind: object) -> str:
     near = difflib.get_close_matches(str(kind), [*_OPTION, *_SYNONYMS], n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

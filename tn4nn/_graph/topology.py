@@ -166,9 +166,13 @@ class Topology:
         """Size of every open leg."""
         return {**self.inputs, **self.outputs}
 
-    @functools.cached_property
+    @property
     def holders(self) -> Mapping[str, tuple[int, ...]]:
         """Leg -> positions of the cores that hold it: the open legs first, those on no core too, then the bonds."""
+        return self._holders
+
+    @functools.cached_property
+    def _holders(self) -> Mapping[str, tuple[int, ...]]:
         found = holders_of([core.legs for core in self.cores])
         return {**{leg: found.get(leg, ()) for leg in self.modes}, **{leg: found[leg] for leg in self.bonds}}
 

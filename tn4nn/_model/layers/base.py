@@ -1,0 +1,299 @@
+"""What every layer is: its arrays, its place in a model, and how it is drawn, checked, built and written as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..._base.checks import nearest
+from ..._base.errors import ShapeError, TopologyError
+from ..._base.hashing import fingerprint_of
+from ..._graph.init import init as init_network
+from ..._graph.network import Network, shape_of
+from ..._graph.ordering import Ordering
+from ..._graph.topology import Topology
+from .shapes import Shape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..backend import Module
+
+Role = Literal["core", "bias", "scale", "state"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spec:
+    """One array of a layer.
+
+    Attributes:
+        name: below the layer's own name, e.g. "core0" or "bias".
+        shape: of the array.
+        role: "core" (of a network), "bias", "scale" (of a norm), or "state" (running statistics: no gradient).
+        start: the value a non-core array starts with.
+        lr_factor: learning-rate factor of the array (1 for everything but cores).
+    """
+
+    name: str
+    shape: Shape
+    role: Role
+    start: float = 0.0
+    lr_factor: float = 1.0
+
+
+KINDS: dict[str, type[Layer]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Base of every layer and of every model: a model is a layer."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        KINDS[cls.__name__] = cls
+
+    # -- what a kind of layer says of itself ----------------------------------------------------------------
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Shape of one output sample for one input sample; raises ShapeError where it does not fit."""
+        return shape
+
+    def own_specs(self) -> tuple[Spec, ...]:
+        """The layer's own arrays, those of its children left out."""
+        return ()
+
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        """(name, layer) of the layers inside."""
+        return ()
+
+    # -- the same for all -----------------------------------------------------------------------------------
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """(name, layer) of this layer and everything inside; the outermost has the name ""."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.walk(f"{prefix}.{name}" if prefix else name)
+
+    def specs(self) -> dict[str, Spec]:
+        """Full weight name -> Spec, in order."""
+        self.require_ranks()
+        return {join(name, spec.name): spec for name, layer in self.walk() for spec in layer.own_specs()}
+
+    @property
+    def num_params(self) -> int:
+        """Trainable numbers of the whole model: cores, biases, scales."""
+        return sum(math.prod(spec.shape) for spec in self.specs().values() if spec.role != "state")
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in the cores of the whole model: no biases, no scales."""
+        return sum(math.prod(spec.shape) for spec in self.specs().values() if spec.role == "core")
+
+    def networks(self) -> dict[str, Network]:
+        """Layer name -> Network of every layer that has one."""
+        return {n: layer.solid(n) for n, layer in self.walk() if isinstance(layer, OnNetwork)}
+
+    def init(self, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+        """Draws all weights: name -> float32 array; equal on every backend and machine.
+
+        Example:
+            >>> import tn4nn as tn
+            >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
+            >>> sorted(model.init(0))
+            ['0.bias', '0.core0', '0.core1']
+        """
+        weights: dict[str, NDArray[np.float32]] = {}
+        for name, layer in self.walk():
+            if isinstance(layer, OnNetwork):
+                cores = layer.draw(seed, name)
+                weights.update({join(name, core): array for core, array in cores.items()})
+            for spec in layer.own_specs():
+                if spec.role != "core":
+                    weights[join(name, spec.name)] = np.full(spec.shape, spec.start, dtype=np.float32)
+        return {name: weights[name] for name in self.specs()}
+
+    def check(self, weights: Mapping[str, Any]) -> None:
+        """Raises ShapeError unless the weights are those of this model, each of the right shape."""
+        specs = self.specs()
+        for name in weights:
+            if name not in specs:
+                raise ShapeError(f"{name!r} is no weight of this model." + nearest(name, specs))
+        for name, spec in specs.items():
+            if name not in weights:
+                raise ShapeError(f"weight {name!r} of shape {spec.shape} is missing")
+            received = shape_of(weights[name], repr(name))
+            if received != spec.shape:
+                raise ShapeError(f"{name!r}: expected shape {spec.shape}, received {received}")
+
+    def build(
+        self,
+        backend: str = "torch",
+        weights: Mapping[str, NDArray[Any]] | None = None,
+        seed: int | None = None,
+        batch: int | None = None,
+        phase: str = "train",
+        device: str | None = None,
+        dtype: str | None = None,
+        minimize: str = "time",
+        tune: bool = False,
+        engine: str | None = None,
+    ) -> Module:
+        """Makes the native module of a backend: an nn.Module for "torch", a pytree for "jax".
+
+        Args:
+            backend: a name out of `tn.backends()`.
+            weights: what `init` or training gave; left out, they are drawn from `seed` (default 0).
+            seed: see `weights`; not both.
+            batch: plan for this batch now; left out, a plan is made at the first call of each size class.
+            phase: "train" or "forward": what the plan is cheap for.
+            device: the framework's own word; None for its default.
+            dtype: e.g. "float32" (default), "float64", "bfloat16".
+            minimize: "time", "flops" or "memory".
+            tune: measure the best few plans and keep the fastest, where the backend can.
+            engine: "quimb" or "tensornetwork", to let that library contract along the plan's path instead, for
+                comparison; on torch and jax.
+
+        Raises:
+            BackendError: an unknown backend or engine, or what it needs is not installed (with the line that installs
+                it).
+            ShapeError: weights of another model.
+        """
+        from ..backend import backend as load
+
+        if weights is not None and seed is not None:
+            raise ShapeError("build takes weights= or seed=, received both")
+        self.require_ranks()
+        made = load(backend)
+        weights = self.init(seed or 0) if weights is None else weights
+        self.check(weights)
+        # A backend that cannot measure, or has no other engines, need not know the words.
+        options: dict[str, Any] = {"tune": True} if tune else {}
+        if engine is not None:
+            options["engine"] = engine
+        return made.build(
+            self,
+            weights,
+            batch=batch,
+            phase=phase,
+            device=device,
+            dtype=dtype or "float32",
+            minimize=minimize,
+            **options,
+        )
+
+    def require_ranks(self) -> None:
+        """Raises TopologyError where a layer still stands on a topology without ranks."""
+        for name, layer in self.walk():
+            if isinstance(layer, OnNetwork):
+                layer.solid(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model as plain data."""
+        data: dict[str, Any] = {"kind": type(self).__name__}
+        for field in dataclasses.fields(self):
+            data[field.name] = encode(getattr(self, field.name))
+        return data
+
+    def to_json(self) -> str:
+        """The model as JSON; `tn.model_from_json` reads it back."""
+        return json.dumps({"schema": 1, "model": self.to_dict()})
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits, equal for equal models."""
+        return fingerprint_of(self.to_dict())
+
+    def __str__(self) -> str:
+        lines = []
+        for name, layer in self.walk():
+            indent = "  " * (name.count(".") + 1 if name else 0)
+            lines.append(f"{indent}{name or 'model'}: {layer.describe()}")
+        if any(isinstance(layer, OnNetwork) and not layer.has_ranks for _, layer in self.walk()):
+            return "\n".join([*lines, "parameters: not known before every layer has ranks"])
+        return "\n".join([*lines, f"{self.num_params:,} parameters, {self.num_weights:,} of them in cores"])
+
+    def describe(self) -> str:
+        """One line."""
+        plain = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self)]
+        return f"{type(self).__name__}({', '.join(plain)})"
+
+
+def join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def encode(value: Any) -> Any:
+    if isinstance(value, Layer):
+        return value.to_dict()
+    if isinstance(value, Network):
+        return {"network": value.to_dict()}
+    if isinstance(value, Topology):
+        return {"topology": value.to_dict()}
+    if isinstance(value, Ordering):
+        return {"ordering": value.to_json_dict()}
+    if isinstance(value, tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class OnNetwork(Layer):
+    """A layer whose weight matrix is a network (a dense one is the network of one core).
+
+    `network` may be a Topology that has no ranks yet: `tn.with_budget(model, params=...)` gives it some.
+    """
+
+    network: Network | Topology
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether the size of every bond is known."""
+        return isinstance(self.network, Network) or not self.network.bonds
+
+    def solid(self, name: str = "") -> Network:
+        """The network, or an error where ranks are still missing."""
+        if isinstance(self.network, Topology):
+            if not self.has_ranks:
+                raise TopologyError(
+                    f"layer {name or type(self).__name__!r} stands on a topology without ranks: give it a Network "
+                    "(with_rank, with_budget), or the whole model a budget (tn.with_budget)"
+                )
+            return Network(self.network, {})
+        return self.network
+
+    @property
+    def topology(self) -> Topology:
+        """The graph, with or without ranks."""
+        return self.network if isinstance(self.network, Topology) else self.network.topology
+
+    @property
+    def is_dense(self) -> bool:
+        """One core with all legs: an ordinary matrix of shape (out_features, in_features)."""
+        t = self.topology
+        return len(t.cores) == 1 and t.cores[0].legs == (*t.outputs, *t.inputs) and not t.is_padded
+
+    def draw(self, seed: int, name: str) -> dict[str, NDArray[np.float32]]:
+        """The cores of this layer."""
+        scheme, gain = getattr(self, "init_scheme", "normal"), getattr(self, "gain", 1.0)
+        return init_network(self.solid(name), seed, scheme=scheme, gain=gain, name=name)
+
+    def core_specs(self) -> tuple[Spec, ...]:
+        """Specs of the cores."""
+        net = self.solid()
+        factors = net.lr_factors()
+        return tuple(Spec(n, shape, "core", lr_factor=factors[n]) for n, shape in net.shapes.items())
+
+    def bias_spec(self, bias: bool) -> tuple[Spec, ...]:
+        """Spec of the bias, where there is one."""
+        return (Spec("bias", (self.topology.out_features,), "bias"),) if bias else ()
+
+    def describe(self) -> str:
+        """One line."""
+        t = self.topology
+        count = f"{self.network.num_params:,} weights" if isinstance(self.network, Network) else "no ranks yet"
+        return f"{type(self).__name__} {t.in_features} -> {t.out_features} on {t.name!r} ({count})"

@@ -1,0 +1,173 @@
+"""The layers beside those on a network: activations, shapes, pools, dropout and norms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from ..._base.errors import ShapeError
+from .base import Layer, Spec
+from .shapes import Shape, pair, windows
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLU(Layer):
+    """max(x, 0), entry by entry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GELU(Layer):
+    """x * Phi(x), the exact form with the error function."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tanh(Layer):
+    """The hyperbolic tangent, entry by entry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(Layer):
+    """1 / (1 + exp(-x)), entry by entry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SiLU(Layer):
+    """x / (1 + exp(-x)), entry by entry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatten(Layer):
+    """All axes of a sample in one."""
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """(...) -> (product,)."""
+        return (math.prod(shape),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unflatten(Layer):
+    """A flat sample as an image or any other shape.
+
+    Args:
+        shape: of one sample.
+    """
+
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not self.shape or any(n < 1 for n in self.shape):
+            raise ShapeError(f"Unflatten: expected sizes of at least 1, received {self.shape}")
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """(..., product) -> shape."""
+        if math.prod(shape) != math.prod(self.shape):
+            raise ShapeError(
+                f"Unflatten: {shape} has {math.prod(shape)} numbers, {self.shape} needs {math.prod(self.shape)}"
+            )
+        return self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pool(Layer):
+    kernel: int | tuple[int, int] = 2
+    stride: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        kernel = pair(self.kernel, "kernel", 1)
+        object.__setattr__(self, "kernel", kernel)
+        object.__setattr__(self, "stride", kernel if self.stride is None else pair(self.stride, "stride", 1))
+
+    @property
+    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(kernel, stride), each a pair."""
+        assert isinstance(self.kernel, tuple)
+        assert isinstance(self.stride, tuple)
+        return self.kernel, self.stride
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """(channels, height, width) -> (channels, height', width')."""
+        if len(shape) != 3:
+            raise ShapeError(f"{type(self).__name__}: expected (channels, height, width), received {shape}")
+        kernel, stride = self.window
+        sizes = (windows(n, k, s, 0, type(self).__name__) for n, k, s in zip(shape[1:], kernel, stride, strict=True))
+        return (shape[0], *sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool(_Pool):
+    """Largest value of each window of a (channels, height, width) image; stride defaults to the kernel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AvgPool(_Pool):
+    """Mean of each window of a (channels, height, width) image; stride defaults to the kernel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout(Layer):
+    """Zeroes entries with probability `rate` in training and scales the others by 1 / (1 - rate)."""
+
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ShapeError(f"Dropout: the rate must be at least 0 and below 1, received {self.rate!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Normalises each feature (or channel) over the batch, as torch's BatchNorm1d and BatchNorm2d do.
+
+    Input shape: (features,) or (features, height, width).
+
+    Args:
+        features: length of the first axis of a sample.
+        momentum: share of the new batch in the running statistics.
+        eps: added to the variance.
+    """
+
+    features: int
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Unchanged."""
+        if len(shape) not in (1, 3) or shape[0] != self.features:
+            raise ShapeError(
+                f"BatchNorm: expected ({self.features},) or ({self.features}, height, width), received {shape}"
+            )
+        return shape
+
+    def own_specs(self) -> tuple[Spec, ...]:
+        """scale, bias, running mean, running variance."""
+        n = (self.features,)
+        return (
+            Spec("scale", n, "scale", 1.0),
+            Spec("bias", n, "bias"),
+            Spec("mean", n, "state"),
+            Spec("var", n, "state", 1.0),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNorm(Layer):
+    """Normalises over the last axis.
+
+    Args:
+        features: length of the last axis.
+        eps: added to the variance.
+    """
+
+    features: int
+    eps: float = 1e-5
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Unchanged."""
+        if not shape or shape[-1] != self.features:
+            raise ShapeError(f"LayerNorm: expected (..., {self.features}), received {shape}")
+        return shape
+
+    def own_specs(self) -> tuple[Spec, ...]:
+        """scale and bias."""
+        return Spec("scale", (self.features,), "scale", 1.0), Spec("bias", (self.features,), "bias")

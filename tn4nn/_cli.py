@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from ._base.errors import TN4NNError
+from ._base.records import write_json
+from ._base.tables import text_table
 from ._base.version import installed_version
 from ._comparison.compare import DEFAULT_TOPOLOGIES, compare
-from ._comparison.report import print_table, write_json
+from ._comparison.report import print_table
 from ._comparison.topologies import Candidate, candidates_for, model_for, read_topologies
 from ._comparison.workers import use_threads
 from ._drawing.figure import new_figure
@@ -266,9 +268,8 @@ def _plan(
     say = _progress()
     p = plan(net, batch, phase, minimize=minimize, memory=memory, runtime=runtime, progress=say)
     _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
-    _out.print("considered:")
-    for order, of in p.candidates:
-        _out.print(f"  {order:<28} {of.macs:>14,} MACs  {of.predicted_s * 1e3:>9.3g} ms predicted", highlight=False)
+    considered = [(order, f"{of.macs:,}", f"{of.predicted_s * 1e3:.3g}") for order, of in p.candidates]
+    _out.print(text_table(("considered", "MACs", "predicted ms"), considered), highlight=False, markup=False)
     row = _cost_row(p)
     if picture is not None:
         p.draw(str(picture))

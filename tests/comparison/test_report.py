@@ -139,7 +139,7 @@ def test_short_numbers(value: float | None, shown: str) -> None:
     ("results", "words"),
     [
         ({}, "schema None"),
-        ([], "schema None"),
+        ([], "received list"),
         ({"schema": 2, "rows": []}, "schema 2"),
         ({"schema": 1}, "received NoneType"),
         ({"schema": 1, "rows": [{"topology": "mpo"}]}, "as row 0"),

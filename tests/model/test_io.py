@@ -221,7 +221,7 @@ def spoilt(path: Path, change) -> None:
         (lambda r, a: r.__delitem__("model"), "do not fit: 'model'"),
         (lambda r, a: r.update(model={"kind": "Magic"}), "unknown kind of layer 'Magic'"),
         (lambda r, a: r.update(model=3), "a layer is an object in model data, received 3"),
-        (lambda r, a: "[1]", "are no object, received list"),
+        (lambda r, a: "[1]", "expected an object with a schema, received list"),
         (lambda r, a: "{", "are no JSON"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 import tn4nn as tn
 from tn4nn import _cli, reproduce
 from tn4nn._base.clock import interleaved
-from tn4nn._comparison.report import plain
+from tn4nn._base.records import plain
 from tn4nn._drawing.figure import new_figure, saved
 from tn4nn.reproduce import autorank, coord_check, counts, digits, entangle, order, vgg16
 from tn4nn.reproduce._experiment import Line, mean_line

@@ -1,7 +1,7 @@
 """The two-level plan cache: a dictionary in memory, one small JSON file per entry on disk.
 
 A file is written under a temporary name and renamed, so processes that start at once on an empty folder do
-not disturb each other; a file that cannot be read counts as absent and is written again.
+not disturb each other; a file that cannot be read, or is of another version, counts as absent and is written again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from .errors import TN4NNError
 from .files import atomic_write, cache_folder
 
+SCHEMA = 2  # of an entry; those before had none
 _LIMIT = 4096  # entries in memory; a sweep over everything in the catalogue stays far below
 
 
@@ -29,7 +30,7 @@ class PlanCache:
 
     @property
     def folder(self) -> Path:
-        """Where the files stand."""
+        """Where the files are."""
         return self._folder or cache_folder() / "plans"
 
     def get(self, key: str, owner: str = "") -> dict[str, Any] | None:
@@ -40,8 +41,10 @@ class PlanCache:
         path = self.folder / f"{key}.json"
         try:
             entry = json.loads(path.read_bytes())
+            if isinstance(entry, dict) and entry.get("schema") != SCHEMA:  # of another version: written again
+                return None
             if entry["key"] != key:
-                raise ValueError(f"it holds the entry of {entry['key']!r}")
+                raise ValueError(f"it is the entry of {entry['key']!r}")
             value = entry["value"]
             if not isinstance(value, dict):
                 raise ValueError("its value is no object")
@@ -57,7 +60,8 @@ class PlanCache:
         """Stores an entry. A folder that cannot be written costs only the next start its plans."""
         self._remember(key, value, owner)
         try:
-            atomic_write(self.folder / f"{key}.json", json.dumps({"key": key, "value": value}).encode(), sync=False)
+            entry = {"schema": SCHEMA, "key": key, "value": value}
+            atomic_write(self.folder / f"{key}.json", json.dumps(entry).encode(), sync=False)
         except (OSError, TN4NNError) as error:
             warnings.warn(f"plan cache in {self.folder} cannot be written ({error}): kept in memory", stacklevel=2)
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .._base.errors import CheckpointError
 from .._base.files import atomic_write
+from .._base.records import write_json
 from .figure import write_figure
 from .html import write_html
 from .rows import ROW_KEYS
@@ -115,61 +110,3 @@ def write_csv(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     atomic_write(path, text.getvalue().encode())
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Writes JSON that every reader takes: UTF-8, and null where a number is NaN or infinite.
-
-    Args:
-        path: the file.
-        obj: dicts, sequences, strings, numbers, None; also numpy's numbers and arrays, dataclasses and paths.
-
-    Raises:
-        CheckpointError: a value that JSON has no form for; it says where in the object.
-        WriteError: the file cannot be written; an older one of that name is unchanged.
-    """
-    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
-    atomic_write(path, (text + "\n").encode())
-
-
-def plain(obj: Any) -> Any:
-    """What a reader of `write_json`'s file gets back.
-
-    Example:
-        >>> plain({"a": (1, np.float64("nan"))})
-        {'a': [1, None]}
-    """
-    return _plain(obj, "$")
-
-
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {_key(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-        if not isinstance(value, list):
-            return _plain(value, where)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return _plain(fields, where)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise CheckpointError(
-        f"expected numbers, strings, sequences and mappings for JSON; received {type(value).__name__} at {where}."
-    )
-
-
-def _key(key: Any, where: str) -> str:
-    if isinstance(key, str):
-        return key
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return str(key)
-    raise CheckpointError(f"expected strings as keys for JSON; received {key!r} in {where}.")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .._base.errors import CheckpointError
+from .._base.records import check_schema
 from .rows import SCHEMA, STATUSES
 
 NOTES = tuple(
@@ -74,12 +75,7 @@ def checked_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: another schema, or rows without a topology, backend or known status.
     """
-    schema = results.get("schema") if isinstance(results, Mapping) else None
-    if schema != SCHEMA:
-        raise CheckpointError(
-            f"expected results with schema {SCHEMA}; received schema {schema!r}. "
-            f"What would do: the object or the --json file that compare makes."
-        )
+    check_schema(results, SCHEMA, "the object of results", "give the object or the --json file that compare makes")
     rows = results.get("rows")
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise CheckpointError(f"expected a list of rows in the results; received {type(rows).__name__}.")

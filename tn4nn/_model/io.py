@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +14,12 @@ from .._base.arrays import numbers
 from .._base.cache import plans
 from .._base.checks import nearest
 from .._base.errors import CheckpointError, DataError, ShapeError, TN4NNError
-from .._base.files import atomic_write
+from .._base.records import read_arrays, write_arrays
 from .._base.version import installed_version
 from .._graph.network import Network
 from .layers import Layer, OnNetwork, layer_from_dict
 
 SCHEMA = 1
-_KEY = "tn4nn"
 
 
 def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[str, Any]) -> None:
@@ -52,8 +50,6 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
         >>> again == model, all(np.array_equal(a, model.init(0)[name]) for name, a in weights.items())
         (True, True)
     """
-    from safetensors.numpy import save as to_bytes
-
     if not isinstance(model, Layer | Network):
         raise ShapeError(f"save takes a model or a Network, then its weights; received {type(model).__name__}")
     model.check(weights)
@@ -63,8 +59,7 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
         "network" if isinstance(model, Network) else "model": model.to_dict(),
         "plans": plans.owned(_fingerprints(model)),
     }
-    ready = {name: _in_order(name, array) for name, array in weights.items()}
-    atomic_write(path, to_bytes(ready, {_KEY: json.dumps(record)}))
+    write_arrays(path, {name: numbers(array, repr(name)) for name, array in weights.items()}, record)
 
 
 def _fingerprints(model: Layer | Network) -> set[str]:
@@ -73,13 +68,6 @@ def _fingerprints(model: Layer | Network) -> set[str]:
         return {model.fingerprint}
     layers = (layer for _, layer in model.walk() if isinstance(layer, OnNetwork) and layer.has_ranks)
     return {layer.solid().fingerprint for layer in layers}
-
-
-def _in_order(name: str, array: Any) -> NDArray[Any]:
-    """An array whose numbers lie in order: safetensors writes the buffer as it lies, whatever the strides say."""
-    found = numbers(array, repr(name))
-    native = found.astype(found.dtype.newbyteorder("="), copy=False)
-    return np.ascontiguousarray(native).reshape(found.shape)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArray[Any]]]:
@@ -93,12 +81,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
         CheckpointError: a file that is not of `save`, of another version of its format, or with arrays missing, too
             many, or of another shape.
     """
-    record, weights = _read(Path(path))
-    if record.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {record.get('schema')!r}, written by tn4nn {_version(record)}; this version reads "
-            f"schema {SCHEMA}: read it with that version and save it anew"
-        )
+    advice = "give a file that this version's tn4nn.save wrote (arrays of other files go to tn.decompose)"
+    record, weights = read_arrays(Path(path), SCHEMA, "one of tn4nn.save", advice, unreadable=DataError)
     try:
         model: Layer | Network
         model = Network.from_dict(record["network"]) if "network" in record else layer_from_dict(record["model"])
@@ -145,33 +129,3 @@ def _tensor(path: Path, name: str | None) -> NDArray[Any]:
             return np.asarray(file.get_tensor(name))
     except (OSError, SafetensorError, TypeError) as error:
         raise DataError(f"{path} cannot be read as a .npy or .safetensors file: {error}") from error
-
-
-def _version(record: Mapping[str, Any]) -> str:
-    versions = record.get("versions")
-    return str(versions.get("tn4nn")) if isinstance(versions, Mapping) else "of an unknown version"
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            arrays = {} if text is None else {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118  (no mapping)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    except (SafetensorError, TypeError) as error:
-        raise CheckpointError(f"{path} is no safetensors file that can be read here ({error})") from error
-    if text is None:
-        raise CheckpointError(
-            f"{path} is a safetensors file, but not one of tn4nn.save: its metadata have no {_KEY!r}. Read its arrays "
-            "with safetensors, and give one to tn.decompose"
-        )
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata {_KEY!r} are no JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: its metadata {_KEY!r} are no object, received {type(record).__name__}")
-    return record, arrays

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base.errors import CheckpointError
-from .._base.files import atomic_write
+from .._base.records import read_arrays, write_arrays
 from .results import Epoch
 
+SCHEMA = 1
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -58,22 +58,18 @@ class Checkpoint:
 
     def write(self, progress: Progress, state: Arrays) -> None:
         """Stores how far a run is, and the state of its trainer."""
-        from safetensors.numpy import save
-
         arrays = dict(state)
         arrays |= {f"best/{name}": array for name, array in progress.best_weights.items()}
         arrays["losses"] = np.concatenate(progress.losses)
         record = {
-            "schema": 1,
+            "schema": SCHEMA,
             "identity": self.identity,
             "step": progress.step,
             "history": [dataclasses.astuple(line) for line in progress.history],
             "best_epoch": progress.best_epoch,
             "epoch_seconds": progress.epoch_seconds,
         }
-        # safetensors writes the buffer of an array as it lies: it must lie in order.
-        ready = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
-        atomic_write(self.path, save(ready, {"tn4nn": json.dumps(record)}))
+        write_arrays(self.path, arrays, record)
 
     def read(self) -> tuple[Progress, Arrays] | None:
         """What `write` stored; None where there is no file.
@@ -83,7 +79,8 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        record, arrays = self._read()
+        advice = "it is left as it is; move it away to start anew, or give resume=False to write over it"
+        record, arrays = read_arrays(self.path, SCHEMA, "a checkpoint", advice)
         if record.get("identity") != self.identity:
             raise CheckpointError(
                 f"{self.path} belongs to another run (model, data, seed, optimizer, schedule or backend differ): "
@@ -98,19 +95,3 @@ class Checkpoint:
             epoch_seconds=record["epoch_seconds"],
         )
         return progress, {n: a for n, a in arrays.items() if n.startswith(("weights/", "optimizer/"))}
-
-    def _read(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(self.path), framework="numpy") as file:
-                record = json.loads((file.metadata() or {})["tn4nn"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.path} cannot be read ({error}): it is left as it is; move it away to start "
-                "anew, or give resume=False to write over it"
-            ) from error
-        if record.get("schema") != 1:
-            raise CheckpointError(f"checkpoint {self.path} has schema {record.get('schema')!r}, this version reads 1")
-        return record, arrays

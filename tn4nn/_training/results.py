@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.tables import text_table
 from .._model.backend import Module
 from .._model.layers import Layer
 
@@ -67,10 +68,12 @@ class Run:
     ranks: Mapping[int, Mapping[str, Mapping[str, int]]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{'epoch':>5} {'loss':>10} {'val loss':>10} {'val acc %':>10} {'s':>7}"]
-        lines += [
-            f"{e.epoch:>5} {e.loss:>10.4f} {e.validation_loss:>10.4f} {e.accuracy:>10.2f} {e.seconds:>7.2f}"
-            for e in self.history
-        ]
-        lines.append(f"test accuracy {self.test_accuracy:.2f} %, {self.samples_per_s:,.0f} samples/s")
-        return "\n".join(lines)
+        table = text_table(
+            ("epoch", "loss", "val loss", "val acc %", "s"),
+            [
+                (str(e.epoch), f"{e.loss:.4f}", f"{e.validation_loss:.4f}", f"{e.accuracy:.2f}", f"{e.seconds:.2f}")
+                for e in self.history
+            ],
+            left=0,
+        )
+        return f"{table}\ntest accuracy {self.test_accuracy:.2f} %, {self.samples_per_s:,.0f} samples/s"

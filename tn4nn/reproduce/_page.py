@@ -9,6 +9,7 @@ from typing import Any
 
 from .._base.errors import TN4NNError
 from .._base.files import atomic_write
+from .._base.tables import markdown_table
 from .._comparison.summary import machine_line
 from ._experiment import FAILS, HOLDS, UNKNOWN
 from ._registry import experiment, experiments
@@ -53,14 +54,14 @@ def write_page(folder: str | Path, page: str | Path | None = None) -> Path:
 
 
 def _summary(records: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["| experiment | verdict | command |", "|--|--|--|"]
+    lines = []
     for name in experiments():
         if name in records:
             record = records[name]
-            lines.append(f"| [{record['title']}](#{name}) | {_verdict(record)} | `{record['command']}` |")
+            lines.append((f"[{record['title']}](#{name})", _verdict(record), f"`{record['command']}`"))
         else:
-            lines.append(f"| {experiment(name).title} | not run here | `tn4nn reproduce {name}` |")
-    return "\n".join([*lines, ""])
+            lines.append((experiment(name).title, "not run here", f"`tn4nn reproduce {name}`"))
+    return markdown_table(("experiment", "verdict", "command"), lines) + "\n"
 
 
 def _verdict(record: Mapping[str, Any]) -> str:
@@ -82,8 +83,7 @@ def _section(record: Mapping[str, Any], images: str) -> str:
     if not record["finished"]:
         return "\n\n".join([*parts, "Not finished: the same command goes on where it was stopped."]) + "\n"
     if record["lines"]:
-        table = ["| | published | ours | accepted | |", "|--|--|--|--|--|", *map(_line, record["lines"])]
-        parts.append(_folded("\n".join(table)))
+        parts.append(_folded(markdown_table(("", "published", "ours", "accepted", ""), map(_cells, record["lines"]))))
     if record["figure"]:
         parts.append(f"![{record['title']}]({images}/{record['figure']})")
     parts += map(_folded, record["text"])
@@ -98,6 +98,6 @@ def _folded(paragraph: str) -> str:
     return f"<details><summary>{rows} rows</summary>\n\n{paragraph}\n\n</details>"
 
 
-def _line(line: Mapping[str, Any]) -> str:
+def _cells(line: Mapping[str, Any]) -> list[str]:
     verdict = f"**{FAILS}**" if line["verdict"] == FAILS else line["verdict"]
-    return f"| {line['what']} | {line['published'] or '–'} | {line['shown']} | {line['accepted'] or '–'} | {verdict} |"
+    return [line["what"], line["published"] or "–", line["shown"], line["accepted"] or "–", verdict]

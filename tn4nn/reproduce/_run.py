@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .._base.errors import CheckpointError, TN4NNError
+from .._base.records import plain, read_json, write_json
 from .._comparison.machine import machine
-from .._comparison.report import plain, write_json
 from .._drawing.figure import new_figure, saved
 from .._model.backend import installed_backends
 from ._experiment import FAILS, Experiment, Row, Settings
@@ -78,16 +77,7 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no JSON, or of another schema.
     """
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): move it away, or write to another folder") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise CheckpointError(
-            f"{path} has schema {found!r}, this version reads {SCHEMA}: move it away, or write to another folder"
-        )
-    return record
+    return read_json(path, SCHEMA, "move it away, or write to another folder")
 
 
 class _Results:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import presets
 from .._base.clock import interleaved, ratio
+from .._base.tables import markdown_table
 from .._drawing.figure import COLOURS, INK, dress, legend, panels
 from .._graph.network import Network
 from .._model.backend import installed_backends
@@ -102,17 +103,17 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
 
 
 def _text(rows: Sequence[Row]) -> list[str]:
-    table = [
-        "| layer | backend | batch, phase | MACs, left to right | bytes, left to right | time, left to right "
-        "| right to left | W first | dense |",
-        "|--|--|--|--|--|--|--|--|--|",
-    ]
+    table = []
     for row in rows:
         for name in ("batch 1, forward", "batch 100, train", "batch 1000, train"):
             ways, over = row["cells"][name], row["times"]["cells"][name]["ours_over"]
             shown = [f"{1 / over[way][1]:.2g}x" if way in over else "–" for way in (*ORDERS, "dense")]
             work = [f"{ways['left to right'][of] / ways['ours'][of]:.2g}x" for of in ("macs", "bytes")]
-            table.append(f"| {row['layer']} | {row['backend']} | {name} | {' | '.join([*work, *shown])} |")
+            table.append([row["layer"], row["backend"], name, *work, *shown])
+    head = (
+        "layer", "backend", "batch, phase", "MACs, left to right", "bytes, left to right", "time, left to right",
+        "right to left", "W first", "dense",
+    )  # fmt: skip
     worst, where = max(
         (cell["ours_over"][best][1], f"{row['layer']}, {row['backend']}, {name}, against {best}")
         for row in rows
@@ -122,7 +123,7 @@ def _text(rows: Sequence[Row]) -> list[str]:
     return [
         "Multiply-adds, bytes moved and times over those of ours; of times the medians of the ratios "
         "within the rounds: above 1x, ours needs less. – : too large to be run.",
-        "\n".join(table),
+        markdown_table(head, table),
         f"The cell where ours compares worst: {worst:.2f} of the time of the best fixed order ({where}).",
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import presets
+from .._base.tables import markdown_table
 from .._model.layers import Sequential
 from ._experiment import Experiment, Line, Row, Settings, Unit
 
@@ -123,13 +124,15 @@ def _lines(found: Sequence[Row]) -> list[Line]:
 
 
 def _text(found: Sequence[Row]) -> list[str]:
-    table = ["| model | rho, replaced layers | whole model | parameters left |", "|--|--|--|--|"]
-    table += [
-        f"| `{one['preset']}` | {one['rho']:.3g} | {one['whole']:.3g} | {one['params']:,} |"
+    table = [
+        (f"`{one['preset']}`", f"{one['rho']:.3g}", f"{one['whole']:.3g}", f"{one['params']:,}")
         for row in found
         for one in row["ratios"]
     ]
-    return ["The ratio of the whole model stands beside rho, as layers that stay weigh on it:", "\n".join(table)]
+    return [
+        "The ratio of the whole model stands beside rho, as layers that stay weigh on it:",
+        markdown_table(("model", "rho, replaced layers", "whole model", "parameters left"), table),
+    ]
 
 
 EXPERIMENT = Experiment(

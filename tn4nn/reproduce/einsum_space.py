@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base.seeds import rng_for
+from .._base.tables import markdown_table
 from .._comparison.settings import LEARNING_RATES
 from .._drawing.figure import COLOURS, GREY, dress, legend, panels
 from .._graph.network import Network
@@ -148,16 +149,14 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
 
 
 def _text(rows: Sequence[Row]) -> list[str]:
-    head = ["| point | alpha beta gamma, delta epsilon phi | rho | params | MACs | rank of W | lr | loss |"]
-    head.append("|--" * 8 + "|")
+    head = ("point", "alpha beta gamma, delta epsilon phi", "rho", "params", "MACs", "rank of W", "lr", "loss")
     table = []
     for row in sorted(rows, key=lambda row: statistics.fmean(row["losses"])):
         first, second = (" ".join(str(2**bits) for bits in part) for part in (row["theta"][:3], row["theta"][3:]))
-        table.append(
-            f"| {row['point']} | {first}, {second} | {row['rho']} | {row['params']:,} | {row['macs']:,.0f} "
-            f"| {row['matrix_rank']} | {row['lr']:g} | {statistics.fmean(row['losses']):.4f} |"
-        )
-    return ["\n".join([*head, *table])]
+        numbers = [f"{row['params']:,}", f"{row['macs']:,.0f}", row["matrix_rank"], f"{row['lr']:g}"]
+        loss = f"{statistics.fmean(row['losses']):.4f}"
+        table.append([row["point"], f"{first}, {second}", row["rho"], *numbers, loss])
+    return [markdown_table(head, table)]
 
 
 def _draw(figure: Figure, rows: Sequence[Row]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import presets
 from .._base.files import atomic_write
+from .._base.tables import markdown_table
 from .._compression.decompose import decompose
 from .._compression.entanglement import Entanglement, entanglement, entanglement_nulls
 from .._drawing.figure import COLOURS, GREY, LINES, dress, legend, panels, style
@@ -160,14 +161,15 @@ def _mean(values: Sequence[float]) -> float:
 def _text(rows: Sequence[Row]) -> list[str]:
     """The table of entropies, and the answer that its numbers give."""
     dense, mpo = _of(rows, "dense"), _of(rows, "MPO")
-    table = ["| layer | cut | S trained | init | shuffled | random | bound | exp(S) |", "|--|--|--|--|--|--|--|--|"]
+    table = []
     for name, group in (("dense", dense), ("MPO", mpo)):
         for cut in range(3):
             trained = _mean([row["entropy"][cut] for row in group])
             nulls = [_mean([row["nulls"][n]["entropy"][cut] for row in group]) for n in ("init", "shuffled", "random")]
-            numbers = " | ".join(f"{value:.2f}" for value in (trained, *nulls, group[0]["bound"][cut]))
-            table.append(f"| {name} | {cut + 1} | {numbers} | {math.exp(trained):.1f} |")
-    return [_answer(dense, mpo), "\n".join(table)]
+            numbers = [f"{value:.2f}" for value in (trained, *nulls, group[0]["bound"][cut])]
+            table.append([name, cut + 1, *numbers, f"{math.exp(trained):.1f}"])
+    head = ("layer", "cut", "S trained", "init", "shuffled", "random", "bound", "exp(S)")
+    return [_answer(dense, mpo), markdown_table(head, table)]
 
 
 def _answer(dense: Sequence[Row], mpo: Sequence[Row]) -> str:

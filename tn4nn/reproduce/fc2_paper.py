@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import presets
 from .._base.seeds import rng_for
+from .._base.tables import markdown_table
 from .._model.layers import Layer
 from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
@@ -114,12 +115,12 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
 
 
 def _text(rows: Sequence[Row]) -> list[str]:
-    table = ["| lr | init | D | loss after the last step, each try |", "|--|--|--|--|"]
+    table = []
     for row in rows:
         if "init" in row:
             losses = ", ".join("diverged" if loss is None else f"{loss:.2f}" for loss in row["losses"])
-            table.append(f"| {row['lr']} | {row['init']} | {row['D']} | {losses} |")
-    return ["\n".join(table)]
+            table.append([row["lr"], row["init"], row["D"], losses])
+    return [markdown_table(("lr", "init", "D", "loss after the last step, each try"), table)]
 
 
 def _draw(figure: Any, rows: Sequence[Row]) -> None:

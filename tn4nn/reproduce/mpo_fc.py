@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import presets
+from .._base.tables import markdown_table
 from .._compression.entanglement import entanglement
 from .._drawing.figure import GREY, INK, dress, legend, panels, style
 from .._training.results import Run
@@ -49,15 +50,16 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
 
 
 def _text(rows: Sequence[Row]) -> list[str]:
-    table = ["| chi | S at the four bonds (nats), seed 0 | S / bound, largest | exp(S), largest |", "|--|--|--|--|"]
+    table = []
     for row in rows:
         if row["seed"] == 0:
             shares = [s / most for s, most in zip(row["entropy"], row["bound"], strict=True) if most > 0]
             share = f"{max(shares):.2f}" if shares else "–"
             entropies = ", ".join(f"{s:.2f}" for s in row["entropy"])
             widest = math.exp(max(row["entropy"]))
-            table.append(f"| {row['variant'].removeprefix('chi = ')} | {entropies} | {share} | {widest:.1f} |")
-    return ["\n".join(table)]
+            table.append([row["variant"].removeprefix("chi = "), entropies, share, f"{widest:.1f}"])
+    head = ("chi", "S at the four bonds (nats), seed 0", "S / bound, largest", "exp(S), largest")
+    return [markdown_table(head, table)]
 
 
 def _draw(figure: Figure, rows: Sequence[Row]) -> None:

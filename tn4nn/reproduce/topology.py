@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._base.tables import markdown_table
 from .._comparison.compare import compare
 from .._comparison.settings import LEARNING_RATES
 from .._comparison.significance import level_with_best
@@ -116,25 +117,24 @@ def _text(rows: Sequence[Row]) -> list[str]:
     parts = []
     for row in rows:
         level = level_with_best([cell for cell in row["cells"] if cell["status"] == "ok"])
-        head = f"| {_asked(row)} | params | MACs / sample | fill | lr | test accuracy | level with the best |"
-        table = [head, "|--|--|--|--|--|--|--|"]
+        table = []
         reasons = []
         for name in TOPOLOGIES:
             cells = [cell for cell in row["cells"] if cell["topology"] == name]
             good = [cell for cell in cells if cell["status"] == "ok"]
             if not good:
                 reasons.append(f"{name}: {cells[0]['status']}, {cells[0]['reason']}")
-                table.append(f"| {name} | – | – | – | – | {cells[0]['status']} | – |")
+                table.append([name, "–", "–", "–", "–", cells[0]["status"], "–"])
                 continue
             values = [cell["accuracy"] for cell in good]
             sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             mark = "" if name not in level else "best" if name == _best(row)[0] else f"p = {level[name]:.2f}"
             one = good[0]
-            table.append(
-                f"| {name} | {one['params']:,} | {one['macs_per_sample']:,} | {100 * one['fill']:.1f} % "
-                f"| {one['lr']:g} | {statistics.fmean(values):.2f}{sd} % | {mark} |"
-            )
-        parts.append("\n".join(table))
+            accuracy = f"{statistics.fmean(values):.2f}{sd} %"
+            numbers = [f"{one['params']:,}", f"{one['macs_per_sample']:,}", f"{100 * one['fill']:.1f} %"]
+            table.append([name, *numbers, f"{one['lr']:g}", accuracy, mark])
+        head = (_asked(row), "params", "MACs / sample", "fill", "lr", "test accuracy", "level with the best")
+        parts.append(markdown_table(head, table))
         parts += ["; ".join(reasons) + "."] if reasons else []
     return parts
 

@@ -433,7 +433,7 @@ def lines(data: Row) -> Iterator[str]:
 def page(data: Row) -> str:
     """docs/decomposition-peers.md."""
     packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
-    text = ["# Decomposition beside other libraries", ""]
+    text = ["# Decomposition next to other libraries", ""]
     text += [
         f"Made by `{data['command']}`; the numbers are in "
         "[decomposition.json](../benchmarks/results/decomposition.json). "
@@ -441,9 +441,9 @@ def page(data: Row) -> str:
         "",
         f"Matrices of {data['features']} x {data['features']}: the hidden layer of a net trained on "
         f"{data['trained']}; a "
-        "smooth kernel and 5 % noise; a random one. The others get ranks, ours the number of parameters that those "
-        "have: equal or fewer in every row. Errors are relative, in the Frobenius norm; seconds are medians of "
-        "interleaved calls. tltorch's CP is tensorly's parafac.",
+        "smooth kernel with 5 % noise; a random one. The other libraries get ranks; ours gets the number of parameters "
+        "that those have, and uses as many or fewer in every row. Errors are relative, in the Frobenius norm; seconds "
+        "are medians of interleaved calls. tltorch's CP is tensorly's parafac.",
         "",
         *(f"* {line}" for line in lines(data)),
         "",

@@ -194,12 +194,12 @@ def page(data: dict[str, Any]) -> str:
         "Made by `python benchmarks/minilm.py`; the numbers are in [minilm.json](../benchmarks/results/minilm.json). "
         f"{data['machine']['cpu']}, 1 thread, python {data['machine']['python']}; {packages}.",
         "",
-        "The linear layers of the encoder of all-MiniLM-L6-v2 under one budget, a share of their weights, which "
-        "`convert` spreads: a layer that would lose too much on a network stays dense and counts with all of its "
-        f"weights. {data['calibrate']} sentences to calibrate, refine ({data['steps']} steps a layer) and distil "
-        f"({data['distilled']} steps) on, no labels; {data['measure']} others to measure. The figures are the mean "
-        "cosine similarity of their embeddings to the original's at each stage, and at the last the rank correlation "
-        "of the similarities of all pairs.",
+        "`convert` replaces the linear layers of the encoder of all-MiniLM-L6-v2 under one budget, a share of their "
+        "weights. A layer that would lose too much as a network stays dense, and counts with all of its weights. "
+        f"{data['calibrate']} sentences without labels serve to calibrate, to refine ({data['steps']} steps for each "
+        f"layer) and to distil ({data['distilled']} steps); {data['measure']} others serve to measure. The numbers are "
+        "the mean cosine similarity of their embeddings to the original's after each stage, and after the last one "
+        "the rank correlation of the similarities of all pairs.",
         "",
         *(f"* {line}" for line in lines(data)),
         "",

@@ -227,6 +227,7 @@ def _cost_row(p: Plan) -> dict[str, Any]:
         "params": p.network.num_params,
         "batch": p.batch,
         "phase": p.phase,
+        "executor": p.executor,
         "order": p.order,
         **dataclasses.asdict(p.cost),
     }
@@ -254,7 +255,12 @@ def _plan(
     phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
     minimize: Annotated[str, typer.Option(help="time, flops or memory.")] = "time",
     memory: Annotated[int | None, typer.Option(min=1, help="Cap on the peak, in bytes.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="program, or native: layers on a CPU.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="program [default], or native: layers on a CPU.")] = None,
+    backend_name: Annotated[
+        str | None, typer.Option("--backend", help="torch or jax: the plan by which its layers run these rows.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="With --backend, its word for a device.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --backend, of the numbers. [float32]")] = None,
     explained: Annotated[
         bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
     ] = False,
@@ -266,7 +272,8 @@ def _plan(
     if picture is not None:
         new_figure(picture)  # what cannot be drawn is said before the work
     say = _progress()
-    p = plan(net, batch, phase, minimize=minimize, memory=memory, runtime=runtime, progress=say)
+    where: dict[str, Any] = {"runtime": runtime, "backend": backend_name, "device": device, "dtype": dtype}
+    p = plan(net, batch, phase, minimize=minimize, memory=memory, progress=say, **where)
     _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
     considered = [(order, f"{of.macs:,}", f"{of.predicted_s * 1e3:.3g}") for order, of in p.candidates]
     _out.print(text_table(("considered", "MACs", "predicted ms"), considered), highlight=False, markup=False)

@@ -12,8 +12,8 @@ from typing import Any
 
 from .._base.cache import plans as _store
 from .._base.hashing import fingerprint_of
-from .paths import BATCH, EXHAUSTIVE, SMALL, Path, Progress, find_paths, refined_paths
-from .problem import CHAINS, Problem, is_path, tree_of_path, x_first
+from .paths import BATCH, EXHAUSTIVE, SMALL, Path, Progress, find_paths, is_exhaustible, refined_paths, search_paths
+from .problem import Problem, is_path, tree_of_path, x_first
 
 VERSION = 1  # raised when the search may find other paths: old entries are then ignored
 SEARCHED_BATCH = 256  # rows at which a large network is searched
@@ -21,8 +21,9 @@ MOST = 18  # orders that are priced, at most; "W first" and the cores in their o
 TOO_DEAR = 1000  # times the fewest multiply-adds: taking the cores of a large graph in turn may take hours to lower
 _OTHER_BATCHES = (1, 16, 256, 4096)  # whose best orders are candidates too
 _FEWEST, _FEWEST_LARGE = 5, 3  # orders with the fewest multiply-adds; those of a large network take long to price
-_FEWEST_WRITTEN, _SMALLEST = 2, 1  # with the fewest multiply-adds and elements written; with the smallest intermediate
-_REFINED, _REFINE_S = 2, 0.3  # annealings for another batch, and seconds for them
+_FEWEST_WRITTEN, _SMALLEST = 4, 1  # with the fewest multiply-adds and elements written; with the smallest intermediate
+_REFINED = {"flops": 1, "combo": 2, "size": 1}  # annealings for another batch, by objective
+_REFINE_S = 0.15  # seconds for those of one objective
 
 Named = dict[frozenset[frozenset[int]], tuple[str, Path]]
 
@@ -62,8 +63,9 @@ def candidate_paths(
     ranked = sorted(
         (named for named in found.values() if macs[named[1]] <= TOO_DEAR * least), key=lambda named: macs[named[1]]
     )
-    # What a person would write by hand is named in every table.
-    cheap = [named for i, named in enumerate(ranked) if i < MOST or named[0] in CHAINS]
+    # Merged neighbours are many: of these the cheapest. What was searched for, and what a person would write by hand,
+    # is priced in any case.
+    cheap = [named for i, named in enumerate(ranked) if i < MOST or "merged" not in named[0]]
     if problem.form != "apply":
         return cheap
     first = problem.dense_first()
@@ -76,15 +78,25 @@ def candidate_paths(
 def _searched(
     problem: Problem, seed: int, time_limit: float, cache: bool, progress: Progress | None
 ) -> Iterable[tuple[str, Path]]:
-    if len(problem.tensors) <= EXHAUSTIVE:
-        return _exhaustive(problem)
+    best = list(_exhaustive(problem)) if is_exhaustible(problem.tensors) else []
+    if best and len(problem.tensors) <= EXHAUSTIVE:
+        return best
+    # The best by one measure alone is not always the fastest: of more cores, near ones are searched for too.
     pool = _pool(problem.at(SEARCHED_BATCH), seed, time_limit, cache, progress)
     if problem.batch != SEARCHED_BATCH and BATCH in problem.output:
-        limit = min(_REFINE_S, time_limit)
-        pool = refined_paths(
-            problem.tensors, problem.output, problem.sizes, pool, seed=seed, time_limit=limit, times=_REFINED
-        )
-    return _ranked(problem, pool)
+        pool = _refined(problem, pool, seed, time_limit)
+    return [*best, *_ranked(problem, pool)]
+
+
+def _refined(problem: Problem, known: list[Path], seed: int, time_limit: float) -> list[Path]:
+    """Some paths, and what a few annealings make of them for this batch and for each objective."""
+    found = list(known)
+    for minimize, times in _REFINED.items():
+        found += refined_paths(
+            problem.tensors, problem.output, problem.sizes, known, minimize=minimize, seed=seed,
+            time_limit=min(_REFINE_S, time_limit), times=times,
+        )  # fmt: skip
+    return found
 
 
 def _exhaustive(problem: Problem) -> Iterable[tuple[str, Path]]:
@@ -98,7 +110,7 @@ def _exhaustive(problem: Problem) -> Iterable[tuple[str, Path]]:
 
 def _of_other_batches(problem: Problem) -> Iterable[tuple[str, Path]]:
     """What has the fewest multiply-adds for other batches, of a small network; in the pool of a large one it is."""
-    if len(problem.tensors) > EXHAUSTIVE or BATCH not in problem.output:
+    if not is_exhaustible(problem.tensors) or BATCH not in problem.output:
         return
     for rows in _OTHER_BATCHES:
         if rows != problem.batch:
@@ -126,11 +138,9 @@ def _pool(problem: Problem, seed: int, time_limit: float, cache: bool, progress:
     if known is not None:
         return known
     question = problem.tensors, problem.output, problem.sizes
-    every = find_paths(*question, seed=seed, time_limit=time_limit, progress=progress)
-    best = [path for _, path in _ranked(problem, every)]
+    every = search_paths(*question, seed=seed, time_limit=time_limit, progress=progress)
     # What writes less is near what computes least: a few annealings find it.
-    options: dict[str, Any] = {"seed": seed, "time_limit": min(_REFINE_S, time_limit), "times": _REFINED}
-    every += refined_paths(*question, best, minimize="combo", **options)
+    every = _refined(problem, [path for _, path in _ranked(problem, every)] + every[:1], seed, time_limit) + every
     found = list(dict.fromkeys(path for _, path in _ranked(problem, every)))
     if cache:
         _store.put(key, {"paths": [[list(pair) for pair in path] for path in found]}, owner)

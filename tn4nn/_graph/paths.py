@@ -8,6 +8,7 @@ form: the i-th pair contracts two of the tensors so far and makes tensor n + i.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections import Counter
@@ -22,7 +23,9 @@ Progress = Callable[[str], None]
 
 BATCH = ":batch"  # the batch leg; a user cannot name a leg so, a colon ends a core name
 
-EXHAUSTIVE = 9  # tensors up to which the exhaustive search always ends within some milliseconds
+EXHAUSTIVE = 9  # tensors up to which the exhaustive search ends within some milliseconds, whatever joins them
+_SPARSE, _DEGREE = 14, 2.0  # tensors up to which it does where few of them are joined: so many pairs for each tensor
+_WITH_HYPEREDGES = 5  # tensors up to which it does where a leg is on more than three: each takes it ten times longer
 SMALL = 40  # tensors up to which half of the rounds are enough: they are to be planned within a second
 _ROUNDS = 8  # rounds of the random search
 _TRIALS = 64  # greedy trials in a round
@@ -77,11 +80,44 @@ def find_paths(
         return [()]
     if len(tensors) == 2:
         return [((0, 1),)]
-    inputs, out, known = _lettered(tensors, output, sizes)
-    if len(tensors) <= EXHAUSTIVE:
-        return [_call("optimize_optimal", inputs, out, known, minimize=minimize, use_ssa=True)]
-    search = _Search(inputs, out, known, minimize=minimize, seed=seed, time_limit=time_limit, progress=progress)
+    if is_exhaustible(tensors):
+        return [_call("optimize_optimal", *_lettered(tensors, output, sizes), minimize=minimize, use_ssa=True)]
+    options: dict[str, Any] = {"minimize": minimize, "seed": seed, "time_limit": time_limit, "progress": progress}
+    return search_paths(tensors, output, sizes, thorough=thorough, **options)
+
+
+def search_paths(
+    tensors: Sequence[Legs],
+    output: Legs,
+    sizes: Mapping[str, int],
+    *,
+    minimize: str = "flops",
+    seed: int = 0,
+    time_limit: float = 10.0,
+    progress: Progress | None = None,
+    thorough: bool = True,
+) -> list[Path]:
+    """What `find_paths` does for larger networks, for three tensors or more: many good paths, best first."""
+    search = _Search(
+        *_lettered(tensors, output, sizes), minimize=minimize, seed=seed, time_limit=time_limit, progress=progress
+    )
     return search.run(thorough=thorough)
+
+
+def is_exhaustible(tensors: Sequence[Legs]) -> bool:
+    """Whether the exhaustive search for the best path ends within some hundredths of a second.
+
+    Example:
+        >>> is_exhaustible([("x", "a"), ("a", "b"), ("b", "y")]), is_exhaustible([("r", f"x{i}") for i in range(8)])
+        (True, False)
+    """
+    holders = Counter(leg for legs in tensors for leg in legs)
+    if max(holders.values(), default=0) > 3:
+        return len(tensors) <= _WITH_HYPEREDGES
+    if len(tensors) <= EXHAUSTIVE:
+        return True
+    pairs = sum(not set(a).isdisjoint(b) for a, b in itertools.combinations(tensors, 2))
+    return len(tensors) <= _SPARSE and pairs <= _DEGREE * len(tensors)
 
 
 def refined_paths(
@@ -115,7 +151,7 @@ def refined_paths(
 
 def quick_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
     """One path, found at once: the best where exhaustive search ends within milliseconds, else the greedy one."""
-    if len(tensors) <= EXHAUSTIVE:
+    if len(tensors) <= EXHAUSTIVE and is_exhaustible(tensors):
         return find_paths(tensors, output, sizes)[0]
     return greedy_path(tensors, output, sizes)
 

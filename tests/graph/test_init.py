@@ -44,21 +44,23 @@ def target(net: tn.Network) -> float:
     return math.sqrt(kept / net.in_features)
 
 
-@pytest.mark.parametrize("most", [1e7, pytest.param(2e8, marks=pytest.mark.thorough)], ids=["small", "large"])
+@pytest.mark.parametrize("most", [3e7, pytest.param(2e8, marks=pytest.mark.thorough)], ids=["small", "large"])
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_the_spread_of_w_over_the_catalogue(name: str, most: float) -> None:
-    tested = []
+    tested, spreads = [], {}
     for sites, side in SIDE.items():
-        for rank in (1, 2, 7, 64):
+        for rank in (1, 2, 4, 7, 64):
             sizes = (side,) * sites
             try:
                 t = getattr(tn, name)(sizes, sizes)
             except TopologyError:
                 continue  # too few sites for this one
             net = t.with_rank(rank, clip=True)
-            if net.num_params > most / 100 or macs_of_w(net) > most:  # W itself would take too long here
+            if net.num_params > 2e6 or macs_of_w(net) > most:  # W itself would take too long here
                 continue
-            spread = std_of_w(net, seed=sites)
+            if net not in spreads:  # ranks are clipped
+                spreads[net] = std_of_w(net, seed=sites)
+            spread = spreads[net]
             assert abs(spread / target(net) - 1) < 0.1, f"{sites} sites, rank {rank}: {spread} against {target(net)}"
             tested.append((sites, rank))
     assert len({rank for _, rank in tested}) >= 3

@@ -11,6 +11,7 @@ os.environ.setdefault("TN4NN_EXTENSION", "0")  # a compiler in the background wo
 import pytest  # noqa: E402
 
 import tn4nn as tn  # noqa: E402
+from tn4nn._base.version import installed_version  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,6 +24,18 @@ def _own_cache(tmp_path_factory):
         del os.environ["TN4NN_CACHE"]
     else:
         os.environ["TN4NN_CACHE"] = before
+
+
+@pytest.fixture
+def pretend_version(monkeypatch):
+    """Makes tn4nn say that it is another version."""
+
+    def pretend(version):
+        monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+        installed_version.cache_clear()
+
+    yield pretend
+    installed_version.cache_clear()
 
 
 @pytest.fixture(params=["numpy", "torch", "jax"])

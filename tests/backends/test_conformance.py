@@ -1,4 +1,6 @@
-"""Our own backends, and a stranger's, through the suite that tn4nn ships."""
+"""Our own backends, and a third party's, through the suite that tn4nn ships."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,10 +13,24 @@ LAYER_CASES = [c for c in testing.CASES if isinstance(c.model, tn.Linear | tn.Em
 
 
 @pytest.mark.parametrize("case", testing.CASES, ids=str)
-@pytest.mark.parametrize("name", ["torch", "jax"])
-def test_backend_keeps_the_laws(name, case):
-    pytest.importorskip(name)
-    testing.check(tn.backend(name), case)
+def test_torch_conforms(case):
+    pytest.importorskip("torch")
+    testing.check(tn.backend("torch"), case)
+
+
+@pytest.mark.parametrize("case", testing.CASES, ids=str)
+def test_jax_conforms(case):
+    """Every size of batch in float64, and one in float32: jax compiles each of them by itself."""
+    pytest.importorskip("jax")
+    testing.check(tn.backend("jax"), case, dtypes=("float64",))
+    testing.check(tn.backend("jax"), dataclasses.replace(case, batches=case.batches[-1:]), dtypes=("float32",))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", testing.CASES, ids=str)
+def test_jax_conforms_at_every_size_in_float32(case):
+    pytest.importorskip("jax")
+    testing.check(tn.backend("jax"), case, dtypes=("float32",))
 
 
 @pytest.mark.parametrize("name", ["torch", "jax"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
+import tn4nn._graph.init as init_module
 from tn4nn import TopologyError
 from tn4nn._graph.init import fan_ins, mean_square_of
 from tn4nn._graph.paths import greedy_path, path_macs
@@ -43,20 +44,23 @@ def target(net: tn.Network) -> float:
     return math.sqrt(kept / net.in_features)
 
 
+@pytest.mark.parametrize("most", [3e7, pytest.param(2e8, marks=pytest.mark.thorough)], ids=["small", "large"])
 @pytest.mark.parametrize("name", tn.catalogue())
-def test_the_spread_of_w_over_the_catalogue(name: str) -> None:
-    tested = []
+def test_the_spread_of_w_over_the_catalogue(name: str, most: float) -> None:
+    tested, spreads = [], {}
     for sites, side in SIDE.items():
-        for rank in (1, 2, 7, 64):
+        for rank in (1, 2, 4, 7, 64):
             sizes = (side,) * sites
             try:
                 t = getattr(tn, name)(sizes, sizes)
             except TopologyError:
                 continue  # too few sites for this one
             net = t.with_rank(rank, clip=True)
-            if net.num_params > 2e6 or macs_of_w(net) > 2e8:  # W itself would take too long here
+            if net.num_params > 2e6 or macs_of_w(net) > most:  # W itself would take too long here
                 continue
-            spread = std_of_w(net, seed=sites)
+            if net not in spreads:  # ranks are clipped
+                spreads[net] = std_of_w(net, seed=sites)
+            spread = spreads[net]
             assert abs(spread / target(net) - 1) < 0.1, f"{sites} sites, rank {rank}: {spread} against {target(net)}"
             tested.append((sites, rank))
     assert len({rank for _, rank in tested}) >= 3
@@ -83,7 +87,7 @@ def test_gain_scales_w() -> None:
 
 def test_many_sites_neither_underflow_nor_overflow() -> None:
     for make in (tn.mpo, tn.tree, tn.ring, tn.kronecker, tn.cp):
-        for rank in (1, 64):
+        for rank in (1, 16 if make is tn.ring else 64):  # each too large for float32 to the power of 40
             net = make((4,) * 40, (4,) * 40).with_rank(rank)
             for array in net.init(0).values():
                 rms = float(np.sqrt(np.mean(array.astype(np.float64) ** 2)))
@@ -109,10 +113,13 @@ def test_structural_zeros_count_in_the_mean_square() -> None:
     assert mean_square_of(net, weights) == pytest.approx(np.mean(w**2), rel=1e-6)
 
 
-def test_the_estimate_of_large_networks_is_near() -> None:
-    for make, size, rank in ((tn.peps, 3, 24), (tn.complete, 3, 24), (tn.ring, 8, 90)):
-        net = make((size,) * 4, (size,) * 4).with_rank(rank)  # too dear to contract with itself: probes
+def test_the_estimate_of_large_networks_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (tn.peps, tn.complete):
+        net = make((3,) * 4, (3,) * 4).with_rank(24)
         assert 0.9 < std_of_w(net, 0) / target(net) < 1.1
+    monkeypatch.setattr(init_module, "_AFFORDABLE", 1e6)
+    net = tn.ring((6,) * 4, (6,) * 4).with_rank(24)  # now too large to contract with itself: entries of W are drawn
+    assert 0.9 < std_of_w(net, 0) / target(net) < 1.1
 
 
 @pytest.mark.parametrize("scheme", ["normal", "orthogonal", "identity"])
@@ -127,8 +134,7 @@ def test_the_estimate_of_large_networks_is_near() -> None:
 )
 def test_the_spread_of_many_inputs_to_few_outputs(make, inputs, outputs, rank: int, scheme: str) -> None:
     net = make(inputs, outputs).with_rank(rank)  # too dear to contract with itself
-    for seed in range(2):
-        assert abs(std_of_w(net, seed, scheme=scheme) / target(net) - 1) < 0.05
+    assert abs(std_of_w(net, 0, scheme=scheme) / target(net) - 1) < 0.05
 
 
 def test_layers_whose_w_is_beyond_memory_are_drawn_too() -> None:

@@ -75,8 +75,12 @@ def results(bench, data, settings):
     """A whole results file: two phases, ours, dense and torch.einsum."""
     peers = [bench["_peers"].PEERS[name] for name in ("tn4nn-torch", "dense-torch", "torch-einsum")]
     questions = [(data.case, 5, phase) for phase in ("forward", "train")]
-    limits = bench["_measure"].probe("cpu")
-    cells = list(bench["step_time"].measure(questions, peers, settings, limits))
+    best = bench["_measure"].best
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench["_measure"], "best", lambda call, times: best(call, 2))
+        patch.setattr("tn4nn_torch.build_extension", lambda: None)  # it takes half a minute, and has tests of its own
+        limits = bench["_measure"].probe("cpu")
+        cells = list(bench["step_time"].measure(questions, peers, settings, limits))
     made = bench["step_time"].report(cells, limits, 1, "cpu", True, 0.0)
     return json.loads(json.dumps(made))
 

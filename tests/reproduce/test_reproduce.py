@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import environment
 
 import tn4nn as tn
 from tn4nn import _cli, reproduce
@@ -37,6 +39,20 @@ def shell(monkeypatch, capsys):
         return end.value.code, " ".join(shown.out.split()), " ".join(shown.err.split())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of digits; not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    reproduce.run("digits", quick=True, out=folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
 
 
 def without_times(path):
@@ -82,14 +98,13 @@ def test_counts_can_fail(shell, tmp_path, monkeypatch):
     assert "| FC2, D = 4, both layers | 1,761 | 1,760 | 1,761 | **does not hold** |" in page
 
 
-def test_digits_from_end_to_end_and_twice_the_same(shell, tmp_path):
+def test_digits_from_end_to_end_and_twice_the_same(shell, tmp_path, finished):
     pytest.importorskip("matplotlib")
-    for folder in ("one", "two"):
-        code, out, _ = shell("digits", "--quick", "--out", tmp_path / folder)
-        assert code == 0
-        assert "mpo, weights of both layers - 600 <= 600 holds" in out
-    one, two = (without_times(tmp_path / folder / "digits.json") for folder in ("one", "two"))
-    assert one == two
+    code, out, _ = shell("digits", "--quick", "--out", tmp_path / "one")
+    assert code == 0
+    assert "mpo, weights of both layers - 600 <= 600 holds" in out
+    one = without_times(tmp_path / "one" / "digits.json")
+    assert one == without_times(finished / "digits.json")
     assert [row["variant"] for row in one["rows"]] == ["mpo", "dense"]
     assert one["settings"] == {"quick": True, "backend": "torch", "device": None, "seeds": 1}
     assert (tmp_path / "one" / one["figure"]).read_bytes()[:4] == b"\x89PNG"
@@ -108,9 +123,9 @@ def test_on_jax(tmp_path):
     assert record["command"] == "tn4nn reproduce digits --quick --backend jax"
 
 
-def test_a_killed_run_goes_on(tmp_path):
+def test_a_killed_run_goes_on(tmp_path, finished):
     command = [sys.executable, "-m", "tn4nn._cli", "reproduce", "digits", "--quick", "--out", str(tmp_path / "killed")]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ.copy())
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
     results = tmp_path / "killed" / "digits.json"
     until = time.monotonic() + 60
     while not results.exists() and time.monotonic() < until:
@@ -120,8 +135,7 @@ def test_a_killed_run_goes_on(tmp_path):
     lines = []
     record = reproduce.run("digits", quick=True, out=tmp_path / "killed", progress=lines.append)
     assert [line.split(" (")[0] for line in lines] == ["[1/1] digits: variant dense, seed 0"]
-    reproduce.run("digits", quick=True, out=tmp_path / "whole")
-    assert without_times(results) == without_times(tmp_path / "whole" / "digits.json")
+    assert without_times(results) == without_times(finished / "digits.json")
     assert record["finished"]
 
 
@@ -144,18 +158,17 @@ def test_a_unit_that_was_stopped_loses_one_epoch_at_most(tmp_path, monkeypatch):
     assert seen[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 11]
 
 
-def test_results_of_others_are_not_mixed(shell, tmp_path, monkeypatch):
-    assert shell("digits", "--quick", "--out", tmp_path)[0] == 0
-    before = (tmp_path / "digits.json").read_bytes()
-    code, _, err = shell("digits", "--out", tmp_path)
+def test_results_of_others_are_not_mixed(shell, copied, pretend_version):
+    before = (copied / "digits.json").read_bytes()
+    code, _, err = shell("digits", "--out", copied)
     assert code == 1
     assert "holds other results (settings.quick, settings.seeds differ)" in err
     assert "write to another folder (--out), or move the file away" in err
-    monkeypatch.setattr("tn4nn._comparison.machine.installed_version", lambda: "9.9")
-    code, _, err = shell("digits", "--quick", "--out", tmp_path)
+    pretend_version("9.9")
+    code, _, err = shell("digits", "--quick", "--out", copied)
     assert code == 1
     assert "(machine.tn4nn differ)" in err
-    assert (tmp_path / "digits.json").read_bytes() == before
+    assert (copied / "digits.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -190,10 +203,10 @@ def test_data_that_is_absent(shell, tmp_path, monkeypatch):
     assert (tmp_path / "counts.json").exists()
 
 
-def test_without_matplotlib_there_is_no_figure(tmp_path, monkeypatch):
+def test_without_matplotlib_there_is_no_figure(copied, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     lines = []
-    record = reproduce.run("digits", quick=True, out=tmp_path, progress=lines.append)
+    record = reproduce.run("digits", quick=True, out=copied, progress=lines.append)
     assert record["figure"] is None
     assert 'pip install "tn4nn[viz]"' in lines[-1]
 

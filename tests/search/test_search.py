@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -149,14 +150,14 @@ def test_a_killed_search_goes_on_to_the_same_result(
     assert len(fits) <= 2
 
 
-def test_a_state_of_another_search_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_another_search_is_refused(tmp_path: Path, pretend_version: Callable[[str], None]) -> None:
     X, path = ring_tensor(2, ranks=(2, 2, 2)), tmp_path / "state"
     tn.search(X, error=1e-3, evaluations=3, state=path)
     with pytest.raises(tn.CheckpointError, match="belongs to a search with another target, goal"):
         tn.search(2 * X, error=1e-3, evaluations=3, state=path)
     with pytest.raises(tn.CheckpointError, match="another target, goal"):
         tn.search(X, error=1e-4, evaluations=3, state=path)
-    monkeypatch.setattr("tn4nn._search.search.installed_version", lambda: "0.0.1")
+    pretend_version("0.0.1")
     with pytest.raises(tn.CheckpointError, match=r"was written by tn4nn .*, this is 0\.0\.1"):
         tn.search(X, error=1e-3, evaluations=3, state=path)
     path.write_bytes(b"no state")

@@ -351,5 +351,5 @@ def test_entanglement_is_followed_while_ranks_move(trained_backend: str) -> None
 def test_errors_of_the_log() -> None:
     with pytest.raises(tn.TN4NNError, match="no network with bonds: there is no entanglement to follow"):
         tn.EntanglementLog(tn.Linear(4, 2))
-    with pytest.raises(tn.TN4NNError, match="'1' is no layer with bonds of this model. Known: '0', '2'"):
+    with pytest.raises(tn.TN4NNError, match="'1' is not a layer with bonds of this model. Known: '0', '2'"):
         tn.EntanglementLog(MODEL).entropies("1")

@@ -1,6 +1,6 @@
 """The command line: thin over the library; `tn4nn COMMAND --help` says what each option means.
 
-Exit codes: 0 done, 1 an error that is told in one message, 2 wrong usage, 3 an experiment that does not hold,
+Exit codes: 0 done, 1 an error, reported in one message, 2 wrong usage, 3 an experiment that does not hold,
 130 stopped by Ctrl-C.
 """
 
@@ -116,7 +116,7 @@ def _compare(
     ] = ",".join(DEFAULT_TOPOLOGIES),
     data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
     budget: Annotated[
-        str | None, typer.Option(help="Weights of the compared layers, several split by commas. [1500 for digits]")
+        str | None, typer.Option(help="Parameters of the compared layers, several split by commas. [1500 for digits]")
     ] = None,
     backends_: Annotated[
         str | None, typer.Option("--backend", help="Backends, split by commas. [all that are installed]")
@@ -127,13 +127,13 @@ def _compare(
     batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step. [64 for digits, else 100]")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="Neurons of the hidden layer. [64, else 256]")] = None,
     sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side. [by topology]")] = None,
-    head: Annotated[str, typer.Option(help="What the last layer stands on: network or dense.")] = "network",
+    head: Annotated[str, typer.Option(help="The last layer: network (of the same topology) or dense.")] = "network",
     lr: Annotated[str, typer.Option(help="A learning rate, or auto: a validated one for each topology.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, float64 or bf16.")] = "float32",
     out: Annotated[
         Path, typer.Option(help="Folder for results.json, results.csv, report.html and finished rows.")
     ] = Path("results"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that are finished in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the finished rows in --out.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that train at once, one thread each.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each framework: small layers gain from one.")] = 1,
     json: Json = None,
@@ -173,7 +173,7 @@ def _compare(
     page = report.save(out)
     _out.print(f"report: {page}", highlight=False, soft_wrap=True)
     if all(row["status"] == "failed" for row in report.rows):
-        raise TN4NNError("every cell failed; the reasons stand under the table")
+        raise TN4NNError("every cell failed; the reasons are under the table")
 
 
 def _progress() -> Callable[[str], None]:
@@ -192,9 +192,9 @@ def _network(name: str, inputs: int, outputs: int, sites: int | None, budget: in
 
 
 def _has_ranks(name: str, budget: int | None, rank: int | None) -> None:
-    """Refuses ranks for what has its own, which would go unheard."""
+    """Refuses ranks for a network that has its own: they would be ignored."""
     if budget is not None or rank is not None:
-        raise TN4NNError(f"the network {name!r} has its ranks: leave --budget and --rank away")
+        raise TN4NNError(f"the network {name!r} has ranks of its own: leave out --budget and --rank")
 
 
 def _declared(name: str, inputs: int, outputs: int, sites: int | None) -> Network | Topology:
@@ -263,7 +263,7 @@ def _plan(
     """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
     net = _network(network, inputs, outputs, sites, budget, rank)
     if picture is not None:
-        new_figure(picture)  # what cannot be drawn is said before the work
+        new_figure(picture)  # an error comes before the work
     say = _progress()
     p = plan(net, batch, phase, minimize=minimize, memory=memory, runtime=runtime, progress=say)
     _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
@@ -273,9 +273,9 @@ def _plan(
     if picture is not None:
         p.draw(str(picture))
     if explained:
-        told = explain(p)
-        _out.print(str(told), highlight=False, markup=False, soft_wrap=True)
-        row["explained"] = told.to_dict()
+        explanation = explain(p)
+        _out.print(str(explanation), highlight=False, markup=False, soft_wrap=True)
+        row["explained"] = explanation.to_dict()
     if json is not None:
         write_json(json, row)
 
@@ -310,7 +310,7 @@ def _cost(
         _has_ranks(network, budget, rank)
         net = from_einsum(network, _shapes(shapes), inputs=input_legs)
     if grown is not None:
-        new_figure(grown)  # what cannot be drawn is said before the work
+        new_figure(grown)  # an error comes before the work
     _out.print(str(net), highlight=False, markup=False)
     report = cost(net, _whole_numbers(batches) or [], measure=measure, device=device, itemsize=itemsize)
     _out.print(str(report), highlight=False, markup=False, soft_wrap=True)
@@ -335,7 +335,7 @@ def _shapes(text: str) -> list[tuple[int, ...]]:
 def _train(
     topology: Annotated[str, typer.Argument(help="A catalogue name, or a .json or .toml file with one entry.")],
     data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
-    budget: Annotated[int, typer.Option(min=1, help="Weights of the layers on the topology.")] = 1500,
+    budget: Annotated[int, typer.Option(min=1, help="Parameters of the layers on the topology.")] = 1500,
     hidden: Annotated[int, typer.Option(min=1, help="Neurons of the hidden layer.")] = 64,
     backend_: Annotated[str, typer.Option("--backend", help="torch or jax.")] = "torch",
     device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
@@ -382,14 +382,14 @@ def _decompose(
     out: Annotated[Path | None, typer.Option(help="Also save the network and its weights to this file.")] = None,
     json: Json = None,
 ) -> None:
-    """Put a network in the place of a trained matrix, and tell what is lost."""
+    """Replace a trained matrix by a network, and report what is lost."""
     from ._compression.decompose import decompose
     from ._model.io import read_matrix, save
 
     w = read_matrix(file, tensor)
-    onto = _declared(topology, w.shape[1], w.shape[0], sites)
+    target = _declared(topology, w.shape[1], w.shape[0], sites)
     batch = None if inputs is None else read_matrix(inputs)
-    result = decompose(w, onto, rank=rank, params=params, error=error, method=method, inputs=batch, seed=seed)
+    result = decompose(w, target, rank=rank, params=params, error=error, method=method, inputs=batch, seed=seed)
     _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
     if out is not None:
         save(out, result.network, result.weights)
@@ -407,8 +407,8 @@ def _calibrate(
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which nothing new is run.")] = 40.0,
     json: Json = None,
 ) -> None:
-    """Measure a device for the cost model and keep the figures: the native runtime of this processor, in one thread, or
-    a backend's programs."""
+    """Measure the parameters of the cost model on a device, and store them: for the native runtime of this processor,
+    in one thread, or for a backend's programs."""
     found = calibrate(device, backend=backend_, dtype=dtype, time_limit=time_limit, progress=_progress())
     _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
     if json is not None:

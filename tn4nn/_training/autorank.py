@@ -19,19 +19,19 @@ from .._model.layers import Layer, replace_networks
 Weights = Mapping[str, NDArray[Any]]
 Key = tuple[str, str]  # layer, bond
 _CAP = 2  # growth of a bond at once, as a factor
-_WORTH = 0.25  # of the best place to grow: what carries more for its parameters stays
+_CUT_BELOW = 0.25  # of the best gain of growing: values with a larger gain are not cut
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoRank:
-    """How `tn.train` moves ranks: at the end of an epoch the values of bonds that carry least for their parameters are
-    cut, and the bonds whose least value carries most for its parameters grow into the room.
+    """How `tn.train` moves ranks: at the end of an epoch it cuts the Schmidt values with the least share of W for
+    their parameters, and spends the parameters on the bonds whose least value has the largest share.
 
-    What a value of a bond carries is its squared Schmidt value over the squared norm of W (`tn.cut` says how it is
-    found). Cutting changes the function a little, growing not at all; Adam's moments follow both.
+    The share of a value is its square over the squared norm of W (`tn.cut` says how it is found). Cutting changes the
+    function a little, growing not at all; Adam's moments follow both.
 
     Attributes:
-        params: numbers that the cores of all layers with bonds may hold together, never more.
+        params: parameters of all layers with bonds together, never more.
         share: of the budget that may be freed by cutting each time, from 0 to 1.
         every: epochs between two changes.
         until: share of the epochs after which ranks stay.
@@ -67,14 +67,14 @@ class AutoRank:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moved:
-    """A model with other ranks, its weights, and what carries an optimizer's state over."""
+    """A model with other ranks, its weights, and how an optimizer's state follows."""
 
     model: Layer
     weights: dict[str, NDArray[Any]]
     changes: Mapping[str, Resized]
 
     def moment(self, name: str, array: NDArray[Any], degree: int) -> NDArray[Any]:
-        """What an optimizer holds for a weight: a mean of gradients (degree 1) or of their squares (degree 2)."""
+        """An optimizer's array for a weight: a mean of gradients (degree 1) or of their squares (degree 2)."""
         layer, _, core = name.rpartition(".")
         changed = self.changes.get(layer)
         return array if changed is None or core not in changed.weights else changed.moment(core, array, degree)
@@ -84,12 +84,12 @@ def managed(model: Layer, auto: AutoRank) -> dict[str, Network]:
     """The networks whose ranks move, or an error where there are none or they are above the budget already."""
     found = {name: net for name, net in model.networks().items() if net.ranks}
     if not found:
-        raise TN4NNError("ranks=AutoRank(...) needs a layer on a network with bonds, this model has none")
+        raise TN4NNError("ranks=AutoRank(...) needs a network with bonds, this model has none")
     spent = sum(net.num_params for net in found.values())
     if spent > auto.params:
         raise BudgetError(
-            f"AutoRank: the networks of this model hold {spent:,} numbers at the start, above params={auto.params:,}: "
-            "start smaller (tn.with_budget)",
+            f"AutoRank: the networks of this model have {spent:,} parameters at the start, above "
+            f"params={auto.params:,}: start smaller (tn.with_budget)",
             spent,
         )
     return found
@@ -113,16 +113,16 @@ def moved(model: Layer, weights: Weights, auto: AutoRank, seed: int = 0) -> Move
     changes = {}
     for layer, net in networks.items():
         smaller = {b: r for b, r in choice.low[layer].items() if r < net.ranks[b]}
-        made = shortened(Resized(net, cores[layer]), smaller)
-        larger = {b: r for b, r in choice.high[layer].items() if r > made.network.ranks[b]}
-        changes[layer] = grown(made, larger, seed)
+        shorter = shortened(Resized(net, cores[layer]), smaller)
+        larger = {b: r for b, r in choice.high[layer].items() if r > shorter.network.ranks[b]}
+        changes[layer] = grown(shorter, larger, seed)
     new = dict(weights)
     for layer, change in changes.items():
         for core, array in change.weights.items():
             name = _full(layer, core)
             new[name] = np.ascontiguousarray(array, dtype=weights[name].dtype)
-    turned = replace_networks(model, {layer: change.network for layer, change in changes.items()})
-    return Moved(turned, new, changes)
+    changed = replace_networks(model, {layer: change.network for layer, change in changes.items()})
+    return Moved(changed, new, changes)
 
 
 def _full(layer: str, core: str) -> str:
@@ -137,11 +137,11 @@ class _Choice:
         self.caps = {layer: rank_caps(t) for layer, t in self.topologies.items()}
         self.low = {layer: dict(net.ranks) for layer, net in networks.items()}
         self.start = {layer: dict(net.ranks) for layer, net in networks.items()}
-        self.carried: dict[Key, NDArray[Any]] = {}
+        self.shares: dict[Key, NDArray[Any]] = {}
         for layer, net in networks.items():
             for bond in net.ranks:
                 squares = schmidt_values(net, cores[layer], bond) ** 2
-                self.carried[layer, bond] = squares / max(float(np.sum(squares)), 1e-300)
+                self.shares[layer, bond] = squares / max(float(np.sum(squares)), 1e-300)
         self.spent = sum(net.num_params for net in networks.values())
         self._shrink(int((1 - auto.share) * auto.params))
         self.high = {layer: dict(ranks) for layer, ranks in self.low.items()}
@@ -155,43 +155,43 @@ class _Choice:
 
     def _shrink(self, budget: int) -> None:
         while self.spent > budget:
-            options = [key for key in self.carried if self.low[key[0]][key[1]] > 1]
+            options = [key for key in self.shares if self.low[key[0]][key[1]] > 1]
             if not options:
                 return
             best = min(options, key=lambda k: self._least(k) / max(1, -self._price(self.low, k, -1)))
             freed = -self._price(self.low, best, -1)
-            if self._least(best) / max(1, freed) > _WORTH * self._best_growth():
+            if self._least(best) / max(1, freed) > _CUT_BELOW * self._best_gain():
                 return
             self.spent -= freed
             self.low[best[0]][best[1]] -= 1
 
-    def _best_growth(self) -> float:
-        """What a new value might carry for its parameters where that is most."""
-        options = [k for k in self.carried if self.low[k[0]][k[1]] < self.caps[k[0]][k[1]]]
+    def _best_gain(self) -> float:
+        """The best gain of growing: share of a new value over its parameters."""
+        options = [k for k in self.shares if self.low[k[0]][k[1]] < self.caps[k[0]][k[1]]]
         return max((self._least(k) / self._price(self.low, k, 1) for k in options), default=0.0)
 
     def _least(self, key: Key) -> float:
-        """What the last value of a bond carries."""
-        values = self.carried[key]
+        """Share of the last value of a bond."""
+        values = self.shares[key]
         return float(values[min(self.low[key[0]][key[1]], len(values)) - 1])
 
     def _fill(self, budget: int) -> None:
         while True:
             options = []
-            for key in self.carried:
+            for key in self.shares:
                 layer, bond = key
                 rank, price = self.high[layer][bond], self._price(self.high, key, 1)
                 most = min(self.caps[layer][bond], _CAP * self.start[layer][bond])
                 if rank < most and self.spent + price <= budget:
-                    options.append((self._expected(key) / price, key, price))
+                    options.append((self._estimated(key) / price, key, price))
             if not options:
                 return
             _, (layer, bond), price = max(options, key=lambda option: option[0])
             self.high[layer][bond] += 1
             self.spent += price
 
-    def _expected(self, key: Key) -> float:
-        """What a new value might carry: the last one that is kept, falling as the bond grows."""
+    def _estimated(self, key: Key) -> float:
+        """Estimated share of a new value: that of the last one that is not cut, falling as the bond grows."""
         layer, bond = key
         return self._least(key) * (self.low[layer][bond] / self.high[layer][bond]) ** 2
 

@@ -186,7 +186,11 @@ def test_catalogue_and_version(monkeypatch, capsys):
         (["plan", "x0=4 -> y0 : x0 y0"], 1, "expected 'x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a'"),
         (["plan", "x0=4 x0=8 -> y0=4 : x0 a, a y0"], 1, "leg 'x0' has a size twice on one side"),
         (["plan", "missing.json"], 1, "missing.json"),
-        (["cost", "xa,ay", "--shapes", "4x2,2x8", "--input-legs", "x", "--rank", "3"], 1, "has ranks of its own: leave"),
+        (
+            ["cost", "xa,ay", "--shapes", "4x2,2x8", "--input-legs", "x", "--rank", "3"],
+            1,
+            "has ranks of its own: leave",
+        ),
         (["cost", "mpo", "--device", "Z80", "--batches", "4"], 1, "unknown GPU 'Z80': expected one of H200, H100"),
         (["cost", "mpo", "--device", "H100", "--measure"], 1, "device='H100' is priced, with its own figures, and not"),
         (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),

@@ -287,12 +287,12 @@ def test_what_carries_nothing_is_cut_and_what_carries_much_grows() -> None:
 
 def test_errors_of_training_with_ranks(tmp_path: Any) -> None:
     with pytest.raises(
-        tn.BudgetError, match=f"hold {spent(MODEL)} numbers at the start, above params=50: start smaller"
+        tn.BudgetError, match=f"have {spent(MODEL)} parameters at the start, above params=50: start smaller"
     ):
         tn.train(MODEL, data(), ranks=AutoRank(params=50))
-    with pytest.raises(tn.TN4NNError, match="needs a layer on a network with bonds"):
+    with pytest.raises(tn.TN4NNError, match="needs a network with bonds"):
         tn.train(tn.Linear(16, 3), data(), ranks=AutoRank(params=50))
-    with pytest.raises(tn.TN4NNError, match="which a checkpoint does not hold"):
+    with pytest.raises(tn.TN4NNError, match="which a checkpoint cannot store"):
         tn.train(MODEL, data(), ranks=AutoRank(params=500), checkpoint=tmp_path / "c")
 
 

@@ -43,6 +43,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 _out = Console()
 _err = Console(stderr=True)
 
+# Options of more than one command.
+Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")]
+Device = Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")]
+Precision = Annotated[str, typer.Option(help="float32, float64 or bf16.")]
+Seed = Annotated[int, typer.Option(help="Seed.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
 
 
@@ -63,7 +68,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _out.print(f"tn4nn {installed_version()}", highlight=False)
+        _show(f"tn4nn {installed_version()}")
         raise typer.Exit
 
 
@@ -114,14 +119,14 @@ def _compare(
     topologies: Annotated[
         str, typer.Option(help="Catalogue names, and .json or .toml files of your own, split by commas.")
     ] = ",".join(DEFAULT_TOPOLOGIES),
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
+    data: Data = "digits",
     budget: Annotated[
         str | None, typer.Option(help="Parameters of the compared layers, several split by commas. [1500 for digits]")
     ] = None,
     backends_: Annotated[
         str | None, typer.Option("--backend", help="Backends, split by commas. [all that are installed]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
+    device: Device = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each cell.")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a run. [30 for digits, else 6]")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step. [64 for digits, else 100]")] = None,
@@ -129,7 +134,7 @@ def _compare(
     sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side. [by topology]")] = None,
     head: Annotated[str, typer.Option(help="The last layer: network (of the same topology) or dense.")] = "network",
     lr: Annotated[str, typer.Option(help="A learning rate, or auto: a validated one for each topology.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, float64 or bf16.")] = "float32",
+    precision: Precision = "float32",
     out: Annotated[
         Path, typer.Option(help="Folder for results.json, results.csv, report.html and finished rows.")
     ] = Path("results"),
@@ -171,9 +176,14 @@ def _compare(
     if json is not None:
         write_json(json, report.results)
     page = report.save(out)
-    _out.print(f"report: {page}", highlight=False, soft_wrap=True)
+    _show(f"report: {page}")
     if all(row["status"] == "failed" for row in report.rows):
         raise TN4NNError("every cell failed; the reasons are under the table")
+
+
+def _show(result: object) -> None:
+    """Prints a result as it is: brackets are no markup, long lines stay whole."""
+    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress() -> Callable[[str], None]:
@@ -266,15 +276,15 @@ def _plan(
         new_figure(picture)  # an error comes before the work
     say = _progress()
     p = plan(net, batch, phase, minimize=minimize, memory=memory, runtime=runtime, progress=say)
-    _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
+    _show(p)
     considered = [(order, f"{of.macs:,}", f"{of.predicted_s * 1e3:.3g}") for order, of in p.candidates]
-    _out.print(text_table(("considered", "MACs", "predicted ms"), considered), highlight=False, markup=False)
+    _show(text_table(("considered", "MACs", "predicted ms"), considered))
     row = _cost_row(p)
     if picture is not None:
         p.draw(str(picture))
     if explained:
         explanation = explain(p)
-        _out.print(str(explanation), highlight=False, markup=False, soft_wrap=True)
+        _show(explanation)
         row["explained"] = explanation.to_dict()
     if json is not None:
         write_json(json, row)
@@ -311,14 +321,14 @@ def _cost(
         net = from_einsum(network, _shapes(shapes), inputs=input_legs)
     if grown is not None:
         new_figure(grown)  # an error comes before the work
-    _out.print(str(net), highlight=False, markup=False)
+    _show(net)
     report = cost(net, _whole_numbers(batches) or [], measure=measure, device=device, itemsize=itemsize)
-    _out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    _show(report)
     record = report.to_dict()
     if grown is not None:
         found = growth(net, progress=_progress())
         found.draw(str(grown))
-        _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
+        _show(found)
         record["curves"] = found.to_dict()
     if json is not None:
         write_json(json, record)
@@ -334,17 +344,17 @@ def _shapes(text: str) -> list[tuple[int, ...]]:
 @app.command("train")
 def _train(
     topology: Annotated[str, typer.Argument(help="A catalogue name, or a .json or .toml file with one entry.")],
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
+    data: Data = "digits",
     budget: Annotated[int, typer.Option(min=1, help="Parameters of the layers on the topology.")] = 1500,
     hidden: Annotated[int, typer.Option(min=1, help="Neurons of the hidden layer.")] = 64,
     backend_: Annotated[str, typer.Option("--backend", help="torch or jax.")] = "torch",
-    device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
+    device: Device = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs.")] = 30,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 3e-3,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
-    precision: Annotated[str, typer.Option(help="float32, float64 or bf16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    precision: Precision = "float32",
+    seed: Seed = 0,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file; an existing one is resumed.")] = None,
     json: Json = None,
 ) -> None:
@@ -352,12 +362,12 @@ def _train(
     loaded = load_data(data)
     candidate = candidates_for(_topologies(topology), loaded, hidden, None, "network")[0]
     model = model_for(candidate, budget, loaded.classes)
-    _out.print(str(model), highlight=False, markup=False)
+    _show(model)
     run = train(
         model, loaded, backend=backend_, device=device, epochs=epochs, batch_size=batch, lr=lr, optimizer=optimizer,
         precision=precision, seed=seed, checkpoint=checkpoint, progress=_err.is_terminal,
     )  # fmt: skip
-    _out.print(str(run), highlight=False, markup=False)
+    _show(run)
     if json is not None:
         history = [dataclasses.asdict(line) for line in run.history]
         write_json(
@@ -378,7 +388,7 @@ def _decompose(
     inputs: Annotated[Path | None, typer.Option(help="A .npy file of calibration inputs, (rows, in).")] = None,
     sites: Sites = None,
     method: Annotated[str, typer.Option(help="auto, svd or als.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Also save the network and its weights to this file.")] = None,
     json: Json = None,
 ) -> None:
@@ -390,7 +400,7 @@ def _decompose(
     target = _declared(topology, w.shape[1], w.shape[0], sites)
     batch = None if inputs is None else read_matrix(inputs)
     result = decompose(w, target, rank=rank, params=params, error=error, method=method, inputs=batch, seed=seed)
-    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    _show(result)
     if out is not None:
         save(out, result.network, result.weights)
     if json is not None:
@@ -410,7 +420,7 @@ def _calibrate(
     """Measure the parameters of the cost model on a device, and store them: for the native runtime of this processor,
     in one thread, or for a backend's programs."""
     found = calibrate(device, backend=backend_, dtype=dtype, time_limit=time_limit, progress=_progress())
-    _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    _show(found)
     if json is not None:
         write_json(json, found.to_dict())
 
@@ -423,10 +433,10 @@ def _backends(json: Json = None) -> None:
         try:
             versions = backend(name).versions()
             rows.append({"backend": name, "installed": True, "versions": versions, "advice": ""})
-            _out.print(f"{name:<10} {', '.join(f'{k} {v}' for k, v in versions.items())}", highlight=False)
+            _show(f"{name:<10} {', '.join(f'{k} {v}' for k, v in versions.items())}")
         except TN4NNError as error:
             rows.append({"backend": name, "installed": False, "versions": {}, "advice": str(error)})
-            _out.print(f"{name:<10} not installed: {error}", highlight=False, markup=False, soft_wrap=True)
+            _show(f"{name:<10} not installed: {error}")
     if json is not None:
         write_json(json, {"schema": 1, "rows": rows})
 
@@ -438,7 +448,7 @@ app.command("reproduce")(reproduce)
 def _catalogue() -> None:
     """List the topologies of the catalogue."""
     for name in catalogue():
-        _out.print(name, highlight=False)
+        _show(name)
 
 
 if __name__ == "__main__":

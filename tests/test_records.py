@@ -44,12 +44,12 @@ def test_arrays_and_their_record_come_back(tmp_path):
 def test_json_of_another_kind_is_refused(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(CheckpointError, match=f"{message}.*: do that"):
-        records.read_json(tmp_path / "a.json", 1, "do that")
+        records.read_record(tmp_path / "a.json", 1, "do that")
 
 
 def test_json_comes_back(tmp_path):
     records.write_json(tmp_path / "a.json", {"schema": 1, "x": np.float32(2)})
-    assert records.read_json(tmp_path / "a.json", 1, "do that") == {"schema": 1, "x": 2}
+    assert records.read_record(tmp_path / "a.json", 1, "do that") == {"schema": 1, "x": 2}
     assert json.loads((tmp_path / "a.json").read_text()) == {"schema": 1, "x": 2}
 
 

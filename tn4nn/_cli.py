@@ -1,6 +1,6 @@
 """The command line: thin over the library; `tn4nn COMMAND --help` says what each option means.
 
-Exit codes: 0 done, 1 an error that is told in one message, 2 wrong usage, 3 an experiment that does not hold,
+Exit codes: 0 done, 1 an error, reported in one message, 2 wrong usage, 3 an experiment that does not hold,
 130 stopped by Ctrl-C.
 """
 
@@ -44,6 +44,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 _out = Console()
 _err = Console(stderr=True)
 
+# Options of more than one command.
+Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")]
+Device = Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")]
+Precision = Annotated[str, typer.Option(help="float32, float64 or bf16.")]
+Seed = Annotated[int, typer.Option(help="Seed.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
 
 
@@ -64,7 +69,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _out.print(f"tn4nn {installed_version()}", highlight=False)
+        _show(f"tn4nn {installed_version()}")
         raise typer.Exit
 
 
@@ -115,26 +120,26 @@ def _compare(
     topologies: Annotated[
         str, typer.Option(help="Catalogue names, and .json or .toml files of your own, split by commas.")
     ] = ",".join(DEFAULT_TOPOLOGIES),
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
+    data: Data = "digits",
     budget: Annotated[
-        str | None, typer.Option(help="Weights of the compared layers, several split by commas. [1500 for digits]")
+        str | None, typer.Option(help="Parameters of the compared layers, several split by commas. [1500 for digits]")
     ] = None,
     backends_: Annotated[
         str | None, typer.Option("--backend", help="Backends, split by commas. [all that are installed]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
+    device: Device = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each cell.")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a run. [30 for digits, else 6]")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step. [64 for digits, else 100]")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="Neurons of the hidden layer. [64, else 256]")] = None,
     sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side. [by topology]")] = None,
-    head: Annotated[str, typer.Option(help="What the last layer stands on: network or dense.")] = "network",
+    head: Annotated[str, typer.Option(help="The last layer: network (of the same topology) or dense.")] = "network",
     lr: Annotated[str, typer.Option(help="A learning rate, or auto: a validated one for each topology.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, float64 or bf16.")] = "float32",
+    precision: Precision = "float32",
     out: Annotated[
         Path, typer.Option(help="Folder for results.json, results.csv, report.html and finished rows.")
     ] = Path("results"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that are finished in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the finished rows in --out.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that train at once, one thread each.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each framework: small layers gain from one.")] = 1,
     json: Json = None,
@@ -172,9 +177,14 @@ def _compare(
     if json is not None:
         write_json(json, report.results)
     page = report.save(out)
-    _out.print(f"report: {page}", highlight=False, soft_wrap=True)
+    _show(f"report: {page}")
     if all(row["status"] == "failed" for row in report.rows):
-        raise TN4NNError("every cell failed; the reasons stand under the table")
+        raise TN4NNError("every cell failed; the reasons are under the table")
+
+
+def _show(result: object) -> None:
+    """Prints a result as it is: brackets are no markup, long lines stay whole."""
+    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress() -> Callable[[str], None]:
@@ -193,9 +203,9 @@ def _network(name: str, inputs: int, outputs: int, sites: int | None, budget: in
 
 
 def _has_ranks(name: str, budget: int | None, rank: int | None) -> None:
-    """Refuses ranks for what has its own, which would go unheard."""
+    """Refuses ranks for a network that has its own: they would be ignored."""
     if budget is not None or rank is not None:
-        raise TN4NNError(f"the network {name!r} has its ranks: leave --budget and --rank away")
+        raise TN4NNError(f"the network {name!r} has ranks of its own: leave out --budget and --rank")
 
 
 def _declared(name: str, inputs: int, outputs: int, sites: int | None) -> Network | Topology:
@@ -270,20 +280,20 @@ def _plan(
     """Show how a network is applied to a batch: each step with its cost, and what else was considered."""
     net = _network(network, inputs, outputs, sites, budget, rank)
     if picture is not None:
-        new_figure(picture)  # what cannot be drawn is said before the work
+        new_figure(picture)  # an error comes before the work
     say = _progress()
     where: dict[str, Any] = {"runtime": runtime, "backend": backend_name, "device": device, "dtype": dtype}
     p = plan(net, batch, phase, minimize=minimize, memory=memory, progress=say, **where)
-    _out.print(str(p), highlight=False, markup=False, soft_wrap=True)
+    _show(p)
     considered = [(order, f"{of.macs:,}", f"{of.predicted_s * 1e3:.3g}") for order, of in p.candidates]
-    _out.print(text_table(("considered", "MACs", "predicted ms"), considered), highlight=False, markup=False)
+    _show(text_table(("considered", "MACs", "predicted ms"), considered))
     row = _cost_row(p)
     if picture is not None:
         p.draw(str(picture))
     if explained:
-        told = explain(p)
-        _out.print(str(told), highlight=False, markup=False, soft_wrap=True)
-        row["explained"] = told.to_dict()
+        explanation = explain(p)
+        _show(explanation)
+        row["explained"] = explanation.to_dict()
     if json is not None:
         write_json(json, row)
 
@@ -318,15 +328,15 @@ def _cost(
         _has_ranks(network, budget, rank)
         net = from_einsum(network, _shapes(shapes), inputs=input_legs)
     if grown is not None:
-        new_figure(grown)  # what cannot be drawn is said before the work
-    _out.print(str(net), highlight=False, markup=False)
+        new_figure(grown)  # an error comes before the work
+    _show(net)
     report = cost(net, _whole_numbers(batches) or [], measure=measure, device=device, itemsize=itemsize)
-    _out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    _show(report)
     record = report.to_dict()
     if grown is not None:
         found = growth(net, progress=_progress())
         found.draw(str(grown))
-        _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
+        _show(found)
         record["curves"] = found.to_dict()
     if json is not None:
         write_json(json, record)
@@ -342,17 +352,17 @@ def _shapes(text: str) -> list[tuple[int, ...]]:
 @app.command("train")
 def _train(
     topology: Annotated[str, typer.Argument(help="A catalogue name, or a .json or .toml file with one entry.")],
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
-    budget: Annotated[int, typer.Option(min=1, help="Weights of the layers on the topology.")] = 1500,
+    data: Data = "digits",
+    budget: Annotated[int, typer.Option(min=1, help="Parameters of the layers on the topology.")] = 1500,
     hidden: Annotated[int, typer.Option(min=1, help="Neurons of the hidden layer.")] = 64,
     backend_: Annotated[str, typer.Option("--backend", help="torch or jax.")] = "torch",
-    device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
+    device: Device = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs.")] = 30,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 3e-3,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
-    precision: Annotated[str, typer.Option(help="float32, float64 or bf16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    precision: Precision = "float32",
+    seed: Seed = 0,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file; an existing one is resumed.")] = None,
     json: Json = None,
 ) -> None:
@@ -360,12 +370,12 @@ def _train(
     loaded = load_data(data)
     candidate = candidates_for(_topologies(topology), loaded, hidden, None, "network")[0]
     model = model_for(candidate, budget, loaded.classes)
-    _out.print(str(model), highlight=False, markup=False)
+    _show(model)
     run = train(
         model, loaded, backend=backend_, device=device, epochs=epochs, batch_size=batch, lr=lr, optimizer=optimizer,
         precision=precision, seed=seed, checkpoint=checkpoint, progress=_err.is_terminal,
     )  # fmt: skip
-    _out.print(str(run), highlight=False, markup=False)
+    _show(run)
     if json is not None:
         history = [dataclasses.asdict(line) for line in run.history]
         write_json(
@@ -386,19 +396,19 @@ def _decompose(
     inputs: Annotated[Path | None, typer.Option(help="A .npy file of calibration inputs, (rows, in).")] = None,
     sites: Sites = None,
     method: Annotated[str, typer.Option(help="auto, svd or als.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Also save the network and its weights to this file.")] = None,
     json: Json = None,
 ) -> None:
-    """Put a network in the place of a trained matrix, and tell what is lost."""
+    """Replace a trained matrix by a network, and report what is lost."""
     from ._compression.decompose import decompose
     from ._model.io import read_matrix, save
 
     w = read_matrix(file, tensor)
-    onto = _declared(topology, w.shape[1], w.shape[0], sites)
+    target = _declared(topology, w.shape[1], w.shape[0], sites)
     batch = None if inputs is None else read_matrix(inputs)
-    result = decompose(w, onto, rank=rank, params=params, error=error, method=method, inputs=batch, seed=seed)
-    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    result = decompose(w, target, rank=rank, params=params, error=error, method=method, inputs=batch, seed=seed)
+    _show(result)
     if out is not None:
         save(out, result.network, result.weights)
     if json is not None:
@@ -415,10 +425,10 @@ def _calibrate(
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which nothing new is run.")] = 40.0,
     json: Json = None,
 ) -> None:
-    """Measure a device for the cost model and keep the figures: the native runtime of this processor, in one thread, or
-    a backend's programs."""
+    """Measure the parameters of the cost model on a device, and store them: for the native runtime of this processor,
+    in one thread, or for a backend's programs."""
     found = calibrate(device, backend=backend_, dtype=dtype, time_limit=time_limit, progress=_progress())
-    _out.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    _show(found)
     if json is not None:
         write_json(json, found.to_dict())
 
@@ -431,10 +441,10 @@ def _backends(json: Json = None) -> None:
         try:
             versions = backend(name).versions()
             rows.append({"backend": name, "installed": True, "versions": versions, "advice": ""})
-            _out.print(f"{name:<10} {', '.join(f'{k} {v}' for k, v in versions.items())}", highlight=False)
+            _show(f"{name:<10} {', '.join(f'{k} {v}' for k, v in versions.items())}")
         except TN4NNError as error:
             rows.append({"backend": name, "installed": False, "versions": {}, "advice": str(error)})
-            _out.print(f"{name:<10} not installed: {error}", highlight=False, markup=False, soft_wrap=True)
+            _show(f"{name:<10} not installed: {error}")
     if json is not None:
         write_json(json, {"schema": 1, "rows": rows})
 
@@ -446,7 +456,7 @@ app.command("reproduce")(reproduce)
 def _catalogue() -> None:
     """List the topologies of the catalogue."""
     for name in catalogue():
-        _out.print(name, highlight=False)
+        _show(name)
 
 
 if __name__ == "__main__":

@@ -277,8 +277,8 @@ def test_own_topology_in_json(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.toml", "[x", "is no TOML"),
-        ("a.json", "{", "is no JSON"),
+        ("a.toml", "[x", "is not TOML"),
+        ("a.json", "{", "is not JSON"),
         (
             "a.toml",
             "[x]\ncores = 'x a'\ninputs = {x = 2}\noutputs = {y = 2}",

@@ -174,7 +174,7 @@ def test_the_table_fits_120_columns_and_holds_everything() -> None:
     assert "[1] loss is NaN" in text
     assert "infeasible [2]" in text
     assert "[2] smallest [rank 1]" in text
-    assert "MACs = multiply-adds of one forward pass" in text
+    assert "MACs = multiply-adds of one forward pass per sample" in text
     assert "test split at the last epoch" in text
     assert "do not fit" not in text
     assert "machine: cpu Xeon" in text

@@ -155,5 +155,5 @@ def test_spectra_over_epochs(tmp_path: Path) -> None:
     for i, panel in enumerate(figure.axes):
         lines = [list(line.get_ydata()) for line in panel.lines]
         assert lines == [pytest.approx(list(epoch["0"][i].probabilities)) for epoch in log.epochs]
-    with pytest.raises(TN4NNError, match="'1' is no layer with bonds"):
+    with pytest.raises(TN4NNError, match="'1' is not a layer with bonds"):
         log.draw("1")

@@ -170,7 +170,7 @@ def test_hand_written_data_may_hold_the_text() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "this is no JSON of a topology"),
+        ("{", "this is not JSON of a topology"),
         ("[]", "the JSON of a topology is an object, received list"),
         ('{"schema": 2}', "topology data of schema 2: this version reads schema 1"),
         ('{"cores": "x y"}', "topology data lacks inputs, outputs: received the keys ['cores']"),

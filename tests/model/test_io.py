@@ -222,7 +222,7 @@ def spoilt(path: Path, change) -> None:
         (lambda r, a: r.update(model={"kind": "Magic"}), "unknown kind of layer 'Magic'"),
         (lambda r, a: r.update(model=3), "a layer is an object in model data, received 3"),
         (lambda r, a: "[1]", "expected an object with a schema, received list"),
-        (lambda r, a: "{", "are no JSON"),
+        (lambda r, a: "{", "are not JSON"),
     ],
 )  # fmt: skip
 def test_files_of_another_making(change, text: str, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_no_file_no_safetensors_and_not_ours(tmp_path: Path) -> None:
     path, _ = written(tmp_path)
     (tmp_path / "cut").write_bytes(path.read_bytes()[:-3])
     for name in ("text", "empty", "cut"):
-        with pytest.raises(tn.CheckpointError, match="is no safetensors file that can be read here"):
+        with pytest.raises(tn.CheckpointError, match="is not a safetensors file that can be read here"):
             tn.load(tmp_path / name)
     (tmp_path / "other").write_bytes(to_bytes({"w": np.zeros(3)}))
     with pytest.raises(tn.CheckpointError, match=re.escape("but not one of tn4nn.save: its metadata have no 'tn4nn'")):

@@ -251,7 +251,7 @@ def test_names_that_would_clash_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "this is no JSON of a model"),
+        ("{", "this is not JSON of a model"),
         ('{"schema": 1}', "model data lacks model: received the keys ['schema']"),
         ('{"schema": 7, "model": {}}', "model data of schema 7: this version reads schema 1"),
         ('{"model": {"kind": "Linea"}}', "unknown kind of layer 'Linea'. Did you mean 'Linear'"),

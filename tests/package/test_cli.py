@@ -81,10 +81,10 @@ def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     assert call(monkeypatch, "plan", tmp_path / "binary.json") == 1
-    assert "this is no JSON of a network" in capsys.readouterr().err
+    assert "this is not JSON of a network" in capsys.readouterr().err
     for option in ("--rank", "--budget"):  # neither would be heard
         assert call(monkeypatch, "plan", tmp_path / "net.json", option, "100") == 1
-        assert "has its ranks: leave --budget and --rank away" in " ".join(capsys.readouterr().err.split())
+        assert "has ranks of its own: leave out --budget and --rank" in " ".join(capsys.readouterr().err.split())
     assert call(monkeypatch, "cost", "xa,ay->xy", "--shapes", "4,by") == 2
     assert "expected shapes like 4x5x3,3x6x2" in capsys.readouterr().err
 
@@ -185,7 +185,11 @@ def test_catalogue_and_version(monkeypatch, capsys):
         (["plan", "x0=4 -> y0 : x0 y0"], 1, "expected 'x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a'"),
         (["plan", "x0=4 x0=8 -> y0=4 : x0 a, a y0"], 1, "leg 'x0' has a size twice on one side"),
         (["plan", "missing.json"], 1, "missing.json"),
-        (["cost", "xa,ay", "--shapes", "4x2,2x8", "--input-legs", "x", "--rank", "3"], 1, "has its ranks: leave"),
+        (
+            ["cost", "xa,ay", "--shapes", "4x2,2x8", "--input-legs", "x", "--rank", "3"],
+            1,
+            "has ranks of its own: leave",
+        ),
         (["cost", "mpo", "--device", "Z80", "--batches", "4"], 1, "unknown GPU 'Z80': expected one of H200, H100"),
         (["cost", "mpo", "--device", "H100", "--measure"], 1, "device='H100' is priced, with its own figures, and not"),
         (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),

@@ -287,12 +287,12 @@ def test_what_carries_nothing_is_cut_and_what_carries_much_grows() -> None:
 
 def test_errors_of_training_with_ranks(tmp_path: Any) -> None:
     with pytest.raises(
-        tn.BudgetError, match=f"hold {spent(MODEL)} numbers at the start, above params=50: start smaller"
+        tn.BudgetError, match=f"have {spent(MODEL)} parameters at the start, above params=50: start smaller"
     ):
         tn.train(MODEL, small_data(), ranks=AutoRank(params=50))
-    with pytest.raises(tn.TN4NNError, match="needs a layer on a network with bonds"):
+    with pytest.raises(tn.TN4NNError, match="needs a network with bonds"):
         tn.train(tn.Linear(16, 3), small_data(), ranks=AutoRank(params=50))
-    with pytest.raises(tn.TN4NNError, match="which a checkpoint does not hold"):
+    with pytest.raises(tn.TN4NNError, match="which a checkpoint cannot store"):
         tn.train(MODEL, small_data(), ranks=AutoRank(params=500), checkpoint=tmp_path / "c")
 
 
@@ -351,5 +351,5 @@ def test_entanglement_is_followed_while_ranks_move(trained_backend: str) -> None
 def test_errors_of_the_log() -> None:
     with pytest.raises(tn.TN4NNError, match="no network with bonds: there is no entanglement to follow"):
         tn.EntanglementLog(tn.Linear(4, 2))
-    with pytest.raises(tn.TN4NNError, match="'1' is no layer with bonds of this model. Known: '0', '2'"):
+    with pytest.raises(tn.TN4NNError, match="'1' is not a layer with bonds of this model. Known: '0', '2'"):
         tn.EntanglementLog(MODEL).entropies("1")

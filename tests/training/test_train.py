@@ -313,7 +313,7 @@ def test_a_corrupt_checkpoint_is_named_and_kept(tmp_path, damage):
     tn.train(MODEL, DATA, checkpoint=path, **OPTIONS)
     path.write_bytes(damage(path.read_bytes()))
     before = path.read_bytes()
-    with pytest.raises(tn.CheckpointError, match=r"run\.safetensors is no safetensors file.*resume=False"):
+    with pytest.raises(tn.CheckpointError, match=r"run\.safetensors is not a safetensors file.*resume=False"):
         tn.train(MODEL, DATA, checkpoint=path, **OPTIONS)
     assert path.read_bytes() == before
 

@@ -47,7 +47,7 @@ class PlanCache:
                 raise ValueError(f"it is the entry of {entry['key']!r}")
             value = entry["value"]
             if not isinstance(value, dict):
-                raise ValueError("its value is no object")
+                raise ValueError("its value is not an object")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

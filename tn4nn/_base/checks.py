@@ -37,14 +37,14 @@ def read_json(text: str, what: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (TypeError, ValueError) as error:
-        raise TopologyError(f"this is no JSON of a {what}: {error}") from error
+        raise TopologyError(f"this is not JSON of a {what}: {error}") from error
     if not isinstance(data, dict):
         raise TopologyError(f"the JSON of a {what} is an object, received {type(data).__name__}")
     return data
 
 
 def check_schema(data: Mapping[str, Any], what: str, keys: Sequence[str]) -> None:
-    """Refuses data that is no object, of another schema, or with keys missing."""
+    """Refuses data that is not an object, has another schema, or lacks keys."""
     if not isinstance(data, Mapping):
         raise TopologyError(f"{what} data is an object, received {type(data).__name__}")
     if data.get("schema", SCHEMA) != SCHEMA:
@@ -55,13 +55,13 @@ def check_schema(data: Mapping[str, Any], what: str, keys: Sequence[str]) -> Non
 
 
 def one_of(value: str, known: Sequence[str], what: str) -> None:
-    """Raises TN4NNError for a word that is not known."""
+    """Raises TN4NNError for an unknown word."""
     if value not in known:
         raise TN4NNError(f"{what} must be one of {', '.join(known)}, received {value!r}")
 
 
 def at_least(least: int, **values: int) -> None:
-    """Raises TN4NNError for what is no whole number, or less."""
+    """Raises TN4NNError for a value that is not a whole number of at least `least`."""
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
             raise TN4NNError(f"{name} must be a whole number of at least {least}, received {value!r}")

@@ -18,7 +18,7 @@ class BudgetError(TN4NNError, ValueError):
     """A budget that no choice of ranks can meet.
 
     Attributes:
-        smallest: the smallest budget that can be met, in the unit that was asked.
+        smallest: the smallest budget that can be met, in the unit of the request.
     """
 
     def __init__(self, message: str, smallest: int) -> None:
@@ -45,7 +45,7 @@ class CheckpointError(TN4NNError, RuntimeError):
 class WriteError(TN4NNError, OSError):
     """A file that could not be written: a full disk, a missing permission, a folder in its place.
 
-    Made as `WriteError(errno, message, filename)`, with the number that the operating system gave.
+    Construct it as `WriteError(errno, message, filename)`, with the number of the operating system.
     """
 
     def __str__(self) -> str:

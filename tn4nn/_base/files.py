@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the folder in which tn4nn keeps its own."""
+"""Files that are written whole or not at all, and the cache folder of tn4nn."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True
     """Writes a file so that a reader sees the old bytes or the new ones, never a part of them.
 
     The bytes go to a temporary name in the same folder, which is then renamed over the file. Missing folders
-    are made, a symbolic link is followed, and the permissions of a file that is replaced are kept. A device
+    are made, a symbolic link is followed, and a file that is replaced keeps its permissions. A device
     or a pipe (`/dev/stdout`) is written to as it is.
 
     Args:
@@ -68,11 +68,11 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True
     try:
         _write(Path(path), data, sync)
     except OSError as error:
-        kept = "An older file of that name, if any, is unchanged."
+        unchanged = "An older file of that name, if any, is unchanged."
         advice = _ADVICE.get(error.errno or 0, "check the path, its permissions and the disk")
         message = (
             f"expected to write {len(data)} bytes to {os.fspath(path)!r}; "
-            f"received from the system: {error.strerror or error}. {kept} What would do: {advice}."
+            f"received from the system: {error.strerror or error}. {unchanged} What would do: {advice}."
         )
         raise WriteError(error.errno, message, os.fspath(path)) from error
 
@@ -85,7 +85,7 @@ def _write(path: Path, data: bytes, sync: bool) -> None:
     if old is not None and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if old is not None and not stat.S_ISREG(old.st_mode):
-        # A rename would put a plain file where /dev/null or a pipe stands.
+        # A rename would replace /dev/null or a pipe by a plain file.
         descriptor = os.open(path, os.O_WRONLY)
         try:
             _write_all(descriptor, data)
@@ -94,7 +94,7 @@ def _write(path: Path, data: bytes, sync: bool) -> None:
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are private to the user whatever the umask says, and the rename would keep that.
+    # Not tempfile: its files are private to the user whatever the umask says, and would stay so after the rename.
     temporary = target.parent / f".tn4nn-{os.getpid()}-{os.urandom(6).hex()}.tmp"
     mode = 0o666 if old is None else stat.S_IMODE(old.st_mode)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)

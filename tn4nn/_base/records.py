@@ -20,16 +20,16 @@ _KEY = "tn4nn"  # of the record in the metadata of a safetensors file
 
 
 def check_schema(record: Any, schema: int, where: str, advice: str) -> None:
-    """Refuses what is no record, or one of another schema.
+    """Checks that a record is an object of one schema.
 
     Args:
         record: what was read.
         schema: the version that this code reads.
-        where: it comes from.
+        where: where it comes from.
         advice: what would do.
 
     Raises:
-        CheckpointError: as said.
+        CheckpointError: something else, or another schema.
     """
     if not isinstance(record, Mapping):
         raise CheckpointError(f"{where}: expected an object with a schema, received {type(record).__name__}: {advice}")
@@ -57,7 +57,7 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     atomic_write(path, (text + "\n").encode())
 
 
-def read_json(path: Path, schema: int, advice: str) -> dict[str, Any]:
+def read_record(path: Path, schema: int, advice: str) -> dict[str, Any]:
     """A record out of a JSON file.
 
     Raises:
@@ -92,9 +92,9 @@ def read_arrays(
     Args:
         path: of the file.
         schema: the version of the record that is expected.
-        what: was expected, for errors.
+        what: what was expected, for errors.
         advice: what would do, for errors.
-        unreadable: the error for a file that the operating system does not give.
+        unreadable: the error for a file that cannot be opened.
 
     Raises:
         CheckpointError: a file of another kind or schema.
@@ -108,13 +108,13 @@ def read_arrays(
     except OSError as error:
         raise unreadable(f"{path} cannot be read ({error}): {advice}") from error
     except (SafetensorError, TypeError) as error:
-        raise CheckpointError(f"{path} is no safetensors file that can be read here ({error}): {advice}") from error
+        raise CheckpointError(f"{path} is not a safetensors file that can be read here ({error}): {advice}") from error
     if text is None:
         raise CheckpointError(f"{path} is a safetensors file, but not {what}: its metadata have no {_KEY!r}: {advice}")
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata {_KEY!r} are no JSON ({error}): {advice}") from error
+        raise CheckpointError(f"{path}: its metadata {_KEY!r} are not JSON ({error}): {advice}") from error
     check_schema(record, schema, str(path), advice)
     return record, arrays
 

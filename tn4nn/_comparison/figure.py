@@ -62,7 +62,7 @@ def _styles(summaries: Sequence[Summary], ink: str) -> dict[str, dict[str, Any]]
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
             "markersize": 7,
-            # A colour that comes again has its markers edged, so that it is told by more than their shape.
+            # A colour that is used again has edged markers, so that more than their shape tells them apart.
             "markeredgecolor": COLOURS[index] if index < len(COLOURS) else ink,
         }
     return styles
@@ -189,5 +189,5 @@ def svg_of(summaries: Sequence[Summary]) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     _figure(summaries, _INK_IN_SVG, "none").savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
-    # Without the XML head, which has no place inside a page, and which names an address.
+    # Without the XML declaration, which is not allowed inside a page, and which names an address.
     return text[text.index("<svg") :].replace(_INK_IN_SVG, "currentColor")

@@ -74,7 +74,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
 
 
 def _footnotes(summaries: Sequence[Summary]) -> dict[str, int]:
-    """The number under which each different reason stands below the table."""
+    """The number of the footnote below the table for each different reason."""
     reasons = dict.fromkeys(one.reason for one in summaries if one.reason)
     return {reason: mark for mark, reason in enumerate(reasons, start=1)}
 

@@ -22,9 +22,10 @@ class Row:
         fill: share of the budget that is used.
         compression: dense parameters / parameters, of the compared layers.
         model_compression: the same of the whole model.
-        macs_per_sample: multiply-adds of a forward pass for one sample.
-        peak_bytes: most bytes alive in a training step.
-        saved_bytes: bytes saved from forward for backward.
+        macs_per_sample: multiply-adds of a forward pass for one sample. This and the next two are of the plan that the
+            backend runs for the batch size.
+        peak_bytes: most bytes of intermediates alive at once in a layer, for a batch.
+        saved_bytes: bytes saved for backward by all layers, for a batch.
         step_ms: median time of a training step, in milliseconds.
         step_vs_dense: that time / the time of the dense model; below 1 is faster.
         backend: name.

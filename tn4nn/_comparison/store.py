@@ -14,8 +14,8 @@ class Store:
     """Values by key: one line of JSON each, appended as they come.
 
     Args:
-        path: the file; None keeps nothing on disk.
-        resume: read what the file holds. Otherwise an old file is renamed, so that no result is lost.
+        path: the file; None stores nothing on disk.
+        resume: read the file. Otherwise an old file is renamed, so that no result is lost.
 
     Raises:
         CheckpointError: a line that cannot be read, unless it is the last one.

@@ -15,8 +15,9 @@ from .rows import SCHEMA, STATUSES
 NOTES = tuple(
     """\
 asked, params = parameters of the replaced layers; fill = params / asked; compression = dense / params
-MACs = multiply-adds of one forward pass of one sample
-peak = most bytes alive in a training step; saved = bytes that forward keeps for backward
+MACs, peak, saved = those of the plan that this backend runs for the batch size
+MACs = multiply-adds of one forward pass per sample
+peak = most bytes of intermediates alive at once in a layer, saved = bytes saved for backward, both per batch
 step = median time of one training step; vs dense below 1 is faster than the dense layer
 accuracy = percent right on the test split at the last epoch, mean ± sample sd over seeds""".splitlines()
 )
@@ -29,15 +30,15 @@ class Summary:
     Attributes:
         topology: name.
         backend: name.
-        budget: parameters asked, None where none were.
+        budget: parameters asked for, or None.
         params: parameters of the replaced layers.
         model_params: parameters of the whole model.
         fill: params / budget, a fraction.
         compression: dense parameters / params, of the replaced layers.
         model_compression: the same of the whole model.
         macs_per_sample: multiply-adds of one forward pass of one sample.
-        peak_bytes: most bytes alive in a training step.
-        saved_bytes: bytes kept from forward for backward.
+        peak_bytes: most bytes of intermediates alive at once in a layer, for a batch.
+        saved_bytes: bytes saved for backward by all layers, for a batch.
         step_ms: median over seeds of the time of one training step, in milliseconds.
         step_vs_dense: median over seeds of that time / the dense layer's; below 1 is faster.
         accuracy: mean over seeds, percent on the test split.
@@ -104,7 +105,7 @@ def number(value: Any) -> float | None:
 def summarise(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
     """Groups rows over seeds by (topology, budget, backend), in the order of first appearance.
 
-    Numbers come from the rows whose status is "ok"; a group without one keeps what its other rows know.
+    Numbers come from the rows whose status is "ok"; a group without one takes them from its other rows.
 
     Example:
         >>> row = {"topology": "mpo", "budget": 500, "backend": "torch", "status": "ok"}
@@ -211,7 +212,7 @@ def _status(one: Summary) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Column:
-    """A column of every table: what stands over it, in a cell, and what it is sorted by."""
+    """A column of every table: its title, the text of a cell, and the value to sort by."""
 
     title: tuple[str, str]
     cell: Callable[[Summary], str]

@@ -131,7 +131,7 @@ def read_topologies(path: str | Path) -> list[Topology | Candidate]:
         try:
             entries = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise TopologyError(f"topologies file {where} is no TOML: {error}") from error
+            raise TopologyError(f"topologies file {where} is not TOML: {error}") from error
     else:
         entries = read_json(text, f"file of topologies ({where})")
     found: list[Topology | Candidate] = []

@@ -19,19 +19,19 @@ from .._model.layers import Layer, replace_networks
 Weights = Mapping[str, NDArray[Any]]
 Key = tuple[str, str]  # layer, bond
 _CAP = 2  # growth of a bond at once, as a factor
-_WORTH = 0.25  # of the best place to grow: what carries more for its parameters stays
+_CUT_BELOW = 0.25  # of the best gain of growing: values with a larger gain are not cut
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoRank:
-    """How `tn.train` moves ranks: at the end of an epoch the values of bonds that carry least for their parameters are
-    cut, and the bonds whose least value carries most for its parameters grow into the room.
+    """How `tn.train` moves ranks: at the end of an epoch it cuts the Schmidt values with the least share of W for
+    their parameters, and spends the parameters on the bonds whose least value has the largest share.
 
-    What a value of a bond carries is its squared Schmidt value over the squared norm of W (`tn.cut` says how it is
-    found). Cutting changes the function a little, growing not at all; Adam's moments follow both.
+    The share of a value is its square over the squared norm of W (`tn.cut` says how it is found). Cutting changes the
+    function a little, growing not at all; Adam's moments follow both.
 
     Attributes:
-        params: numbers that the cores of all layers with bonds may hold together, never more.
+        params: parameters of all layers with bonds together, never more.
         share: of the budget that may be freed by cutting each time, from 0 to 1.
         every: epochs between two changes.
         until: share of the epochs after which ranks stay.
@@ -67,14 +67,14 @@ class AutoRank:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moved:
-    """A model with other ranks, its weights, and what carries an optimizer's state over."""
+    """A model with other ranks, its weights, and how an optimizer's state follows."""
 
     model: Layer
     weights: dict[str, NDArray[Any]]
     changes: Mapping[str, Resized]
 
     def moment(self, name: str, array: NDArray[Any], degree: int) -> NDArray[Any]:
-        """What an optimizer holds for a weight: a mean of gradients (degree 1) or of their squares (degree 2)."""
+        """An optimizer's array for a weight: a mean of gradients (degree 1) or of their squares (degree 2)."""
         layer, _, core = name.rpartition(".")
         changed = self.changes.get(layer)
         return array if changed is None or core not in changed.weights else changed.moment(core, array, degree)
@@ -84,12 +84,12 @@ def managed(model: Layer, auto: AutoRank) -> dict[str, Network]:
     """The networks whose ranks move, or an error where there are none or they are above the budget already."""
     found = {name: net for name, net in model.networks().items() if net.ranks}
     if not found:
-        raise TN4NNError("ranks=AutoRank(...) needs a layer on a network with bonds, this model has none")
+        raise TN4NNError("ranks=AutoRank(...) needs a network with bonds, this model has none")
     spent = sum(net.num_params for net in found.values())
     if spent > auto.params:
         raise BudgetError(
-            f"AutoRank: the networks of this model hold {spent:,} numbers at the start, above params={auto.params:,}: "
-            "start smaller (tn.with_budget)",
+            f"AutoRank: the networks of this model have {spent:,} parameters at the start, above "
+            f"params={auto.params:,}: start smaller (tn.with_budget)",
             spent,
         )
     return found
@@ -121,8 +121,8 @@ def moved(model: Layer, weights: Weights, auto: AutoRank, seed: int = 0) -> Move
         for core, array in change.weights.items():
             name = _full(layer, core)
             new[name] = np.ascontiguousarray(array, dtype=weights[name].dtype)
-    turned = replace_networks(model, {layer: change.network for layer, change in changes.items()})
-    return Moved(turned, new, changes)
+    changed = replace_networks(model, {layer: change.network for layer, change in changes.items()})
+    return Moved(changed, new, changes)
 
 
 def _full(layer: str, core: str) -> str:
@@ -135,11 +135,11 @@ class _Choice:
     def __init__(self, networks: Mapping[str, Network], cores: Mapping[str, Weights], auto: AutoRank) -> None:
         self.problem = joint_problem({layer: topology_problem(net.topology) for layer, net in networks.items()})
         self.start = {(layer, bond): rank for layer, net in networks.items() for bond, rank in net.ranks.items()}
-        self.carried: dict[Key, NDArray[Any]] = {}
+        self.shares: dict[Key, NDArray[Any]] = {}
         for layer, net in networks.items():
             for bond in net.ranks:
                 squares = schmidt_values(net, cores[layer], bond) ** 2
-                self.carried[layer, bond] = squares / max(float(np.sum(squares)), 1e-300)
+                self.shares[layer, bond] = squares / max(float(np.sum(squares)), 1e-300)
         self.low = self._shrunk(int((1 - auto.share) * auto.params))
         self.high = self._filled(auto.params)
 
@@ -154,9 +154,9 @@ class _Choice:
         def idle(step: Step[Key], params: int) -> bool:
             return params > budget and ranks[step.bond] > 1 and -step.score <= worth
 
-        worth = _WORTH * self._best_growth(ranks)
+        worth = _CUT_BELOW * self._best_growth(ranks)
         for _ in greedy(self.problem, ranks, -1, uselessness, idle):
-            worth = _WORTH * self._best_growth(ranks)
+            worth = _CUT_BELOW * self._best_growth(ranks)
         return ranks
 
     def _best_growth(self, ranks: Mapping[Key, int]) -> float:
@@ -166,14 +166,14 @@ class _Choice:
 
     def _least(self, key: Key, ranks: Mapping[Key, int]) -> float:
         """What the last value of a bond carries."""
-        values = self.carried[key]
+        values = self.shares[key]
         return float(values[min(ranks[key], len(values)) - 1])
 
     def _filled(self, budget: int) -> dict[Key, int]:
         """Ranks grown where a new value might carry most for its parameters, until none fits."""
         ranks = dict(self.low)
 
-        def promise(key: Key, price: int) -> float:
+        def gain(key: Key, price: int) -> float:
             # What the last value that is kept carries, falling as the bond grows.
             return self._least(key, self.low) * (self.low[key] / ranks[key]) ** 2 / price
 
@@ -181,6 +181,6 @@ class _Choice:
             most = min(self.problem.caps[step.bond], _CAP * self.start[step.bond])
             return ranks[step.bond] < most and params + step.price <= budget
 
-        for _ in greedy(self.problem, ranks, 1, promise, fits):
+        for _ in greedy(self.problem, ranks, 1, gain, fits):
             pass
         return ranks

@@ -73,7 +73,7 @@ class EntanglementLog:
             TN4NNError: no such layer.
         """
         if layer not in self._topologies:
-            raise TN4NNError(f"{layer!r} is no layer with bonds of this model." + nearest(layer, self._topologies))
+            raise TN4NNError(f"{layer!r} is not a layer with bonds of this model." + nearest(layer, self._topologies))
         return np.array([found[layer].entropies for found in self.epochs])
 
     def draw(self, layer: str, path: str | None = None) -> Figure:

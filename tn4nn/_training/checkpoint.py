@@ -24,7 +24,7 @@ class Progress:
 
     Attributes:
         step: steps that are done.
-        losses: of these steps, in pieces.
+        losses: of these steps, in chunks.
         history: of the epochs that are done.
         best_epoch: the epoch with the best validation score, from 1; 0 before there is one.
         best_weights: at that epoch.

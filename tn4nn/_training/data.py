@@ -26,7 +26,7 @@ _SPLIT_SEED = 0
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """A training and a test split, checked at birth.
+    """A training and a test split, checked when it is made.
 
     Arrays of other numeric dtypes are converted; values are not scaled.
 
@@ -94,12 +94,12 @@ class Dataset:
             side: rows and columns of the new pictures, in pixels.
 
         Raises:
-            DataError: the rows are no plane pictures, or pictures larger than the square.
+            DataError: the rows are not two-dimensional pictures, or are larger than the square.
         """
         if len(self.image_shape) != 2 or max(self.image_shape) > side:
             raise DataError(
                 f"expected pictures of at most {side}x{side} pixels; received rows of shape "
-                f"{self.image_shape}. What would do: a larger side, or a data set of plane pictures."
+                f"{self.image_shape}. What would do: a larger side, or a data set of two-dimensional pictures."
             )
         before = [(side - size) // 2 for size in self.image_shape]
         margins = [(0, 0)] + [
@@ -151,15 +151,15 @@ def load(
 ) -> Dataset:
     """A data set by name, or from an .npz file.
 
-    "digits" (1797 pictures of 8x8) is part of tn4nn. "mnist" and "fashion-mnist" are the four original
-    IDX files, scaled to [0, 1]. They are looked for in `folder`, in the folder that the environment variable
-    TN4NN_DATA names, and in the user's cache ($TN4NN_CACHE, else $XDG_CACHE_HOME/tn4nn, else ~/.cache/tn4nn;
-    subfolder data), in each of them first in a subfolder of the set's name; the checksums are compared with
-    the published ones.
+    "digits" (1797 pictures of 8x8) is part of tn4nn. "mnist" and "fashion-mnist" are the four original files, scaled
+    to [0, 1]. They are looked for in `folder`, in the folder that the environment variable TN4NN_DATA names, and in the
+    subfolder data of the user's cache ($TN4NN_CACHE, else the system's folder for caches: on Linux
+    $XDG_CACHE_HOME/tn4nn or ~/.cache/tn4nn); in each of them first in a subfolder of the set's name. The checksums are
+    compared with the published ones.
 
     A path to an .npz file holds the arrays x_train, y_train, x_test, y_test, or x and y, of which a fixed
     fifth becomes the test split, class by class. Its values are taken as they are, not scaled; rows of more
-    than one axis are flattened and kept as `image_shape`.
+    than one axis are flattened, and their shape becomes `image_shape`.
 
     Args:
         name_or_path: "digits", "mnist", "fashion-mnist", or the path of an .npz file.
@@ -264,8 +264,8 @@ def _split(name: str, x: Floats, y: Labels, classes: int, image_shape: tuple[int
 
 
 def _digits() -> Dataset:
-    with (files("tn4nn") / "digits" / "digits.npz").open("rb") as file, np.load(file) as held:
-        x, y = held["x"], held["y"]
+    with (files("tn4nn") / "digits" / "digits.npz").open("rb") as file, np.load(file) as archive:
+        x, y = archive["x"], archive["y"]
     return _split("digits", np.asarray(x / 16, dtype=np.float32), np.asarray(y, dtype=np.int64), 10, (8, 8))
 
 

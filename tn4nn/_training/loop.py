@@ -23,7 +23,7 @@ _CHUNK = 64  # steps between two looks at the clock
 
 
 class Loop:
-    """A run under way.
+    """A run in progress.
 
     Args:
         settings: how to train.
@@ -60,7 +60,7 @@ class Loop:
             self.trainer.load(state)
 
     def run(self, show: Show, callback: Callable[[Epoch, Trainer], None] | None) -> None:
-        """Runs to the end, or until there is no more patience."""
+        """Runs to the end, or until the patience runs out."""
         done = self.progress
         while done.step < len(self.rates) and not self._out_of_patience():
             before, begin = done.step, time.perf_counter()

@@ -1,4 +1,4 @@
-"""How to train: the arguments of `train` that are no data, checked."""
+"""How to train: the arguments of `train` except the data, checked."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TrainSettings:
             at_least(1, checkpoint_every=self.checkpoint_every)
         if self.ranks is not None and self.checkpoint is not None:
             raise TN4NNError(
-                "ranks= changes the model between epochs, which a checkpoint does not hold: leave one away"
+                "ranks= changes the model between epochs, which a checkpoint cannot store: give one of the two"
             )
 
     def steps_per_epoch(self, rows: int) -> int:

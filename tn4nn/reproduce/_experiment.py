@@ -36,12 +36,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A piece of work that is kept when it ends.
+    """A piece of work whose result is stored when it ends.
 
     Attributes:
-        key: what tells it from the experiment's other units; becomes part of its row.
+        key: distinguishes it from the experiment's other units; becomes part of its row.
         run: takes a folder of its own, in which it may leave what it needs to go on after a kill, and returns the
-            row's values. What stands under "times" differs from run to run and is kept apart.
+            row's values. Values under "times" differ from run to run and are stored apart.
     """
 
     key: Mapping[str, str | int | float]
@@ -147,8 +147,8 @@ class Experiment:
         data: names of the data sets it loads.
         uses: backends that it runs beside the chosen one, where they are installed.
         seeds: of a full run; a quick one has 1.
-        recipe: everything that decides the results and is no setting, as plain data: results of another recipe are
-            not mixed with these.
+        recipe: everything but the settings that decides the results, as plain data: results of another recipe
+            are not mixed with these.
         text: paragraphs computed from the rows.
         draw: draws the rows into an empty matplotlib figure.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.errors import CheckpointError, TN4NNError
-from .._base.records import plain, read_json, write_json
+from .._base.records import plain, read_record, write_json
 from .._comparison.machine import machine
 from .._drawing.figure import new_figure, saved
 from .._model.backend import installed_backends
@@ -33,7 +33,8 @@ def run(
 ) -> dict[str, Any]:
     """Runs an experiment, or what is left of it, and writes its results and its figure.
 
-    Every unit of work is kept in `out/NAME.json` when it ends; inside a unit, training goes on from its last epoch.
+    The result of a unit of work is stored in `out/NAME.json` when it ends; inside a unit, training goes on from its
+    last epoch.
 
     Args:
         name: of `experiments()`.
@@ -77,7 +78,7 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no JSON, or of another schema.
     """
-    return read_json(path, SCHEMA, "move it away, or write to another folder")
+    return read_record(path, SCHEMA, "move it away, or write to another folder")
 
 
 class _Results:
@@ -101,9 +102,9 @@ class _Results:
         }
         self.identity: dict[str, Any] = plain(identity)
         if self.path.exists():
-            self._take_up(read_results(self.path))
+            self._resume(read_results(self.path))
 
-    def _take_up(self, record: Mapping[str, Any]) -> None:
+    def _resume(self, record: Mapping[str, Any]) -> None:
         differs = _differences(self.identity, record)
         if differs:
             raise CheckpointError(

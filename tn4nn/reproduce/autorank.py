@@ -21,7 +21,7 @@ from ._training import Variant, accuracy_line, dataset, draw_accuracies, of, uni
 
 BUDGETS = (2_000, 5_000, 15_000)
 RECIPE = {"epochs": 6, "batch_size": 100, "lr": 1e-3}
-WAYS = ("equal ranks", "moving ranks", "ranks of the budget")
+STRATEGIES = ("equal ranks", "moving ranks", "ranks of the budget")
 
 
 def _topologies() -> tuple[Topology, Topology]:
@@ -50,7 +50,8 @@ def _variants(budget: int) -> list[Variant]:
     models = (uniform(budget), uniform(budget), filled)
     options: tuple[dict[str, Any], ...] = ({}, {"ranks": AutoRank(params=budget)}, {})
     return [
-        Variant(f"{budget:,}, {way}", model, extra) for way, model, extra in zip(WAYS, models, options, strict=True)
+        Variant(f"{budget:,}, {strategy}", model, extra)
+        for strategy, model, extra in zip(STRATEGIES, models, options, strict=True)
     ]
 
 
@@ -92,9 +93,9 @@ def _units(settings: Settings) -> list[Unit]:
 def _lines(rows: Sequence[Row]) -> list[Line]:
     trained = [row for row in rows if "variant" in row]
     labels = list(dict.fromkeys(row["variant"] for row in trained))
-    budgets = [budget for budget in BUDGETS if f"{budget:,}, {WAYS[0]}" in labels]
+    budgets = [budget for budget in BUDGETS if f"{budget:,}, {STRATEGIES[0]}" in labels]
     means = {label: accuracy_line(trained, label).ours or 0.0 for label in labels}
-    won = sum(means[f"{budget:,}, {WAYS[1]}"] >= means[f"{budget:,}, {WAYS[0]}"] for budget in budgets)
+    won = sum(means[f"{budget:,}, {STRATEGIES[1]}"] >= means[f"{budget:,}, {STRATEGIES[0]}"] for budget in budgets)
     needed = 2 if len(budgets) == len(BUDGETS) else None
     changes = [row["change"] for row in rows if "change" in row]
     what = f"budgets of {len(budgets)} where moving ranks are as good as equal ones, or better"

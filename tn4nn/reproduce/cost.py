@@ -47,14 +47,16 @@ def _measured(network: Network, backend: str, quick: bool, scratch: Path) -> dic
     for batch in BATCHES:
         for phase in PHASES:
             cell = Cell(network, batch, phase, backend)
-            ways = costs(cell)
-            runs = calls(cell, names_of(ways))
+            found = costs(cell)
+            runs = calls(cell, names_of(found))
             seconds = interleaved(runs, rounds=7 if quick else 15, most_s=1.0 if quick else 3.0)
             times[cell.name] = {
-                "seconds": {way: statistics.median(taken) for way, taken in seconds.items()},
-                "ours_over": {way: ratio(seconds["ours"], taken) for way, taken in seconds.items() if way != "ours"},
+                "seconds": {order: statistics.median(taken) for order, taken in seconds.items()},
+                "ours_over": {
+                    order: ratio(seconds["ours"], taken) for order, taken in seconds.items() if order != "ours"
+                },
             }
-            cells[cell.name] = ways
+            cells[cell.name] = found
     return {"cells": cells, "times": {"cells": times}}
 
 
@@ -71,7 +73,7 @@ def _units(settings: Settings) -> list[Unit]:
 def _best_fixed(cell: Row) -> str | None:
     """The fixed order that ours compares worst with; None where all are too large to be run."""
     over: dict[str, Sequence[float]] = cell["ours_over"]
-    return max((way for way in over if way in ORDERS), key=lambda way: over[way][1], default=None)
+    return max((order for order in over if order in ORDERS), key=lambda order: over[order][1], default=None)
 
 
 def _cells(rows: Sequence[Row], backend: str) -> list[Row]:
@@ -106,9 +108,9 @@ def _text(rows: Sequence[Row]) -> list[str]:
     table = []
     for row in rows:
         for name in ("batch 1, forward", "batch 100, train", "batch 1000, train"):
-            ways, over = row["cells"][name], row["times"]["cells"][name]["ours_over"]
-            shown = [f"{1 / over[way][1]:.2g}x" if way in over else "–" for way in (*ORDERS, "dense")]
-            work = [f"{ways['left to right'][of] / ways['ours'][of]:.2g}x" for of in ("macs", "bytes")]
+            costs_of, over = row["cells"][name], row["times"]["cells"][name]["ours_over"]
+            shown = [f"{1 / over[order][1]:.2g}x" if order in over else "–" for order in (*ORDERS, "dense")]
+            work = [f"{costs_of['left to right'][of] / costs_of['ours'][of]:.2g}x" for of in ("macs", "bytes")]
             table.append([row["layer"], row["backend"], name, *work, *shown])
     head = (
         "layer", "backend", "batch, phase", "MACs, left to right", "bytes, left to right", "time, left to right",
@@ -133,13 +135,13 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
     both = panels(figure, len(backends), sharey=True)
     for panel, backend in zip(both, backends, strict=True):
         group = [row for row in rows if row["backend"] == backend]
-        for index, way in enumerate((*ORDERS, "dense")):
+        for index, order in enumerate((*ORDERS, "dense")):
             for place, row in enumerate(group):
                 over = [cell["ours_over"] for cell in row["times"]["cells"].values()]
-                values = [1 / one[way][1] for one in over if way in one]
+                values = [1 / one[order][1] for one in over if order in one]
                 x = [place + (index - 1.5) * 0.18] * len(values)
-                panel.plot(x, values, "_", color=INK if way == "dense" else COLOURS[index], markersize=6)
-            panel.plot([], [], "_", color=INK if way == "dense" else COLOURS[index], markersize=9, label=way)
+                panel.plot(x, values, "_", color=INK if order == "dense" else COLOURS[index], markersize=6)
+            panel.plot([], [], "_", color=INK if order == "dense" else COLOURS[index], markersize=9, label=order)
         panel.axhline(1, color=INK, linewidth=1)
         panel.set_yscale("log")
         panel.set_xticks(range(len(group)), [row["layer"] for row in group], rotation=60, ha="right")

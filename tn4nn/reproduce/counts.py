@@ -130,7 +130,7 @@ def _text(found: Sequence[Row]) -> list[str]:
         for one in row["ratios"]
     ]
     return [
-        "The ratio of the whole model stands beside rho, as layers that stay weigh on it:",
+        "The ratio of the whole model, layers that are not replaced included, beside rho:",
         markdown_table(("model", "rho, replaced layers", "whole model", "parameters left"), table),
     ]
 

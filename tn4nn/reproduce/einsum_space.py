@@ -179,7 +179,7 @@ EXPERIMENT = Experiment(
     title="The space of two-factor einsums",
     source="Potapczynski et al. 2024 (arXiv:2410.02117), Qiu et al. 2024 (arXiv:2406.06248)",
     about=(
-        "W = sum over rho of A and B, where each leg of the input and of the output stands on A, on B or on both: low "
+        "W = sum over rho of A and B, where each leg of the input and of the output belongs to A, to B or to both: low "
         "rank, Kronecker, TT, Monarch and BTT are points, the others are random ones (grey). Two hidden layers "
         f"{WIDTH} -> {WIDTH} on each structure, rho chosen for {MACS:,} multiply-adds a sample and layer (Kronecker "
         "and Monarch have rho = 1, half of that; dense has 65,536). Regression of the outputs of a dense model of the "

@@ -113,17 +113,17 @@ def _compressed(model: Layer, weights: Weights, data: Dataset) -> dict[str, Any]
     w = _matrix(weights)
     tt = decompose(w, presets.fc2(D).networks()["0"], compare_random=True)
     low = low_rank(784, 256).with_rank(RANK)
-    ways = {
+    replacements = {
         "tt": tt,
         "plain": decompose(w, low, compare_random=True),
         "whitened": decompose(w, low, inputs=data.x_train[:SAMPLE], compare_random=False),
     }
     found: dict[str, Any] = {}
-    for name, way in ways.items():
-        replaced = {**weights, "0.core0": way.to_dense().reshape(weights["0.core0"].shape).astype(np.float32)}
+    for name, replacement in replacements.items():
+        replaced = {**weights, "0.core0": replacement.to_dense().reshape(weights["0.core0"].shape).astype(np.float32)}
         y = model.build("numpy", replaced)(data.x_test)
         found[f"{name}_accuracy"] = float(100 * np.mean(np.argmax(y, axis=1) == data.y_test))
-        found[f"{name}_error"], found[f"{name}_random_error"] = way.error, way.random_error
+        found[f"{name}_error"], found[f"{name}_random_error"] = replacement.error, replacement.random_error
     return found
 
 

@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
     title="LeNet-5",
     source="Gao et al. 2020 (arXiv:1904.06194)",
     about=(
-        "LeNet-5 on MNIST, 2,860 weights in the place of the 58,920 of its last three layers. Adam, cosine, lr 1e-3, "
+        "LeNet-5 on MNIST, 2,860 weights instead of the 58,920 of its last three layers. Adam, cosine, lr 1e-3, "
         "batch 100; the paper's SGD over 500 epochs is not repeated."
     ),
     cost="75 min",

@@ -95,7 +95,7 @@ EXPERIMENT = Experiment(
     title="MPO + FC, and the entanglement of a trained MPO",
     source="Harada 2022",
     about=(
-        "MNIST in 32x32, an MPO 4^5 -> 4^5 in the place of a dense 1024 -> 1024, then dense 1024 -> 10. Adam, "
+        "MNIST in 32x32, an MPO 4^5 -> 4^5 instead of a dense 1024 -> 1024, then dense 1024 -> 10. Adam, "
         "cosine, 6 epochs, lr 1e-3. After training, the Schmidt spectrum and the entropy S at every bond, which "
         "cannot exceed ln chi."
     ),

@@ -1,4 +1,4 @@
-"""A trained dense layer put on networks: what refining on unlabelled inputs and two epochs bring back."""
+"""A trained dense layer replaced by networks: what refining on unlabelled inputs and two epochs recover."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RULES: dict[str, dict[str, Any]] = {
     "tree": {"topology": "tree", "sites": 4},
     "ring": {"topology": "ring", "sites": 4},
 }
-REFERENCE = "low rank"  # what the others are compared with; nothing is asked of it
+REFERENCE = "low rank"  # what the others are compared with; it has no acceptance band
 STAGES = ("converted", "refined", "trained on")
 
 
@@ -116,12 +116,12 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
 
 EXPERIMENT = Experiment(
     name="recover",
-    title="A trained layer put on networks, and what brings its accuracy back",
+    title="A trained layer replaced by networks, and what recovers its accuracy",
     source="of our own; the layer of Gao et al. 2020 (arXiv:1904.06194)",
     about=(
-        f"FC2, dense, trained as in `fc2`; its first layer is then put on networks of {PARAMS:,} weights or fewer, "
+        f"FC2, dense, trained as in `fc2`; its first layer is then replaced by networks of at most {PARAMS:,} weights, "
         f"calibrated on {SAMPLE:,} training images (`tn4nn_torch.convert`), refined against its own outputs on the "
-        f"same images without labels (`refine`), and the whole trained on for {EPOCHS} epochs."
+        f"same images without labels (`refine`), and the whole model trained for {EPOCHS} more epochs."
     ),
     cost="6 min",
     quick_cost="90 s",

@@ -33,7 +33,7 @@ EXPERIMENT = Experiment(
     title="Tensorizing neural networks",
     source="Novikov et al. 2015 (arXiv:1509.06569)",
     about=(
-        "MNIST in 32x32: a TT-matrix (4, 8, 8, 4) -> (5, 5, 5, 5) of 5,440 weights at rank 8 in the place of a dense "
+        "MNIST in 32x32: a TT-matrix (4, 8, 8, 4) -> (5, 5, 5, 5) of 5,440 weights at rank 8 instead of a dense "
         "layer of 640,000, then dense 625 -> 10. Adam, cosine, 15 epochs, lr 1e-3."
     ),
     cost="2 min",

@@ -190,7 +190,7 @@ EXPERIMENT = Experiment(
     title="Topologies under one budget",
     source="this project: no fair table was published",
     about=(
-        f"784 -> {HIDDEN} -> 10 with one ReLU; the first layer stands on the topology and has the budget, of "
+        f"784 -> {HIDDEN} -> 10 with one ReLU; the first layer is a network of the topology with the budget, of "
         f"parameters or of multiply-adds a sample (forward, in the order that needs fewest at batch {BATCH}), the last "
         f"is dense for all. {EPOCHS} epochs of Adam, cosine, batch {BATCH}. For each topology and budget the best of "
         f"{len(LEARNING_RATES)} learning rates by validation, after an epoch of {SEARCH_ROWS:,} rows with a seed "

@@ -82,7 +82,7 @@ EXPERIMENT = Experiment(
     source="Gao et al. 2020 (arXiv:1904.06194)",
     about=(
         "VGG-16, configuration C, with MPOs for two convolutions and three linear layers. The paper's SGD (Nesterov "
-        "0.9, lr 0.1, L2 of 2e-4, batch 100, dropout 0.2) over 100 epochs in the place of 325, without its crops, "
+        "0.9, lr 0.1, L2 of 2e-4, batch 100, dropout 0.2) over 100 epochs instead of 325, without its crops, "
         "flips and averaged weights: MPO against dense under one recipe, and not against the paper's numbers."
     ),
     cost="1 h on a GPU",

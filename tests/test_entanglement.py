@@ -283,7 +283,12 @@ NET = tn.mpo((2, 3), (3, 2)).with_rank(2)
         ((random(6, 6),), {"inputs": (2, 3), "outputs": (6,)}, tn.TopologyError, "2 input and 1 output modes are"),
         ((np.zeros((6, 6)),), {"inputs": (2, 3), "outputs": (2, 3)}, tn.DataError, "W is zero everywhere"),
         ((np.full((6, 6), np.nan),), {"inputs": (2, 3), "outputs": (2, 3)}, tn.DataError, "36 entries that are NaN"),
-        ((NET, NET.init(0)), {"cuts": ["x9"]}, tn.TopologyError, "cut 'x9': 'x9' is no open leg. Known: 'a0', 'x0'"),
+        (
+            (NET, NET.init(0)),
+            {"cuts": ["x9"]},
+            tn.TopologyError,
+            "cut 'x9': 'x9' is not an open leg. Known: 'a0', 'x0'",
+        ),
         ((NET, NET.init(0)), {"cuts": [3]}, tn.TopologyError, "cut 3: site 2 is none of the 2 site pairs"),
         ((NET, NET.init(0)), {"cuts": [2]}, tn.TopologyError, "cut 2 leaves one side empty"),
         ((NET, NET.init(0)), {"cuts": [()]}, tn.TopologyError, "cut () leaves one side empty"),

@@ -216,13 +216,16 @@ def spoilt(path: Path, change) -> None:
         (lambda r, a: r.update(schema=9), "has schema 9, written by tn4nn"),
         (lambda r, a: r.update(schema=9, versions=0), "by tn4nn of an unknown version; this version reads schema 1"),
         (lambda r, a: a.__delitem__("0.core1"), "do not fit: weight '0.core1' of shape (3, 4, 3) is missing"),
-        (lambda r, a: a.update({"0.core7": a["0.bias"]}), "'0.core7' is no weight of this model. Did you mean '0.core"),
+        (
+            lambda r, a: a.update({"0.core7": a["0.bias"]}),
+            "'0.core7' is not a weight of this model. Did you mean '0.core",
+        ),
         (lambda r, a: a.update({"0.bias": a["0.bias"][:2]}), "'0.bias': expected shape (6,), received (2,)"),
         (lambda r, a: r.__delitem__("model"), "do not fit: 'model'"),
         (lambda r, a: r.update(model={"kind": "Magic"}), "unknown kind of layer 'Magic'"),
         (lambda r, a: r.update(model=3), "a layer is an object in model data, received 3"),
-        (lambda r, a: "[1]", "are no object, received list"),
-        (lambda r, a: "{", "are no JSON"),
+        (lambda r, a: "[1]", "are not an object, received list"),
+        (lambda r, a: "{", "are not JSON"),
     ],
 )  # fmt: skip
 def test_files_of_another_making(change, text: str, tmp_path: Path) -> None:
@@ -243,7 +246,7 @@ def test_no_file_no_safetensors_and_not_ours(tmp_path: Path) -> None:
     path, _ = written(tmp_path)
     (tmp_path / "cut").write_bytes(path.read_bytes()[:-3])
     for name in ("text", "empty", "cut"):
-        with pytest.raises(tn.CheckpointError, match="is no safetensors file that can be read here"):
+        with pytest.raises(tn.CheckpointError, match="is not a safetensors file that can be read here"):
             tn.load(tmp_path / name)
     (tmp_path / "other").write_bytes(to_bytes({"w": np.zeros(3)}))
     with pytest.raises(tn.CheckpointError, match=re.escape("but not one of tn4nn.save: its metadata have no 'tn4nn'")):
@@ -253,13 +256,13 @@ def test_no_file_no_safetensors_and_not_ours(tmp_path: Path) -> None:
 def test_nothing_is_written_for_wrong_weights(tmp_path: Path) -> None:
     weights = MODEL.init(0)
     path = tmp_path / "never"
-    with pytest.raises(tn.ShapeError, match=re.escape("'0.core9' is no weight of this model")):
+    with pytest.raises(tn.ShapeError, match=re.escape("'0.core9' is not a weight of this model")):
         tn.save(path, MODEL, {**weights, "0.core9": weights["0.core0"]})
     with pytest.raises(tn.ShapeError, match=re.escape("'0.bias' must hold numbers that numpy has, received <U1")):
         tn.save(path, MODEL, {**weights, "0.bias": np.array(["a"] * 6)})
     with pytest.raises(tn.ShapeError, match="save takes a model or a Network, then its weights; received dict"):
         tn.save(path, weights, MODEL)  # type: ignore[arg-type]
-    with pytest.raises(tn.TopologyError, match="stands on a topology without ranks"):
+    with pytest.raises(tn.TopologyError, match="has a topology without ranks"):
         tn.save(path, tn.Linear(tn.mpo((2, 2), (2, 2))), {})
     assert list(tmp_path.iterdir()) == []
 

@@ -135,7 +135,7 @@ def test_moments_follow_as_gradients_do() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda n, w: tn.grow(n, w, {"a9": 4}), tn.TopologyError, "'a9' is no bond of 'mpo'. Known: 'a0', 'a1'"),
+        (lambda n, w: tn.grow(n, w, {"a9": 4}), tn.TopologyError, "'a9' is not a bond of 'mpo'. Known: 'a0', 'a1'"),
         (lambda n, w: tn.grow(n, w, {"a0": 2}), tn.TopologyError, "bond 'a0' has size 3: expected one above, "
             "received 2; see tn.cut"),
         (lambda n, w: tn.cut(n, w, {"a0": 4}), tn.TopologyError, "expected one below, received 4; see tn.grow"),

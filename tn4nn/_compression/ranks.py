@@ -148,7 +148,7 @@ def _sizes(network: Network, ranks: Mapping[str, int], *, larger: bool) -> dict[
     for bond, size in ranks.items():
         if bond not in network.ranks:
             raise TopologyError(
-                f"{bond!r} is no bond of {network.topology.name!r}." + nearest(str(bond), network.ranks)
+                f"{bond!r} is not a bond of {network.topology.name!r}." + nearest(str(bond), network.ranks)
             )
         old, new = network.ranks[bond], checked_size(size, f"bond {bond!r}")
         if new != old and (new > old) != larger:

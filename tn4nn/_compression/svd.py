@@ -23,8 +23,8 @@ class Factors:
     Attributes:
         left: A, of shape (rows, rank).
         right: B, of shape (rank, columns).
-        spectrum: the singular values that are kept, largest first.
-        dropped: the ones that are not.
+        spectrum: the singular values of the factors, largest first.
+        dropped: the other ones.
         error: relative error in the Frobenius norm, sqrt(sum dropped^2 / sum of all squares).
     """
 
@@ -106,7 +106,7 @@ def low_rank_factors(
             is an isometry.
 
     Raises:
-        ShapeError: M is no matrix of numbers.
+        ShapeError: M is not a matrix of numbers.
         DataError: M has NaN or infinite entries, or is zero.
         TopologyError: a rank, error or share that cannot be.
 

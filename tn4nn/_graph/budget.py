@@ -18,7 +18,7 @@ import numpy as np
 from .._base.checks import checked_size, nearest
 from .._base.errors import BudgetError, TN4NNError, TopologyError
 from .network import Network
-from .rank_problem import B, RankProblem, Step, greedy, topology_problem
+from .rank_problem import B, RankProblem, RankStep, greedy, topology_problem
 from .topology import Topology
 
 _ENOUGH = 0.998  # filled so far, nothing is traded any more
@@ -85,7 +85,7 @@ def _fill(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, 
     def fullness(bond: B, _: int) -> float:
         return -ranks[bond] / problem.weights[bond]
 
-    def fits(step: Step[B], params: int) -> bool:
+    def fits(step: RankStep[B], params: int) -> bool:
         return ranks[step.bond] < problem.caps[step.bond] and params + step.price <= budget
 
     for _ in greedy(problem, ranks, 1, fullness, fits):

@@ -22,7 +22,7 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
     Args:
         tensors: the legs of each array.
         arrays: of matching shapes.
-        output: legs of the result, in order; each of a size above 1 stands on some tensor.
+        output: legs of the result, in order; each of a size above 1 is on some tensor.
         path: pairs in single static assignment form; found greedily where left out.
     """
     sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
@@ -36,24 +36,24 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         waiting -= {a, b}
         needed = set(output).union(*(legs[i] for i in waiting))
         both = (*legs[a], *(leg for leg in legs[b] if leg not in legs[a]))
-        made = tuple(leg for leg in both if leg in needed)
-        known.append(_pair(known[a], legs[a], known[b], legs[b], made))
-        legs.append(made)
+        result_legs = tuple(leg for leg in both if leg in needed)
+        known.append(_pair(known[a], legs[a], known[b], legs[b], result_legs))
+        legs.append(result_legs)
         waiting.add(len(legs) - 1)
     number = {leg: i for i, leg in enumerate(legs[-1])}
     result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output if leg in number])
     return result.reshape([sizes.get(leg, 1) for leg in output])
 
 
-def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, made: Legs) -> Array:
-    """Two tensors through BLAS; `made` holds legs of the first, then of the second that the first has not."""
+def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, output: Legs) -> Array:
+    """Two tensors through BLAS; `output` has legs of the first, then those of the second that the first lacks."""
     shared = [leg for leg in legs_a if leg in legs_b]
-    if made == tuple(leg for leg in (*legs_a, *legs_b) if leg not in shared):  # without einsum's parser
+    if output == tuple(leg for leg in (*legs_a, *legs_b) if leg not in shared):  # without einsum's parser
         axes = [legs_a.index(leg) for leg in shared], [legs_b.index(leg) for leg in shared]
         return np.tensordot(a, b, axes)
     number = {leg: i for i, leg in enumerate(dict.fromkeys((*legs_a, *legs_b)))}
-    axes_a, axes_b, axes_made = ([number[leg] for leg in t] for t in (legs_a, legs_b, made))
-    return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_made, optimize=True))
+    axes_a, axes_b, axes_out = ([number[leg] for leg in t] for t in (legs_a, legs_b, output))
+    return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_out, optimize=True))
 
 
 def wide(array: Array) -> Array:
@@ -72,7 +72,7 @@ def dense(network: Network, weights: Weights) -> Array:
     """W of shape (out_features, in_features); see `Network.to_dense`."""
     t = network.topology
     tensors, arrays = cores_of(network, weights)
-    # A kept leg makes W block diagonal: the identity between its input and its output does just that.
+    # A batch leg makes W block-diagonal, as an identity between its input and its output does.
     for leg in t.kept:
         tensors = [*tensors, (leg, leg + ":out", leg + ":in")]
         size = t.inputs[leg]

@@ -59,7 +59,7 @@ class Network:
             raise TopologyError(f"ranks must map each bond to its size, received {self.ranks!r}")
         for bond in map(str, self.ranks):
             if bond not in bonds:
-                raise TopologyError(f"{bond!r} is no bond of {self.topology.name!r}." + nearest(bond, bonds))
+                raise TopologyError(f"{bond!r} is not a bond of {self.topology.name!r}." + nearest(bond, bonds))
         missing = [bond for bond in bonds if bond not in self.ranks]
         if missing:
             raise TopologyError(f"every bond needs a size: {', '.join(map(repr, missing))} received none")
@@ -148,7 +148,7 @@ class Network:
         shapes = self.shapes
         for name in weights:
             if name not in shapes:
-                raise ShapeError(f"{where}{name!r} is no core of this network." + nearest(name, shapes))
+                raise ShapeError(f"{where}{name!r} is not a core of this network." + nearest(name, shapes))
         for name, shape in shapes.items():
             if name not in weights:
                 raise ShapeError(f"{where}core {name!r} has no weights: expected an array of shape {shape}")

@@ -28,15 +28,15 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
     """Writes a model (or one Network) and its weights to a file, whole or not at all.
 
     The file is a safetensors file: anything that reads those finds the arrays under their names. Layer graph,
-    topologies, ranks, orderings and versions stand as JSON in its metadata, and so do the plans that this process has
+    topologies, ranks, orderings and versions are JSON in its metadata, and so are the plans that this process has
     found or read for the model's networks: a process that loads the file need not search for them again (those that
     were made for another processor are not used).
 
     Args:
         path: of the file; an older one is replaced.
         model: a layer, a whole model, or a Network.
-        weights: name -> array, as `init`, training or a backend's `weights` gives them. Numbers are kept to the bit,
-            bfloat16 as float32: a module that is built with dtype="bfloat16" has the same bits again.
+        weights: name -> array, as `init`, training or a backend's `weights` gives them. Numbers are stored to the bit,
+            bfloat16 as float32: a module that is built with dtype="bfloat16" has the same bits.
 
     Raises:
         ShapeError: weights of another model, or arrays that hold no numbers.
@@ -162,7 +162,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except (SafetensorError, TypeError) as error:
-        raise CheckpointError(f"{path} is no safetensors file that can be read here ({error})") from error
+        raise CheckpointError(f"{path} is not a safetensors file that can be read here ({error})") from error
     if text is None:
         raise CheckpointError(
             f"{path} is a safetensors file, but not one of tn4nn.save: its metadata have no {_KEY!r}. Read its arrays "
@@ -171,7 +171,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata {_KEY!r} are no JSON ({error})") from error
+        raise CheckpointError(f"{path}: its metadata {_KEY!r} are not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: its metadata {_KEY!r} are no object, received {type(record).__name__}")
+        raise CheckpointError(f"{path}: its metadata {_KEY!r} are not an object, received {type(record).__name__}")
     return record, arrays

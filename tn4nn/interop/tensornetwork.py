@@ -28,7 +28,7 @@ def from_tensornetwork(
     the outputs it is kept. Arrays of the numpy, pytorch and jax backends are copied to numpy in their dtype.
 
     Args:
-        nodes: the nodes, CopyNodes among them; a list, where the order of the cores shall be the same again.
+        nodes: the nodes, CopyNodes among them; a list, where the order of the cores shall be the same each time.
         inputs: dangling edges that meet the layer's input, in mode order.
         outputs: dangling edges that form its output, in mode order.
 
@@ -110,7 +110,7 @@ def _edge_name(edge: Any) -> str | None:
 def to_tensornetwork(network: Network, weights: Mapping[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The nodes, input edges and output edges of a network and its weights.
 
-    A leg that joins two cores is an edge of its name; a hyperedge and a kept leg are a CopyNode. Contracting the
+    A leg that joins two cores is an edge of its name; a hyperedge and a batch leg are a CopyNode. Contracting the
     nodes to (outputs, inputs) gives the whole W of the modes, padding included.
 
     Args:

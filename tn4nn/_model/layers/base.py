@@ -122,7 +122,7 @@ class Layer:
         specs = self.specs()
         for name in weights:
             if name not in specs:
-                raise ShapeError(f"{name!r} is no weight of this model." + nearest(name, specs))
+                raise ShapeError(f"{name!r} is not a weight of this model." + nearest(name, specs))
         for name, spec in specs.items():
             if name not in weights:
                 raise ShapeError(f"weight {name!r} of shape {spec.shape} is missing")
@@ -168,14 +168,14 @@ class Layer:
         if weights is not None and seed is not None:
             raise ShapeError("build takes weights= or seed=, received both")
         self.require_ranks()
-        made = load(backend)
+        native = load(backend)
         weights = self.init(seed or 0) if weights is None else weights
         self.check(weights)
         # A backend that cannot measure, or has no other engines, need not know the words.
         options: dict[str, Any] = {"tune": True} if tune else {}
         if engine is not None:
             options["engine"] = engine
-        return made.build(
+        return native.build(
             self,
             weights,
             batch=batch,
@@ -187,7 +187,7 @@ class Layer:
         )
 
     def require_ranks(self) -> None:
-        """Raises TopologyError where a layer still stands on a topology without ranks."""
+        """Raises TopologyError where a layer has a topology without ranks."""
         for name, layer in self.walk():
             if isinstance(layer, OnNetwork):
                 layer.solid(name)
@@ -260,7 +260,7 @@ class OnNetwork(Layer):
         if isinstance(self.network, Topology):
             if not self.has_ranks:
                 raise TopologyError(
-                    f"layer {name or type(self).__name__!r} stands on a topology without ranks: give it a Network "
+                    f"layer {name or type(self).__name__!r} has a topology without ranks: give it a Network "
                     "(with_rank, with_budget), or the whole model a budget (tn.with_budget)"
                 )
             return Network(self.network, {})

@@ -208,7 +208,7 @@ class Embedding(OnNetwork):
         put = object.__setattr__
         put(self, "network", _network_of(network, dimensions, "Embedding"))
         if self.topology.kept:
-            raise TopologyError(f"an embedding cannot have kept legs, received {', '.join(self.topology.kept)}")
+            raise TopologyError(f"an embedding cannot have batch legs, received {', '.join(self.topology.kept)}")
         # A row of the table is one column of W, so its entries must not shrink with the number of tokens.
         gain = math.sqrt(self.topology.in_features) if gain is None else gain
         _check_init(init, gain)

@@ -276,7 +276,7 @@ NET = tn.mpo((2, 3), (3, 2)).with_rank(2)
     [
         ((random(6, 6),), {}, tn.TopologyError, "takes a matrix with inputs= and outputs="),
         ((NET,), {}, tn.TopologyError, "takes a Network with its weights"),
-        ((NET, {}), {}, tn.ShapeError, "core 'core0' has no weights"),
+        ((NET, {}), {}, tn.ShapeError, "core 'core0' of shape ("),
         ((NET, NET.init(0)), {"inputs": (2, 3)}, tn.TopologyError, "nothing of inputs=, outputs=, ordering="),
         ((random(6, 6),), {"inputs": (2, 2), "outputs": (3, 2)}, tn.ShapeError, "W has shape (6, 6), and the modes"),
         ((random(6, 6),), {"inputs": (6,), "outputs": (6,)}, tn.TopologyError, "name the cuts, e.g. cuts=['x0']"),

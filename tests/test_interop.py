@@ -8,7 +8,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._base.errors import BackendError, ShapeError, TopologyError
-from tn4nn.interop import _graph
+from tn4nn.interop import _tensors
 from tn4nn.interop.chain import from_chain
 from tn4nn.interop.einsum import from_einsum, to_einsum
 from tn4nn.interop.quimb import from_quimb, to_quimb
@@ -393,7 +393,7 @@ def test_a_missing_library_gives_the_pip_line(monkeypatch, name):
 
 
 def test_core_names_are_unique():
-    assert _graph.core_names(["core1", None, "a b", "a_b", "bias"]) == ["core1", "core1_", "a_b", "core3", "core4"]
+    assert _tensors.core_names(["core1", None, "a b", "a_b", "bias"]) == ["core1", "core1_", "a_b", "core3", "core4"]
 
 
 # -- chains -----------------------------------------------------------------------------------------------------

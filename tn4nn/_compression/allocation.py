@@ -23,7 +23,7 @@ from .._graph.rank_problem import rank_caps
 from .._graph.topology import Topology
 from .._graph.tree import tree_of
 from .fit import Fitter, checked_memory
-from .svd import singular_values, tails
+from .svd import root, singular_values, tails
 from .target import Target, target_of
 from .tree_svd import full_ranks, grown
 
@@ -86,8 +86,7 @@ def _tree_losses(fitter: Fitter, smallest: int, dense: int) -> dict[int, float]:
 def _low_rank_losses(target: Target, smallest: int, dense: int) -> dict[int, float]:
     weighed = target.w
     if target.covariance is not None:
-        values, vectors = np.linalg.eigh(target.covariance)
-        weighed = weighed @ (vectors * np.sqrt(np.maximum(values, 0)))
+        weighed = weighed @ root(target.covariance)
     dropped = tails(singular_values(weighed) ** 2)
     price = sum(target.w.shape)
     most = max(1, (dense - 1) // price)

@@ -15,7 +15,7 @@ from .._base.checks import nearest
 from .._base.errors import BudgetError, DataError, ShapeError, TopologyError
 from .._base.seeds import rng_for
 from .._drawing.charts import draw_entropies
-from .._graph.contract import contract
+from .._graph.contract import contract, sizes_of
 from .._graph.min_cut import min_cut
 from .._graph.network import Network
 from .._graph.ordering import Ordering, ordering_of
@@ -24,7 +24,7 @@ from .._graph.topology import holders_of
 from .._graph.tree import tree_of
 from .gauge import canonicalise, wide
 from .ranks import schmidt_values
-from .svd import singular_values
+from .svd import root, singular_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -275,7 +275,7 @@ def _of_network(network: Network, weights: Weights, cuts: str | Sequence[CutName
     tensors, arrays = _with_single_ends(network, cores)
     found = []
     for name, inside in sides:
-        bound, part = min_cut(tensors, _sizes(tensors, arrays), inside)
+        bound, part = min_cut(tensors, sizes_of(tensors, arrays), inside)
         bond = next((b for b, (legs, _) in ends.items() if _same_bipartition(legs, inside, t.modes)), None)
         if bond is None:
             spectrum = _reduced(tensors, arrays, part, inside)
@@ -334,17 +334,13 @@ def _with_single_ends(network: Network, cores: Weights) -> tuple[list[Legs], lis
     ]
 
 
-def _sizes(tensors: Sequence[Legs], arrays: Sequence[Array]) -> dict[str, int]:
-    return {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
-
-
 def _reduced(tensors: Sequence[Legs], arrays: Sequence[Array], part: Collection[int], inside: Legs) -> Array:
     """The spectrum across a cut from the reduced matrices of both sides over the legs that cross it.
 
     W = A B^T over the crossing legs; the squares of its singular values are the eigenvalues of
     (A^H A)(B^T conj(B)).
     """
-    sizes = _sizes(tensors, arrays)
+    sizes = sizes_of(tensors, arrays)
     crossing = tuple(leg for leg, cores in holders_of(tensors).items() if _crosses(leg, cores, part, inside))
     width = math.prod(sizes[leg] for leg in crossing)
     if width > _LARGEST:
@@ -354,7 +350,7 @@ def _reduced(tensors: Sequence[Legs], arrays: Sequence[Array], part: Collection[
             width,
         )
     sides = [[i for i in range(len(tensors)) if (i in part) is within] for within in (True, False)]
-    roots = [_root(tensors, arrays, side, crossing, sizes) for side in sides]
+    roots = [_side_root(tensors, arrays, side, crossing, sizes) for side in sides]
     return singular_values(roots[0].conj().T @ roots[1].conj())
 
 
@@ -365,7 +361,7 @@ def _crosses(leg: str, cores: Sequence[int], part: Collection[int], inside: Legs
     return len(ends) > 1
 
 
-def _root(
+def _side_root(
     tensors: Sequence[Legs], arrays: Sequence[Array], side: Sequence[int], crossing: Legs, sizes: Mapping[str, int]
 ) -> Array:
     """L with L L^H = M^H M, for M the tensors of one side as a matrix from the crossing legs to its open legs."""
@@ -382,8 +378,7 @@ def _root(
     values = [*(arrays[i] for i in side), *(arrays[i].conj() for i in side), *(np.eye(sizes[leg]) for leg in bare)]
     gram = contract(network, values, (*twin(crossing), *crossing)) if network else np.ones(())
     width = math.prod(sizes[leg] for leg in crossing)
-    eigenvalues, vectors = np.linalg.eigh(gram.reshape(width, width))
-    return np.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)))
+    return root(gram.reshape(width, width))
 
 
 def bond_shares(network: Network, weights: Weights) -> dict[str, float]:

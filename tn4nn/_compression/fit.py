@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from .._base.arrays import Array
-from .._base.checks import nearest
+from .._base.checks import nearest, only_one
 from .._base.errors import BudgetError, TopologyError
 from .._base.seeds import rng_for
 from .._graph.budget import checked_budget
@@ -288,10 +288,8 @@ class Asked:
         if isinstance(self.onto, Network):
             if asked:
                 raise TopologyError(f"a Network has its ranks: leave {asked[0]}= away, or give its topology")
-        elif len(asked) > 1 or (not asked and self.onto.bonds):
-            raise TopologyError(
-                f"decompose takes exactly one of rank=, params=, error=, received {', '.join(asked) or 'none'}"
-            )
+        elif asked or self.onto.bonds:
+            only_one(given, "decompose")
 
     def answer(self, fitter: Fits) -> tuple[Network, dict[str, Array], tuple[str, ...]]:
         """The network, its weights, and notes on the choice."""

@@ -25,7 +25,7 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         output: legs of the result, in order; each of a size above 1 is on some tensor.
         path: pairs in single static assignment form; found greedily where left out.
     """
-    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+    sizes = sizes_of(tensors, arrays)
     if path is None:
         path = greedy_path(tensors, tuple(leg for leg in output if leg in sizes), sizes)
     # numpy.einsum has 52 letters: legs of size 1 take none.
@@ -56,7 +56,12 @@ def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, output: Legs) -> Array
     return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_out, optimize=True))
 
 
-def wide(array: Array) -> Array:
+def sizes_of(tensors: Sequence[Legs], arrays: Sequence[Array]) -> dict[str, int]:
+    """Leg -> its size, read from the shapes of arrays."""
+    return {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+
+
+def in_double(array: Array) -> Array:
     """An array in float64 or complex128."""
     return np.asarray(array, dtype=np.complex128 if np.iscomplexobj(array) else np.float64)
 
@@ -65,7 +70,7 @@ def cores_of(network: Network, weights: Weights) -> tuple[list[Legs], list[Array
     """The legs and the arrays of all cores, in float64 or complex128; ShapeError for weights of another network."""
     network.check(weights)
     t = network.topology
-    return [core.legs for core in t.cores], [wide(weights[core.name]) for core in t.cores]
+    return [core.legs for core in t.cores], [in_double(weights[core.name]) for core in t.cores]
 
 
 def dense(network: Network, weights: Weights) -> Array:
@@ -81,7 +86,7 @@ def dense(network: Network, weights: Weights) -> Array:
         arrays = [*arrays, identity]
     outs = tuple(leg + ":out" if leg in t.kept else leg for leg in t.outputs)
     ins = tuple(leg + ":in" if leg in t.kept else leg for leg in t.inputs)
-    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+    sizes = sizes_of(tensors, arrays)
     w = contract(tensors, arrays, tuple(leg for leg in (*outs, *ins) if sizes[leg] != 1))
     w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))
     kind = np.result_type(*(np.asarray(weights[core.name]).dtype for core in t.cores))
@@ -93,7 +98,7 @@ def apply(network: Network, weights: Weights, x: Array) -> Array:
     t = network.topology
     tensors, arrays = cores_of(network, weights)
     ins, outs = (above_one(side) for side in (t.inputs, t.outputs))
-    image = wide(x).reshape(len(x), *ins.values())
+    image = in_double(x).reshape(len(x), *ins.values())
     y = contract([*tensors, (BATCH, *ins)], [*arrays, image], (BATCH, *outs))
     return y.reshape(len(x), math.prod(t.outputs.values()))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from .._base.errors import TopologyError
 from .._graph.network import Network
-from ._graph import check_on_cores, core_names, network_of
+from ._tensors import check_on_cores, core_names, network_of
 
 Shape = tuple[int, ...]
 

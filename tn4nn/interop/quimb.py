@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .._graph.network import Network
-from ._graph import check_on_cores, core_names, leg_names, library, network_of, real_array
+from ._tensors import check_on_cores, core_names, leg_names, library, network_of, real_array
 
 # Names that quimb draws at random begin with an underscore. They differ in every process, and plans on disk are found
 # by the names of the legs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from .._base.errors import TopologyError
 from .._graph.network import Network
-from ._graph import core_names, leg_names, network_of, real_array
+from ._tensors import core_names, leg_names, network_of, real_array, unique
 
 
 def from_tensorkrowch(
@@ -45,9 +44,7 @@ def from_tensorkrowch(
     inputs, outputs = list(inputs), list(outputs)
     opened = _opened(nodes, inputs, outputs)
     edges = list(dict.fromkeys(edge for node in nodes for edge in node.edges))
-    often = Counter(opened.values())
-    words = [opened[edge] if often[opened.get(edge, "")] == 1 else None for edge in edges]
-    leg = dict(zip(edges, leg_names(words, "e"), strict=True))
+    leg = dict(zip(edges, leg_names(unique(opened.get(edge) for edge in edges), "e"), strict=True))
     names = core_names(node.name for node in nodes)
     tensors = [(name, tuple(leg[edge] for edge in node.edges)) for name, node in zip(names, nodes, strict=True)]
     sizes = {leg[edge]: size for node in nodes for edge, size in zip(node.edges, node.shape, strict=True)}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._base.errors import TopologyError
 from .._graph.network import Network
-from ._graph import core_names, leg_names, library, network_of, real_array
+from ._tensors import core_names, leg_names, library, network_of, real_array, unique
 
 _UNNAMED = "__unnamed_edge__"
 
@@ -94,8 +94,7 @@ def _check_edges(nodes: list[Any], group: Mapping[Any, Any], inputs: list[Any], 
 def _leg_names(group: Mapping[Any, Any]) -> dict[Any, str]:
     """Leg (its first edge) -> name."""
     wanted = {root: _edge_name(root) for root in dict.fromkeys(group.values())}
-    often = Counter(wanted.values())
-    names = leg_names((name if often[name] == 1 else None for name in wanted.values()), "e")
+    names = leg_names(unique(wanted.values()), "e")
     return dict(zip(wanted, names, strict=True))
 
 

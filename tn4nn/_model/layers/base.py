@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..._base.checks import nearest
 from ..._base.errors import ShapeError, TopologyError
 from ..._base.hashing import fingerprint_of
 from ..._graph.init import init as init_network
-from ..._graph.network import Network, shape_of
+from ..._graph.network import Network, check_arrays
 from ..._graph.ordering import Ordering
 from ..._graph.topology import Topology
 from .shapes import Shape
@@ -119,16 +118,7 @@ class Layer:
 
     def check(self, weights: Mapping[str, Any]) -> None:
         """Raises ShapeError unless the weights are those of this model, each of the right shape."""
-        specs = self.specs()
-        for name in weights:
-            if name not in specs:
-                raise ShapeError(f"{name!r} is not a weight of this model." + nearest(name, specs))
-        for name, spec in specs.items():
-            if name not in weights:
-                raise ShapeError(f"weight {name!r} of shape {spec.shape} is missing")
-            received = shape_of(weights[name], repr(name))
-            if received != spec.shape:
-                raise ShapeError(f"{name!r}: expected shape {spec.shape}, received {received}")
+        check_arrays(weights, {name: spec.shape for name, spec in self.specs().items()}, "weight", "this model")
 
     def build(
         self,
@@ -281,6 +271,10 @@ class OnNetwork(Layer):
         """The cores of this layer."""
         scheme, gain = getattr(self, "init_scheme", "normal"), getattr(self, "gain", 1.0)
         return init_network(self.solid(name), seed, scheme=scheme, gain=gain, name=name)
+
+    def own_specs(self) -> tuple[Spec, ...]:
+        """Cores, then the bias, where there is one."""
+        return self.core_specs() + self.bias_spec(bool(getattr(self, "bias", False)))
 
     def core_specs(self) -> tuple[Spec, ...]:
         """Specs of the cores."""

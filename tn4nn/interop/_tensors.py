@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -110,6 +111,18 @@ def leg_names(wanted: Iterable[str | None], spare: str = "bond") -> list[str]:
             name += "_"
         names.append(name)
     return names
+
+
+def unique(words: Iterable[str | None]) -> list[str | None]:
+    """The words that occur once; None for the others.
+
+    Example:
+        >>> unique(["a", "b", "a", None])
+        [None, 'b', None, None]
+    """
+    listed = list(words)
+    counts = Counter(listed)
+    return [word if counts[word] == 1 else None for word in listed]
 
 
 def real_array(data: Any, tensor: str) -> NDArray[Any]:

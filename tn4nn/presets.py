@@ -39,11 +39,11 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
-    """A layer of the dense model that a network took the place of.
+    """A layer of the dense model that a network replaces.
 
     Attributes:
         name: of the dense layer.
-        network: what stands there.
+        network: the new one.
         params: numbers in its cores.
         dense_params: numbers in the dense weight, a convolution's kernel included.
     """
@@ -58,7 +58,7 @@ def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
     """The layers in which a model and its dense twin differ, in order; biases are not counted.
 
     Raises:
-        TopologyError: models that are no twins.
+        TopologyError: models that are not twins.
 
     Example:
         >>> import tn4nn as tn
@@ -72,7 +72,7 @@ def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
         if not network.ranks:
             continue
         parts = name.split(".")
-        # A convolution that became a linear layer stands one level deeper, between two reshapes.
+        # A convolution that became a linear layer is one level deeper, between two reshapes.
         above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
         place = next((one for one in above if one in dense), None)
         if place is None:

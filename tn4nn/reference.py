@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._base.errors import BackendError, ShapeError
-from ._graph.contract import above_one, contract, cores_of, dense, wide
+from ._graph.contract import above_one, contract, cores_of, dense, in_double
 from ._graph.contract import apply as apply  # public here
 from ._graph.network import Network
 from ._graph.paths import BATCH
@@ -61,13 +61,18 @@ def _float_input(x: Array, layer: layers.Layer) -> None:
         )
 
 
+def _matrix(layer: layers.OnNetwork, w: Weights) -> Array:
+    """W of a layer, in float64."""
+    net = layer.solid()
+    return dense(net, {name: in_double(w[name]) for name in net.shapes})
+
+
 def _linear(layer: layers.Linear, w: Weights, x: Array) -> Array:
     _float_input(x, layer)
     layer.out_shape(x.shape)
     if layer.ordering is not None:
         x = x[..., layer.ordering.permutation]
-    net = layer.solid()
-    y = x @ dense(net, {n: wide(w[n]) for n in net.shapes}).T
+    y = x @ _matrix(layer, w).T
     return y + w["bias"] if layer.bias else y
 
 
@@ -82,9 +87,8 @@ def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding:
 def _conv(layer: layers.Conv2d, w: Weights, x: Array) -> Array:
     _float_input(x, layer)
     layer.out_shape(x.shape[1:])
-    net = layer.solid()
     rows = patches(x, layer.kernel, layer.stride, layer.padding)
-    y = rows @ dense(net, {n: wide(w[n]) for n in net.shapes}).T
+    y = rows @ _matrix(layer, w).T
     y = y + w["bias"] if layer.bias else y
     return y.transpose(0, 3, 1, 2)
 
@@ -100,8 +104,7 @@ def check_tokens(x: Array, layer: layers.Embedding) -> None:
 
 def _embedding(layer: layers.Embedding, w: Weights, x: Array) -> Array:
     check_tokens(x, layer)
-    net = layer.solid()
-    return dense(net, {n: wide(w[n]) for n in net.shapes}).T[x]
+    return _matrix(layer, w).T[x]
 
 
 def _pool(layer: layers.MaxPool | layers.AvgPool, x: Array, reduce: Callable[..., Array]) -> Array:
@@ -177,8 +180,8 @@ def forward(layer: layers.Layer, weights: Weights, x: Array, prefix: str = "") -
             side = x if layer.shortcut is None else inner("shortcut", layer.shortcut, x)
             return inner("body", layer.body, x) + side
         case layers.Parallel():
-            made = [inner(name, child, x) for name, child in layer.children()]
-            return np.concatenate(made, axis=1) if layer.combine == "concat" else np.sum(made, axis=0)
+            outputs = [inner(name, child, x) for name, child in layer.children()]
+            return np.concatenate(outputs, axis=1) if layer.combine == "concat" else np.sum(outputs, axis=0)
     raise BackendError(f"the numpy backend does not know the layer {type(layer).__name__}")
 
 
@@ -250,7 +253,7 @@ class NumpyBackend:
         rows[:, : t.in_features] = x.reshape(-1, t.in_features)[:, order]
         found = _core_gradients(net, cores, rows, dy)
         gx = np.zeros((len(dy), t.in_features))
-        gx[:, order] = dy[:, : t.out_features] @ dense(net, {n: wide(a) for n, a in cores.items()})
+        gx[:, order] = dy[:, : t.out_features] @ _matrix(layer, cores)
         if layer.bias:
             found["bias"] = dy[:, : t.out_features].sum(0)
         return found, gx.reshape(x.shape)

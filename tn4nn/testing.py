@@ -1,4 +1,4 @@
-"""The conformance suite: what a backend has to keep, for anybody to run against their own.
+"""The conformance suite: what every backend has to do, to be run against any of them.
 
     import pytest
     from tn4nn import testing
@@ -59,7 +59,7 @@ class Case:
 
 def random_topology(seed: int, *, cores: int = 5) -> Topology:
     """A random topology: any graph, with hyperedges (bonds of three cores, open legs on two), cores without
-    open legs, kept legs, modes of size 1, cores of one leg, several components.
+    open legs, batch legs, modes of size 1, cores of one leg, several components.
 
     Args:
         seed: one topology for each.
@@ -84,8 +84,8 @@ def random_topology(seed: int, *, cores: int = 5) -> Topology:
         for b in range(int(rng.integers(count - 1, count + 3))):
             for core in rng.permutation(count)[: int(rng.choice([2, 2, 2, 3]))]:
                 legs[core].append(f"a{b}")
-    kept = [Core(f"core{i}", tuple(rng.permutation(held).tolist())) for i, held in enumerate(legs) if held]
-    return Topology(tuple(kept), inputs, outputs, name=f"random{seed}")
+    made = [Core(f"core{i}", tuple(rng.permutation(own).tolist())) for i, own in enumerate(legs) if own]
+    return Topology(tuple(made), inputs, outputs, name=f"random{seed}")
 
 
 def random_network(seed: int, *, cores: int = 5) -> Network:
@@ -262,29 +262,29 @@ def _check_gradients(
             assert_close(found[name], wanted[name], TOLERANCE[dtype], f"{where}: gradient of {name}")
         if gx is not None and wanted_x is not None:
             assert_close(gx, wanted_x, TOLERANCE[dtype], f"{where}: gradient of x")
-    elif dtype == "float64":  # differences are no oracle for float32
-        _check_slopes(case, weights, x, gy, {**found, **({} if gx is None else {"": gx})}, where)
+    elif dtype == "float64":  # differences are too rough for float32
+        _check_differences(case, weights, x, gy, {**found, **({} if gx is None else {"": gx})}, where)
 
 
-def _check_slopes(
+def _check_differences(
     case: Case, weights: Mapping[str, Array], x: Array, gy: Array, found: Mapping[str, Array], where: str
 ) -> None:
     """Each gradient against a central difference of the oracle along a random direction."""
-    held = _float64(weights)
+    exact = _float64(weights)
     x = x if _whole(x) else x.astype(np.float64)
     for name, gradient in found.items():
         direction = rng_for(0, "direction", name).standard_normal(gradient.shape)
 
         def value(step: float, name: str = name, direction: Array = direction) -> float:
-            moved = held if not name else {**held, name: held[name] + step * direction}
+            moved = exact if not name else {**exact, name: exact[name] + step * direction}
             at = x if name else x + step * direction
             return float(np.sum(forward(case.model, moved, at) * gy))
 
-        slope = (value(_STEP) - value(-_STEP)) / (2 * _STEP)
+        expected = (value(_STEP) - value(-_STEP)) / (2 * _STEP)
         received = float(np.sum(gradient * direction))
-        scale = max(abs(slope), float(np.linalg.norm(gradient)), 1e-30)
-        assert abs(received - slope) <= 1e-5 * scale, (
-            f"{where}: slope along {name or 'x'}: expected {slope:.8g}, received {received:.8g}"
+        scale = max(abs(expected), float(np.linalg.norm(gradient)), 1e-30)
+        assert abs(received - expected) <= 1e-5 * scale, (
+            f"{where}: derivative along {name or 'x'}: expected {expected:.8g}, received {received:.8g}"
         )
 
 
@@ -310,14 +310,14 @@ def check_training(backend: Backend) -> None:
         whole = backend.trainer(model, model.init(0), spec)
         xs, ys = whole.put(x), whole.put(y)
         losses = whole.read(whole.steps(xs, ys, index[:25], rates[:25], 0))
-        held = whole.state()
+        saved = whole.state()
         rest = whole.read(whole.steps(xs, ys, index[25:], rates[25:], 25))
         assert rest[-5:].mean() < 0.7 * losses[:5].mean(), (
             f"{optimizer}: the loss does not fall: {losses[0]}, {rest[-1]}"
         )
-        again = backend.trainer(model, model.init(1), spec)
-        again.load(held)
-        repeated = again.read(again.steps(again.put(x), again.put(y), index[25:], rates[25:], 25))
+        resumed = backend.trainer(model, model.init(1), spec)
+        resumed.load(saved)
+        repeated = resumed.read(resumed.steps(resumed.put(x), resumed.put(y), index[25:], rates[25:], 25))
         assert np.array_equal(rest, repeated), f"{optimizer}: after load the losses differ"
         for name, array in whole.weights().items():
-            assert np.array_equal(array, again.weights()[name]), f"{optimizer}: after load {name!r} differs"
+            assert np.array_equal(array, resumed.weights()[name]), f"{optimizer}: after load {name!r} differs"

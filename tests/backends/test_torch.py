@@ -250,7 +250,7 @@ def test_unknown_device_and_dtype():
 
 
 def test_weights_of_another_model():
-    with pytest.raises(tn.ShapeError, match="'core9' is no weight of this model"):
+    with pytest.raises(tn.ShapeError, match="'core9' is not a weight of this model"):
         tn.Linear(4, 2).build("torch", weights={"core9": np.zeros((2, 4))})
     with pytest.raises(tn.ShapeError, match=r"'core0': expected shape \(2, 4\), received \(4, 2\)"):
         tn.Linear(4, 2).build("torch", weights={"core0": np.zeros((4, 2)), "bias": np.zeros(2)})

@@ -282,7 +282,7 @@ def test_own_topology_in_json(tmp_path):
         (
             "a.toml",
             "[x]\ncores = 'x a'\ninputs = {x = 2}\noutputs = {y = 2}",
-            "entry 'x': output leg 'y' stands on no core",
+            "entry 'x': output leg 'y' is on no core",
         ),
         ("a.toml", "x = 3", "entry 'x'"),
         ("a.toml", "[x]\ncores = 'x y'\ninputs = {x = 2}", "entry 'x': topology data lacks outputs"),

@@ -517,7 +517,7 @@ def test_a_convolution_is_calibrated_on_its_patches() -> None:
         ({"act": "mpo"}, {"budget": 9}, tn.TN4NNError, "'act' is a ReLU. Linear, Conv2d, Embedding and Conv1D can"),
         ({"a": "mpoo"}, {"budget": 90}, tn.TopologyError, "layer 'a': unknown topology 'mpoo'. Did you mean 'mpo'"),
         ({"a": 3}, {"budget": 90}, tn.TN4NNError, "a rule is 'skip', a topology's name, a Topology, a Network"),
-        ({"a": {"topology": "mpo", "rnak": 3}}, {}, tn.TN4NNError, "'rnak' is no setting of a rule. Did you mean"),
+        ({"a": {"topology": "mpo", "rnak": 3}}, {}, tn.TN4NNError, "'rnak' is not a setting of a rule. Did you mean"),
         ({"a": {"rank": 3}}, {}, tn.TN4NNError, "a rule says onto what: {'rank': 3} lacks 'topology'"),
         ({"a": "mpo"}, {"budget": 90, "inputs": []}, tn.TN4NNError, "inputs is an empty list: give at least one call"),
         ({"a": "mpo"}, {}, tn.BudgetError, "nothing says how large layer 'a' may become: give budget=, or rank="),

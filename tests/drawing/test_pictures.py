@@ -45,8 +45,8 @@ def test_without_ranks_bonds_show_their_names() -> None:
 
 def test_kept_legs_are_marked() -> None:
     shown = texts(KEPT.draw())
-    assert shown.count("k=2 kept") == 1
-    assert shown.count("w=2 kept") == 2  # a wire through, labelled at both ends
+    assert shown.count("k=2 batch") == 1
+    assert shown.count("w=2 batch") == 2  # a wire through, labelled at both ends
 
 
 def test_a_chain_is_a_row_a_grid_has_rows_a_tree_has_its_leaves_below() -> None:

@@ -243,12 +243,12 @@ def test_the_error_names_the_smallest_and_the_smallest_works(unit: str, name: st
         ({"params": math.inf}, "a budget of params must be a whole number, received inf"),
         ({"params": 0}, "a budget of params must be at least 1, received 0"),
         ({"params": -5}, "a budget of params must be at least 1, received -5"),
-        ({"params": 999, "weights": {"b0": 2}}, "weights: 'b0' is no bond of 'mpo'. "),
+        ({"params": 999, "weights": {"b0": 2}}, "weights: 'b0' is not a bond of 'mpo'. "),
         (
             {"params": 999, "weights": {"a0": 0}},
             "weights: bond 'a0' must have a finite weight above 0, received 0",
         ),
-        ({"params": 999, "fixed": {"x0": 2}}, "fixed: 'x0' is no bond of 'mpo'. "),
+        ({"params": 999, "fixed": {"x0": 2}}, "fixed: 'x0' is not a bond of 'mpo'. "),
         ({"params": 999, "fixed": {"a0": 0}}, "fixed bond 'a0': the size must be at least 1, received 0"),
         ({"bytes": 9999, "dtype": "float31"}, "unknown dtype 'float31'. Did you mean 'float32'"),
         ({"macs": 9999, "batch": 0}, "batch: the size must be at least 1, received 0"),
@@ -303,7 +303,7 @@ def test_layer_weights_move_the_share() -> None:
 
 def test_ranks_are_chosen_anew_only_when_asked() -> None:
     small = tn.with_budget(model(), params=12_000)
-    with pytest.raises(TopologyError, match="no layer of this model stands on a Topology whose ranks could be chosen"):
+    with pytest.raises(TopologyError, match="no layer of this model has a Topology whose ranks could be chosen"):
         tn.with_budget(small, params=9_000)
     assert 0.97 * 9_000 <= tn.with_budget(small, params=9_000, rechoose=True).num_params <= 9_000
 
@@ -314,9 +314,9 @@ def test_model_budget_errors() -> None:
     assert tn.with_budget(model(), params=caught.value.smallest).num_params == caught.value.smallest
     with pytest.raises(TopologyError, match="count must be 'model' or 'networks', received 'all'"):
         tn.with_budget(model(), params=9_000, count="all")
-    with pytest.raises(TopologyError, match=r"weights: '5' is no layer whose ranks are chosen\."):
+    with pytest.raises(TopologyError, match=r"weights: '5' is not a layer whose ranks are chosen\."):
         tn.with_budget(model(), params=9_000, weights={"5": 2})
-    with pytest.raises(TopologyError, match="layer '0' stands on a topology without ranks"):
+    with pytest.raises(TopologyError, match="layer '0' has a topology without ranks"):
         model().build("numpy")
 
 

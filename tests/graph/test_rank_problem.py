@@ -13,7 +13,7 @@ from tn4nn._compression.fit import Fitter
 from tn4nn._compression.target import target_of
 from tn4nn._compression.tree_svd import Tails, full_ranks, grown, shrunk
 from tn4nn._graph.budget import _fill
-from tn4nn._graph.rank_problem import Step, greedy, joint_problem, ranks_of, topology_problem
+from tn4nn._graph.rank_problem import RankStep, greedy, joint_problem, ranks_of, topology_problem
 from tn4nn._graph.tree import tree_of
 from tn4nn.testing import random_topology
 
@@ -72,7 +72,7 @@ def test_greedy_steps_are_those_of_a_loop_that_forgets_everything(seed: int, dir
         state[best] += direction
         expected.append(best)
 
-    def may(step: Step[str], spent: int) -> bool:
+    def may(step: RankStep[str], spent: int) -> bool:
         return allowed(ranks, step.bond, step.price, spent)
 
     steps = list(greedy(problem, ranks, direction, lambda bond, price: score(ranks, bond, price), may))

@@ -99,16 +99,16 @@ X, Y = {"x": 2}, {"y": 2}
         ("", X, Y, "expected cores as text, like 'x0 y0 a, x1 y1 a', received ''"),
         (None, X, Y, "expected cores as text, like 'x0 y0 a, x1 y1 a', received None"),
         ("x y, ", X, Y, "core 'core1' has no legs: give it at least one, or leave it out"),
-        ("x a, a y b", X, Y, "leg 'b' stands only on core 'core1' and is neither input nor output"),
+        ("x a, a y b", X, Y, "leg 'b' is only on core 'core1' and is neither input nor output"),
         ("x a, a a y", X, Y, "core 'core1' has leg 'a' twice (a trace): give the two axes two names"),
-        ("p: x a, p: a y", X, Y, "core name 'p' stands twice: names must be unique"),
+        ("p: x a, p: a y", X, Y, "core name 'p' is used twice: names must be unique"),
         ("p:q: x y", X, Y, "tensor 0 ('p:q: x y') has more than one colon"),
-        ("p q: x y", X, Y, "tensor 0 ('p q: x y'): 'p q' is no core name"),
-        ("2nd: x y", X, Y, "'2nd' is no core name: expected a letter, then letters, digits, underscores"),
-        ("bias: x y", X, Y, "'bias' is no core name"),
-        ("x: x y", X, Y, "'x' is no core name"),
-        ("x0 y", X, Y, "input leg 'x' stands on no core. Did you mean 'x0'?"),
-        ("x yy", X, {"y": 2}, "output leg 'y' stands on no core. Did you mean 'yy'?"),
+        ("p q: x y", X, Y, "tensor 0 ('p q: x y'): 'p q' is not a core name"),
+        ("2nd: x y", X, Y, "'2nd' is not a core name: expected a letter, then letters, digits, underscores"),
+        ("bias: x y", X, Y, "'bias' is not a core name"),
+        ("x: x y", X, Y, "'x' is not a core name"),
+        ("x0 y", X, Y, "input leg 'x' is on no core. Did you mean 'x0'?"),
+        ("x yy", X, {"y": 2}, "output leg 'y' is on no core. Did you mean 'yy'?"),
         ("x y", {}, Y, "inputs must map at least one leg to its size, received {}"),
         ("x y", X, [2], "outputs must map at least one leg to its size, received [2]"),
         ("x y", {"x": 0}, Y, "input leg 'x': the size must be at least 1, received 0"),
@@ -116,7 +116,7 @@ X, Y = {"x": 2}, {"y": 2}
         ("x y", X, {"y": True}, "the size must be a whole number of at least 1, received True"),
         (
             "k y", {"k": 2}, {"k": 3, "y": 2},
-            "leg 'k' is input and output at once (kept), so its sizes must agree: input 2, output 3",
+            "leg 'k' is input and output at once (a batch leg), so its sizes must agree: input 2, output 3",
         ),
     ],
 )  # fmt: skip
@@ -126,7 +126,7 @@ def test_errors_name_the_core_and_the_leg(text, inputs, outputs, expected) -> No
 
 
 def test_leg_names_without_spaces_commas_colons() -> None:
-    with pytest.raises(TopologyError, match="core 'c': 'a b' is no leg name"):
+    with pytest.raises(TopologyError, match="core 'c': 'a b' is not a leg name"):
         tn.Topology((tn.Core("c", ("x", "y", "a b")), tn.Core("d", ("a b",))), X, Y)
     with pytest.raises(TopologyError, match="a topology needs at least one core, received none"):
         tn.Topology((), X, Y)
@@ -146,7 +146,7 @@ def test_features_beyond_the_modes() -> None:
         tn.topology("x y", X, Y, in_features=True)
     with pytest.raises(TopologyError, match=r"out_features must be from 1 to .* \(2 = 2\), received 0"):
         tn.topology("x y", X, Y, out_features=0)
-    with pytest.raises(TopologyError, match=r"with a kept leg .* cannot be padded"):
+    with pytest.raises(TopologyError, match=r"with a batch leg .* cannot be padded"):
         tn.topology("k x y", {"k": 2, "x": 3}, {"k": 2, "y": 3}, in_features=5)
 
 

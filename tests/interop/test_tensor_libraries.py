@@ -8,7 +8,7 @@ from helpers import run_python
 
 import tn4nn as tn
 from tn4nn import BackendError, ShapeError, TopologyError
-from tn4nn.interop import _graph
+from tn4nn.interop import _tensors
 from tn4nn.interop.chain import from_chain
 from tn4nn.interop.einsum import from_einsum, to_einsum
 from tn4nn.interop.quimb import from_quimb, to_quimb
@@ -53,7 +53,7 @@ ONCE = dict.fromkeys
 @pytest.mark.parametrize("net", NETWORKS, ids=ids)
 def test_an_equation_is_the_same_w_and_comes_back(net):
     if not placed(net):
-        pytest.skip("a kept leg stands on no core")
+        pytest.skip("a kept leg is on no core")
     weights = net.init(0)
     equation, shapes = to_einsum(net)
     assert shapes == list(net.shapes.values())
@@ -92,16 +92,16 @@ def test_a_disconnected_equation_is_a_product():
     ("equation", "shapes", "sides", "message"),
     [
         ("x...,...y", [(4, 2), (2, 8)], ("x", "y"), "an equation with an ellipsis does not say its indices"),
-        ("xaa,y", [(4, 2, 2), (8,)], ("x", "y"), "index 'a' stands twice on tensor 'core0' (a trace)"),
-        ("xa,y->xy", [(4, 2), (8,)], ("x", "y"), "index 'a' stands only on tensor 'core0' and is neither input nor"),
+        ("xaa,y", [(4, 2, 2), (8,)], ("x", "y"), "index 'a' occurs twice on tensor 'core0' (a trace)"),
+        ("xa,y->xy", [(4, 2), (8,)], ("x", "y"), "index 'a' is only on tensor 'core0' and is neither input nor"),
         ("xa,ay->xy", [(4, 2), (3, 8)], ("x", "y"), "index 'a' has size 2 before and 3 on operand 1 ('ay')"),
         ("xa,ay->xy", [(4, 2)], ("x", "y"), "the equation has 2 operands, received 1 shapes"),
         ("xa,ay->xy", [(4,), (2, 8)], ("x", "y"), "operand 0 ('xa') has 2 indices, received shape (4,)"),
-        ("xa,ay->x", [(4, 2), (2, 8)], ("x", "y"), "index 'y' is input or output, so it must stand right of the arrow"),
-        ("xa,ay->xya", [(4, 2), (2, 8)], ("x", "y"), "index 'a' stands right of the arrow: name it in inputs= or"),
-        ("xa,ay->xxy", [(4, 2), (2, 8)], ("x", "y"), "index 'x' stands twice right of the arrow"),
+        ("xa,ay->x", [(4, 2), (2, 8)], ("x", "y"), "index 'y' is input or output, so it must be right of the arrow"),
+        ("xa,ay->xya", [(4, 2), (2, 8)], ("x", "y"), "index 'a' is right of the arrow: name it in inputs= or"),
+        ("xa,ay->xxy", [(4, 2), (2, 8)], ("x", "y"), "index 'x' occurs twice right of the arrow"),
         ("xa,ay->x->y", [(4, 2), (2, 8)], ("x", "y"), "expected an equation like 'xa,ay->xy'"),
-        ("xa,ay", [(4, 2), (2, 8)], ("z", "y"), "inputs: 'z' is no index of the network"),
+        ("xa,ay", [(4, 2), (2, 8)], ("z", "y"), "inputs: 'z' is not an index of the network"),
         ("xa,ay", [(4, 2), (2, 8)], ("x", "yy"), "outputs: index 'y' is named twice"),
         ("xa,ay", [(4, 0), (0, 8)], ("x", "y"), "index 'a': the size must be at least 1, received 0"),
         ("xa,ay,", [(4, 2), (2, 8), ()], ("x", "y"), "tensor 'core2' has no indices (a scalar)"),
@@ -201,7 +201,7 @@ def test_our_networks_contract_in_quimb_and_come_back(qtn, net):
     weights = {name: array.astype(np.float64) for name, array in net.init(0).items()}
     t = net.topology
     if not placed(net):
-        with pytest.raises(TopologyError, match="stands on no core: a quimb network has no place for it"):
+        with pytest.raises(TopologyError, match="is on no core: a quimb network cannot hold it"):
             to_quimb(net, weights)
         return
     q = to_quimb(net, weights)
@@ -266,14 +266,14 @@ def test_what_quimb_holds_and_a_layer_cannot(qtn):
     q = qtn.MPO_rand(3, 2, phys_dim=2, seed=0)
     with pytest.raises(TopologyError) as error:
         from_quimb(q, q.lower_inds[:2], q.upper_inds)
-    assert "index 'b2' stands only on tensor 'I2' and is neither input nor output" in str(error.value)
-    with pytest.raises(TopologyError, match="inputs: 'lower2' is no index of the network. Known: 'b0'"):
+    assert "index 'b2' is only on tensor 'I2' and is neither input nor output" in str(error.value)
+    with pytest.raises(TopologyError, match="inputs: 'lower2' is not an index of the network. Known: 'b0'"):
         from_quimb(q, ["lower2"], q.upper_inds)
     z = qtn.MPO_rand(3, 2, phys_dim=2, seed=0, dtype=complex)
     with pytest.raises(ShapeError, match="tensor 'I0': expected real numbers, received complex128"):
         from_quimb(z, z.lower_inds, z.upper_inds)
     trace = qtn.TensorNetwork([qtn.Tensor(np.ones((2, 2, 3, 4)), ("a", "a", "x", "y"), tags="T")])
-    with pytest.raises(TopologyError, match="index 'a' stands twice on tensor 'T'"):
+    with pytest.raises(TopologyError, match="index 'a' occurs twice on tensor 'T'"):
         from_quimb(trace, ["x"], ["y"])
     empty = qtn.TensorNetwork([qtn.Tensor(np.ones((0, 3)), ("x", "y"), tags="T")])
     with pytest.raises(TopologyError, match="index 'x': the size must be at least 1, received 0"):
@@ -353,7 +353,7 @@ def test_what_tensornetwork_holds_and_a_layer_cannot(google):
         from_tensornetwork([a, b], inputs=[a[0], a[0]], outputs=[b[1]])
     t = google.Node(np.ones((2, 2, 3, 4)), "t")
     google.connect(t[0], t[1], name="loop")
-    with pytest.raises(TopologyError, match="index 'loop' stands twice on tensor 't'"):
+    with pytest.raises(TopologyError, match="index 'loop' occurs twice on tensor 't'"):
         from_tensornetwork([t], inputs=[t[2]], outputs=[t[3]])
     z = google.Node(np.ones((2, 3), complex), "z")
     with pytest.raises(ShapeError, match="tensor 'z': expected real numbers, received complex128"):
@@ -392,7 +392,7 @@ def test_a_missing_library_gives_the_pip_line(monkeypatch, name):
 
 
 def test_core_names_are_unique():
-    assert _graph.core_names(["core1", None, "a b", "a_b", "bias"]) == ["core1", "core1_", "a_b", "core3", "core4"]
+    assert _tensors.core_names(["core1", None, "a b", "a_b", "bias"]) == ["core1", "core1_", "a_b", "core3", "core4"]
 
 
 # -- chains -----------------------------------------------------------------------------------------------------

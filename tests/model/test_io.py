@@ -216,7 +216,10 @@ def spoilt(path: Path, change) -> None:
         (lambda r, a: r.update(schema=9), "has schema 9, written by tn4nn"),
         (lambda r, a: r.update(schema=9, versions=0), "by tn4nn of an unknown version; this version reads schema 1"),
         (lambda r, a: a.__delitem__("0.core1"), "do not fit: weight '0.core1' of shape (3, 4, 3) is missing"),
-        (lambda r, a: a.update({"0.core7": a["0.bias"]}), "'0.core7' is no weight of this model. Did you mean '0.core"),
+        (
+            lambda r, a: a.update({"0.core7": a["0.bias"]}),
+            "'0.core7' is not a weight of this model. Did you mean '0.core",
+        ),
         (lambda r, a: a.update({"0.bias": a["0.bias"][:2]}), "'0.bias': expected shape (6,), received (2,)"),
         (lambda r, a: r.__delitem__("model"), "do not fit: 'model'"),
         (lambda r, a: r.update(model={"kind": "Magic"}), "unknown kind of layer 'Magic'"),
@@ -253,13 +256,13 @@ def test_no_file_no_safetensors_and_not_ours(tmp_path: Path) -> None:
 def test_nothing_is_written_for_wrong_weights(tmp_path: Path) -> None:
     weights = MODEL.init(0)
     path = tmp_path / "never"
-    with pytest.raises(tn.ShapeError, match=re.escape("'0.core9' is no weight of this model")):
+    with pytest.raises(tn.ShapeError, match=re.escape("'0.core9' is not a weight of this model")):
         tn.save(path, MODEL, {**weights, "0.core9": weights["0.core0"]})
     with pytest.raises(tn.ShapeError, match=re.escape("'0.bias' must hold numbers that numpy has, received <U1")):
         tn.save(path, MODEL, {**weights, "0.bias": np.array(["a"] * 6)})
     with pytest.raises(tn.ShapeError, match="save takes a model or a Network, then its weights; received dict"):
         tn.save(path, weights, MODEL)  # type: ignore[arg-type]
-    with pytest.raises(tn.TopologyError, match="stands on a topology without ranks"):
+    with pytest.raises(tn.TopologyError, match="has a topology without ranks"):
         tn.save(path, tn.Linear(tn.mpo((2, 2), (2, 2))), {})
     assert list(tmp_path.iterdir()) == []
 

@@ -195,7 +195,7 @@ def test_catalogue_and_version(monkeypatch, capsys):
         (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),
         (["plan", "mpo", "--memory", "10"], 1, "no plan of 'mpo'"),
         (["cost", "x...a,ay", "--shapes", "4x2,2x8", "--input-legs", "x"], 1, "an equation with an ellipsis does not"),
-        (["cost", "xaa,ay", "--shapes", "4x2x2,2x8", "--input-legs", "x"], 1, "index 'a' stands twice on tensor"),
+        (["cost", "xaa,ay", "--shapes", "4x2x2,2x8", "--input-legs", "x"], 1, "index 'a' occurs twice on tensor"),
         (["plan", "mpo", "--picture", "tree.pdf"], 1, "expected a .png or .svg file for a picture"),
         (["plan", "mpo", "--budget", "10"], 1, "the smallest feasible one is 128"),
         (["nonsense"], 2, "No such command"),

@@ -161,7 +161,7 @@ def test_a_state_of_another_search_is_refused(tmp_path: Path, pretend_version: C
     with pytest.raises(tn.CheckpointError, match=r"was written by tn4nn .*, this is 0\.0\.1"):
         tn.search(X, error=1e-3, evaluations=3, state=path)
     path.write_bytes(b"no state")
-    with pytest.raises(tn.CheckpointError, match="is no state of a search"):
+    with pytest.raises(tn.CheckpointError, match="is not the state of a search"):
         tn.search(X, error=1e-3, evaluations=3, state=path)
 
 

@@ -132,12 +132,12 @@ def test_moments_follow_as_gradients_do() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda n, w: tn.grow(n, w, {"a9": 4}), tn.TopologyError, "'a9' is no bond of 'mpo'. Known: 'a0', 'a1'"),
+        (lambda n, w: tn.grow(n, w, {"a9": 4}), tn.TopologyError, "'a9' is not a bond of 'mpo'. Known: 'a0', 'a1'"),
         (lambda n, w: tn.grow(n, w, {"a0": 2}), tn.TopologyError, "bond 'a0' has size 3: expected one above, "
             "received 2; see tn.cut"),
         (lambda n, w: tn.cut(n, w, {"a0": 4}), tn.TopologyError, "expected one below, received 4; see tn.grow"),
         (lambda n, w: tn.cut(n, w, {"a0": 0}), tn.TopologyError, "bond 'a0'"),
-        (lambda n, w: tn.cut(n, {}, {"a0": 2}), tn.ShapeError, "core 'core0' has no weights"),
+        (lambda n, w: tn.cut(n, {}, {"a0": 2}), tn.ShapeError, "core 'core0' of shape ("),
         (lambda n, w: tn.cut(n, {k: a * 1j for k, a in w.items()}, {"a0": 2}), tn.ShapeError, "received complex"),
         (lambda n, w: AutoRank(params=0), tn.BudgetError, "must be at least 1"),
         (lambda n, w: AutoRank(params=9, share=1.5), tn.TN4NNError, "share and until must be from 0 to 1"),

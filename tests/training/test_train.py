@@ -388,7 +388,7 @@ def test_settings_have_the_defaults_of_train():
 
 
 def test_a_model_without_ranks_says_what_gives_them():
-    with pytest.raises(tn.TopologyError, match=r"layer '0' stands on a topology without ranks.*tn\.with_budget"):
+    with pytest.raises(tn.TopologyError, match=r"layer '0' has a topology without ranks.*tn\.with_budget"):
         tn.train(tn.Sequential(tn.Linear(tn.mpo((4, 4), (3, 1)))), DATA)
 
 

@@ -65,3 +65,14 @@ def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
             raise TN4NNError(f"{name} must be a whole number of at least {least}, received {value!r}")
+
+
+def only_one(given: Mapping[str, Any], what: str) -> str:
+    """The one key whose value is not None, or an error."""
+    asked = [name for name, value in given.items() if value is not None]
+    if len(asked) != 1:
+        raise TopologyError(
+            f"{what} takes exactly one of {', '.join(f'{name}=' for name in given)}, "
+            f"received {', '.join(asked) or 'none'}"
+        )
+    return asked[0]

@@ -1,9 +1,9 @@
 """One budget over the matrices of a trained model: each gets what it makes the most of.
 
 Every matrix has a curve, what it loses (a share of its squared norm, or of that of its outputs) by how many
-parameters it is given, and being left dense is its last point. Layers stand in series, so the product of what they
-keep is made large: small losses add up, and none is let go altogether. On the lower convex hulls of the curves (of
--ln of what is kept) the steepest piece is bought first.
+parameters it is given; its last point is the dense matrix. Layers act one after the other, so the product of what
+they keep is maximised: small losses add up, and no layer loses everything. On the lower convex hulls of the curves (of
+-ln of what is kept) the steepest segment is bought first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .._graph.rank_problem import rank_caps
 from .._graph.topology import Topology
 from .._graph.tree import tree_of
 from .fit import Fitter, checked_memory
-from .svd import singular_values, tails
+from .svd import root, singular_values, tails
 from .target import Target, target_of
 from .tree_svd import full_ranks, grown
 
@@ -39,11 +39,11 @@ def loss_curve(
     """(parameters, share of the squared norm that is lost), parameters ascending; the last point is W left dense.
 
     On a tree the loss is what the spectra at its bonds drop, at ranks grown by error per parameter. On other graphs it
-    would take a fit for each point; there the spectrum of W stands in, as if the topology were low rank.
+    would take a fit for each point; there the spectrum of W is used, as if the topology were low rank.
 
     Args:
         W: of shape (out_features, in_features).
-        topology: what W is to stand on.
+        topology: of the network that replaces W.
         inputs: as for `tn.decompose`: then the loss is that of the outputs.
         ordering: of the inputs.
 
@@ -86,8 +86,7 @@ def _tree_losses(fitter: Fitter, smallest: int, dense: int) -> dict[int, float]:
 def _low_rank_losses(target: Target, smallest: int, dense: int) -> dict[int, float]:
     weighed = target.w
     if target.covariance is not None:
-        values, vectors = np.linalg.eigh(target.covariance)
-        weighed = weighed @ (vectors * np.sqrt(np.maximum(values, 0)))
+        weighed = weighed @ root(target.covariance)
     dropped = tails(singular_values(weighed) ** 2)
     price = sum(target.w.shape)
     most = max(1, (dense - 1) // price)
@@ -96,7 +95,7 @@ def _low_rank_losses(target: Target, smallest: int, dense: int) -> dict[int, flo
 
 
 @dataclasses.dataclass(frozen=True)
-class _Piece:
+class _Segment:
     """A part of a curve's lower convex hull."""
 
     slope: float
@@ -128,17 +127,18 @@ def spread(curves: Mapping[str, Points], budget: int) -> dict[str, int]:
             smallest,
         )
     left = budget - smallest
-    pieces = [piece for name, points in curves.items() for piece in _pieces(name, points)]
-    for piece in sorted(pieces, key=lambda piece: piece.slope):  # stable, and hulls are convex: in order in each curve
-        taken = min(piece.length, left)
-        got[piece.name] += taken
+    segments = [segment for name, points in curves.items() for segment in _segments(name, points)]
+    # The sort is stable and hulls are convex: the segments of each curve stay in order.
+    for segment in sorted(segments, key=lambda segment: segment.slope):
+        taken = min(segment.length, left)
+        got[segment.name] += taken
         left -= taken
     return got
 
 
-def _pieces(name: str, points: Points) -> list[_Piece]:
+def _segments(name: str, points: Points) -> list[_Segment]:
     hull = _lower_hull([(params, -math.log(max(1 - loss, _LEAST_KEPT))) for params, loss in points])
-    return [_Piece((b[1] - a[1]) / (b[0] - a[0]), name, b[0] - a[0]) for a, b in itertools.pairwise(hull)]
+    return [_Segment((b[1] - a[1]) / (b[0] - a[0]), name, b[0] - a[0]) for a, b in itertools.pairwise(hull)]
 
 
 def _lower_hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

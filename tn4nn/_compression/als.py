@@ -1,4 +1,4 @@
-"""Alternating least squares: the best core with all others held, one after another, on any graph.
+"""Alternating least squares: the best core with all others fixed, one after another, on any graph.
 
 For one core the error is quadratic: its legs that other tensors hold too (bonds, and input legs where inputs are
 weighed) are the unknowns of normal equations N G = R, open legs on several cores make one system for each of
@@ -105,7 +105,7 @@ class Als:
 
     Args:
         target: what is fitted; with a covariance, the error is that of the outputs.
-        network: its ranks are kept.
+        network: its ranks do not change.
     """
 
     def __init__(self, target: Target, network: Network) -> None:
@@ -182,10 +182,10 @@ class Als:
             path = greedy_path(tensors, output, self.sizes)
         elif tensors:
             path = find_paths(tensors, output, self.sizes)[0]
-        held = Counter(leg for legs in tensors for leg in legs)
+        counts = Counter(leg for legs in tensors for leg in legs)
         program = None
-        # Programs know no leg that stands on one tensor alone and is summed, nor one that stands on none.
-        plain = set(output) <= set(held) and all(n > 1 or leg in output for leg, n in held.items())
+        # Programs cannot sum a leg of one tensor alone, nor make a leg that is on no tensor.
+        plain = set(output) <= set(counts) and all(n > 1 or leg in output for leg, n in counts.items())
         if tensors and plain and path_macs(tensors, output, self.sizes, path) <= _QUICK:
             shape = tuple(self.sizes[leg] for leg in output)
             program = lower(tensors, output, self.sizes, path, names=arrays, output_shape=shape)
@@ -200,8 +200,8 @@ class Als:
         most = 0
         for update in self.updates:
             for job in (update.normal, update.right):
-                made = legs_along(job.tensors, job.output, job.path)
-                most = max([most, *(3 * self.size(legs) for legs in made)])
+                intermediates = legs_along(job.tensors, job.output, job.path)
+                most = max([most, *(3 * self.size(legs) for legs in intermediates)])
         item = self.fixed[":target"].itemsize
         return item * (most + sum(array.size for array in self.fixed.values()))
 
@@ -279,7 +279,7 @@ class Als:
         error is below `enough`."""
         most = int(min(_SWEEPS[1], max(_SWEEPS[0], _WORK // max(1, self.macs)))) if sweeps is None else sweeps
         tried = [self._go_on(self._sized(start), _SWEEPS[0] // 2, 0.0, enough) for start in starts]
-        weights, lost = min(tried, key=lambda made: made[1])
+        weights, lost = min(tried, key=lambda fit: fit[1])
         return self._go_on(weights, most, lost, enough)[0]
 
     def _sized(self, start: Mapping[str, Array]) -> dict[str, Array]:
@@ -316,7 +316,7 @@ def _balanced(weights: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _metric(network: Network, covariance: Array, legs: Legs) -> Array:
-    """The covariance over input legs and their primes; of kept legs the diagonal, or its mean."""
+    """The covariance over input legs and their primes; of batch legs the diagonal, or its mean."""
     ins = network.topology.inputs
     number = {leg: i for i, leg in enumerate(ins)} | {primed(leg): len(ins) + i for i, leg in enumerate(ins)}
     second = [number[leg if leg in network.topology.kept else primed(leg)] for leg in ins]

@@ -39,10 +39,10 @@ M = TypeVar("M")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a layer is to stand on; give at most one of `rank`, `params` and `error`, and none where a budget is shared.
+    """What a layer is converted to. Give at most one of `rank`, `params` and `error`, and none to share a budget.
 
     Attributes:
-        topology: a name out of `tn.catalogue()`, a Topology, or a Network, whose ranks are kept.
+        topology: a name out of `tn.catalogue()`, a Topology, or a Network with its ranks.
         sites: of a topology by name; see `tn.build`.
         pairing: of a topology by name; see `tn.build`.
         options: of a topology by name, e.g. {"grid": (2, 3)}.
@@ -83,17 +83,17 @@ class Rule:
         """The topology or network for a matrix of this size."""
         if isinstance(self.topology, str):
             pairing: Any = self.pairing
-            made: Topology | Network = build(
+            onto: Topology | Network = build(
                 self.topology, in_features, out_features, sites=self.sites, pairing=pairing, **self.options
             )
         else:
-            made = self.topology
-        found = (made.in_features, made.out_features)
+            onto = self.topology
+        found = (onto.in_features, onto.out_features)
         if found != (in_features, out_features):
             raise ShapeError(
                 f"the rule's topology is {found[0]} -> {found[1]}, the layer is {in_features} -> {out_features}"
             )
-        return made.with_rank(1) if isinstance(made, Topology) and not made.bonds else made
+        return onto.with_rank(1) if isinstance(onto, Topology) and not onto.bonds else onto
 
 
 Given = str | Topology | Network | Rule | Mapping[str, Any]
@@ -111,7 +111,7 @@ def rule_of(given: object) -> Rule | None:
         known = [field.name for field in dataclasses.fields(Rule)]
         for word in given:
             if word not in known:
-                raise TN4NNError(f"{word!r} is no setting of a rule." + nearest(str(word), known))
+                raise TN4NNError(f"{word!r} is not a setting of a rule." + nearest(str(word), known))
         if "topology" not in given:
             raise TN4NNError(f"a rule says onto what: {dict(given)!r} lacks 'topology'")
         return Rule(**given)
@@ -136,8 +136,8 @@ class Weight:
         gathers: whether inputs are numbers of rows, as an embedding's.
         ordered: whether an ordering of the inputs makes sense.
         matrix: gives W, of shape (out_features, in_features), in float32 or float64.
-        rule: what it is to stand on, None where it is left.
-        reason: why it is left.
+        rule: what it is converted to, None where it stays.
+        reason: why it stays.
     """
 
     kind: str
@@ -190,7 +190,7 @@ def assign(
     Args:
         weights: all there are.
         rules: what `parsed` gave; the first pattern that matches a name holds.
-        others: name -> kind of everything that is no such weight.
+        others: name -> kind of every layer that cannot be converted.
         can: the kinds that can be converted, for errors.
         head: the weight that only its name in full reaches.
 
@@ -223,13 +223,13 @@ def _check_patterns(
     for pattern, rule in rules.items():
         if fnmatch.filter(layers, pattern):
             continue
-        strangers = fnmatch.filter(others, pattern)
-        if strangers and rule is None:
+        inconvertible = fnmatch.filter(others, pattern)
+        if inconvertible and rule is None:
             continue
-        if strangers:
+        if inconvertible:
             raise TN4NNError(
-                f"rule {pattern!r} matches no layer that can be converted: {strangers[0] or 'the model'!r} is a "
-                f"{others[strangers[0]]}. {can} can"
+                f"rule {pattern!r} matches no layer that can be converted: {inconvertible[0] or 'the model'!r} is a "
+                f"{others[inconvertible[0]]}. {can} can"
             )
         raise TN4NNError(f"rule {pattern!r} matches no layer of this model." + nearest(pattern, layers))
 
@@ -238,7 +238,7 @@ def _check_patterns(
 
 
 class Seen:
-    """The mean of x x^T over the rows x that meet a matrix, gathered piece by piece."""
+    """The mean of x x^T over the rows x that meet a matrix, summed up batch by batch."""
 
     def __init__(self) -> None:
         self.total: Array | None = None
@@ -268,15 +268,15 @@ class Row:
         name: of the layer; of all layers that hold the weight, where it is shared.
         kind: of the layer, e.g. "Linear" or "Conv2d".
         shape: of the weight.
-        topology: what it is put on, "" where it is left.
+        topology: of its network, "" where it stays.
         before: parameters of the weight.
         after: parameters of the network.
-        macs_before: multiply-adds for `batch` rows (of a convolution: places), forward.
+        macs_before: multiply-adds for `batch` rows (of a convolution: positions), forward.
         macs_after: the same of the network.
         time: predicted time of a forward pass of that batch, over that of the dense layer by the same cost model.
-        error: ||W - W'|| / ||W||; None where it is left.
+        error: ||W - W'|| / ||W||; None where it stays.
         output_error: of the outputs on the calibration inputs, None without them.
-        converted: whether a network takes its place.
+        converted: whether a network replaces it.
         reason: why not.
     """
 
@@ -424,8 +424,8 @@ def conversion(
     total = _checked_total(budget, chosen)
     results = _decomposed(chosen, seen, total, seed)
     rows = [_row(one, results.get(id(one)), pricing) for one in weights]
-    made = [(one, results[id(one)]) for one, row in zip(weights, rows, strict=True) if row.converted]
-    return ConversionPlan(tuple(rows), pricing.batch, total, lambda: make(made))
+    converted = [(one, results[id(one)]) for one, row in zip(weights, rows, strict=True) if row.converted]
+    return ConversionPlan(tuple(rows), pricing.batch, total, lambda: make(converted))
 
 
 def _checked_total(budget: float | None, chosen: Sequence[Weight]) -> int | None:
@@ -579,7 +579,7 @@ def _row(one: Weight, result: Decomposition | None, pricing: Pricing) -> Row:
 def transposed(network: Network) -> Network:
     """The network of W^T: the same cores, inputs and outputs exchanged."""
     t = network.topology
-    turned = dataclasses.replace(
+    exchanged = dataclasses.replace(
         t, inputs=t.outputs, outputs=t.inputs, in_features=t.out_features, out_features=t.in_features
     )
-    return Network(turned, network.ranks)
+    return Network(exchanged, network.ranks)

@@ -31,7 +31,7 @@ _NULL_SWEEPS = 12
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decomposition:
-    """A network in the place of a matrix, and what was lost; printing it is the report.
+    """A network that replaces a matrix, and what was lost; printing it is the report.
 
     Attributes:
         network: the topology with the ranks that were found or given.
@@ -145,7 +145,7 @@ def decompose(
 
     Args:
         W: of shape (out_features, in_features), real or complex, of any dtype. It is copied.
-        onto: a Network, whose ranks are kept; or a Topology, and exactly one of the next three.
+        onto: a Network, whose ranks are used; or a Topology, and exactly one of the next three.
         rank: of every bond, lowered to its largest useful value.
         params: parameters, never more. On a tree the ranks are chosen by error per parameter, elsewhere as by
             `Topology.with_budget`.
@@ -155,7 +155,7 @@ def decompose(
             Least squares stop near 3e-8, so there a smaller error than 1e-7, 0 too, is taken for that.
         method: "auto", "svd" (trees only) or "als" (any graph; on a tree it goes on from "svd").
         inputs: a calibration batch of shape (rows, in_features), or its covariance E[x x^T] (square and symmetric):
-            the error of the outputs is made small instead of that of W.
+            then the error of the outputs is minimised, not that of W.
         ordering: how the inputs are laid out before they are split into modes, as for `tn.Linear`.
         seed: of random starts.
         dtype: of the weights; by default "float32", or "complex64" for a complex W or complex inputs.
@@ -166,7 +166,7 @@ def decompose(
         ShapeError: W does not have the shape of the topology, or holds no numbers.
         DataError: NaN or infinite entries, W zero everywhere, numbers out of range.
         TopologyError: not exactly one of rank=, params=, error=; an unknown method, or "svd" on a graph with loops.
-        TN4NNError: a seed that is no whole number.
+        TN4NNError: a seed that is not a whole number.
         BudgetError: parameters that no ranks can meet, an error that was not reached, or too little memory.
 
     Example:
@@ -207,15 +207,15 @@ def _checked_dtype(dtype: str | None, target: Target) -> str:
 def _narrowed(weights: Mapping[str, Array], kind: str) -> dict[str, Array]:
     """Weights in the dtype in which they are given back."""
     with np.errstate(over="ignore"):
-        made = {name: np.ascontiguousarray(a, dtype=kind) for name, a in weights.items()}
-    for name, a in made.items():
+        narrowed = {name: np.ascontiguousarray(a, dtype=kind) for name, a in weights.items()}
+    for name, a in narrowed.items():
         if not np.isfinite(a).all() or (weights[name].any() and not a.any()):
             wide = "complex128" if kind.startswith("c") else "float64"
             raise DataError(
                 f"core {name!r} of this W is out of the range of {kind}, with entries up to "
                 f"{float(np.abs(weights[name]).max()):.3g}: scale W, or take dtype={wide!r}"
             )
-    return made
+    return narrowed
 
 
 def _random_error(fitter: Fitter, network: Network) -> float:

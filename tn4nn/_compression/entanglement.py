@@ -15,7 +15,7 @@ from .._base.checks import nearest
 from .._base.errors import BudgetError, DataError, ShapeError, TopologyError
 from .._base.seeds import rng_for
 from .._drawing.charts import draw_entropies
-from .._graph.contract import contract
+from .._graph.contract import contract, sizes_of
 from .._graph.min_cut import min_cut
 from .._graph.network import Network
 from .._graph.ordering import Ordering, ordering_of
@@ -24,7 +24,7 @@ from .._graph.topology import holders_of
 from .._graph.tree import tree_of
 from .gauge import canonicalise, wide
 from .ranks import schmidt_values
-from .svd import singular_values
+from .svd import root, singular_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ Weights = Mapping[str, NDArray[Any]]
 CutName = str | int | Sequence[str] | Sequence[int]
 
 _LARGEST = 2**13  # product of the legs of a cut up to which reduced matrices are formed
-_DENSE = 2**24  # entries of W that may be formed where kept legs leave no other way
+_DENSE = 2**24  # entries of W that may be formed where there are batch legs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,8 +226,8 @@ def _sides(
             cuts = "bonds"
         else:
             raise TopologyError(
-                f"{len(ins)} input and {len(outs)} output modes are no chain of two or more site pairs: name the cuts, "
-                "e.g. cuts=['x0']"
+                f"{len(ins)} input and {len(outs)} output modes are not a chain of two or more site pairs: name the "
+                "cuts, e.g. cuts=['x0']"
             )
     if cuts == "bonds":
         if not bonds:
@@ -251,7 +251,9 @@ def _side(cut: CutName, ins: Legs, outs: Legs, bonds: Mapping[str, Legs]) -> tup
         elif item in ins or item in outs:
             legs.add(item)
         else:
-            raise TopologyError(f"cut {cut!r}: {item!r} is no open leg." + nearest(str(item), (*ins, *outs, *bonds)))
+            raise TopologyError(
+                f"cut {cut!r}: {item!r} is not an open leg." + nearest(str(item), (*ins, *outs, *bonds))
+            )
     every = tuple(dict.fromkeys((*outs, *ins)))
     inside = tuple(leg for leg in every if leg in legs)
     if not 0 < len(inside) < len(every):
@@ -267,14 +269,14 @@ def _of_network(network: Network, weights: Weights, cuts: str | Sequence[CutName
     t = network.topology
     cores = {name: checked_array(weights[name], f"core {name!r}", len(shape)) for name, shape in network.shapes.items()}
     if t.kept:
-        return _of_kept(network, cores, cuts)
+        return _of_formed(network, cores, cuts)
     ends = _bonds_of_tree(network)
     sides = _sides(cuts, tuple(t.inputs), tuple(t.outputs), {bond: legs for bond, (legs, _) in ends.items()})
-    tensors, arrays = _pieces(network, cores)
+    tensors, arrays = _with_single_ends(network, cores)
     found = []
     for name, inside in sides:
-        bound, part = min_cut(tensors, _sizes(tensors, arrays), inside)
-        bond = next((b for b, (legs, _) in ends.items() if _same_cut(legs, inside, t.modes)), None)
+        bound, part = min_cut(tensors, sizes_of(tensors, arrays), inside)
+        bond = next((b for b, (legs, _) in ends.items() if _same_bipartition(legs, inside, t.modes)), None)
         if bond is None:
             spectrum = _reduced(tensors, arrays, part, inside)
         else:
@@ -285,12 +287,12 @@ def _of_network(network: Network, weights: Weights, cuts: str | Sequence[CutName
     return found
 
 
-def _of_kept(network: Network, cores: Weights, cuts: Any) -> list[Cut]:
-    """A kept leg is an input and an output mode of W: it is formed, and the input is called `leg:in`."""
+def _of_formed(network: Network, cores: Weights, cuts: Any) -> list[Cut]:
+    """W is formed: a batch leg is an input and an output mode of it. The input is called `leg:in`."""
     t = network.topology
     if network.dense_params > _DENSE:
         raise BudgetError(
-            f"{t.name!r} has kept legs, for which W is formed, and its {network.dense_params:,} entries are more than "
+            f"{t.name!r} has batch legs, for which W is formed, and its {network.dense_params:,} entries are more than "
             f"{_DENSE:,}",
             network.dense_params,
         )
@@ -307,7 +309,7 @@ def _bonds_of_tree(network: Network) -> dict[str, tuple[Legs, str]]:
     return {edge.bonds[0]: (edge.inner, network.topology.cores[edge.core].name) for edge in tree.edges}
 
 
-def _same_cut(one: Legs, other: Legs, modes: Mapping[str, int]) -> bool:
+def _same_bipartition(one: Legs, other: Legs, modes: Mapping[str, int]) -> bool:
     """Whether two sides part the legs alike; legs of size 1 do not count."""
     left, right, every = ({leg for leg in legs if modes[leg] > 1} for legs in (one, other, tuple(modes)))
     return left in (right, every - right)
@@ -321,8 +323,8 @@ def _at_bond(network: Network, cores: Weights, bond: str, core: str) -> Array:
     return singular_values(front.reshape(front.shape[0], -1))
 
 
-def _pieces(network: Network, cores: Weights) -> tuple[list[Legs], list[Array]]:
-    """The cores with every open leg on one tensor: where it stood on several, an identity opens it."""
+def _with_single_ends(network: Network, cores: Weights) -> tuple[list[Legs], list[Array]]:
+    """The cores with every open leg on one tensor: where it is on several, an identity joins it to them."""
     t = network.topology
     spread = [leg for leg in t.modes if len(t.holders[leg]) > 1]
     tensors = [tuple(f"{leg}:" if leg in spread else leg for leg in core.legs) for core in t.cores]
@@ -332,17 +334,13 @@ def _pieces(network: Network, cores: Weights) -> tuple[list[Legs], list[Array]]:
     ]
 
 
-def _sizes(tensors: Sequence[Legs], arrays: Sequence[Array]) -> dict[str, int]:
-    return {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
-
-
 def _reduced(tensors: Sequence[Legs], arrays: Sequence[Array], part: Collection[int], inside: Legs) -> Array:
     """The spectrum across a cut from the reduced matrices of both sides over the legs that cross it.
 
     W = A B^T over the crossing legs; the squares of its singular values are the eigenvalues of
     (A^H A)(B^T conj(B)).
     """
-    sizes = _sizes(tensors, arrays)
+    sizes = sizes_of(tensors, arrays)
     crossing = tuple(leg for leg, cores in holders_of(tensors).items() if _crosses(leg, cores, part, inside))
     width = math.prod(sizes[leg] for leg in crossing)
     if width > _LARGEST:
@@ -352,7 +350,7 @@ def _reduced(tensors: Sequence[Legs], arrays: Sequence[Array], part: Collection[
             width,
         )
     sides = [[i for i in range(len(tensors)) if (i in part) is within] for within in (True, False)]
-    roots = [_root(tensors, arrays, side, crossing, sizes) for side in sides]
+    roots = [_side_root(tensors, arrays, side, crossing, sizes) for side in sides]
     return singular_values(roots[0].conj().T @ roots[1].conj())
 
 
@@ -363,7 +361,7 @@ def _crosses(leg: str, cores: Sequence[int], part: Collection[int], inside: Legs
     return len(ends) > 1
 
 
-def _root(
+def _side_root(
     tensors: Sequence[Legs], arrays: Sequence[Array], side: Sequence[int], crossing: Legs, sizes: Mapping[str, int]
 ) -> Array:
     """L with L L^H = M^H M, for M the tensors of one side as a matrix from the crossing legs to its open legs."""
@@ -380,8 +378,7 @@ def _root(
     values = [*(arrays[i] for i in side), *(arrays[i].conj() for i in side), *(np.eye(sizes[leg]) for leg in bare)]
     gram = contract(network, values, (*twin(crossing), *crossing)) if network else np.ones(())
     width = math.prod(sizes[leg] for leg in crossing)
-    eigenvalues, vectors = np.linalg.eigh(gram.reshape(width, width))
-    return np.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)))
+    return root(gram.reshape(width, width))
 
 
 def bond_shares(network: Network, weights: Weights) -> dict[str, float]:
@@ -430,10 +427,10 @@ def entanglement_nulls(
             raise TopologyError("entanglement_nulls takes a Network with its weights")
         W.check(weights)
         given = wide(weights)
-        made = {"init": wide(W.init(seed))}
-        made["shuffled"] = {n: rng.permutation(a.reshape(-1)).reshape(a.shape) for n, a in given.items()}
-        made["random"] = {n: _normal_like(a, rng) for n, a in given.items()}
-        return {name: entanglement(W, cores, **options) for name, cores in made.items()}
+        nulls = {"init": wide(W.init(seed))}
+        nulls["shuffled"] = {n: rng.permutation(a.reshape(-1)).reshape(a.shape) for n, a in given.items()}
+        nulls["random"] = {n: _normal_like(a, rng) for n, a in given.items()}
+        return {name: entanglement(W, cores, **options) for name, cores in nulls.items()}
     w = checked_array(W, "W", 2)
     shuffled = rng.permutation(w.reshape(-1)).reshape(w.shape)
     return {

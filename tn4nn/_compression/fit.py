@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from .._base.arrays import Array
-from .._base.checks import nearest
+from .._base.checks import nearest, only_one
 from .._base.errors import BudgetError, TopologyError
 from .._base.seeds import rng_for
 from .._graph.budget import checked_budget
@@ -28,7 +28,7 @@ from .target import Target
 from .tree_svd import Tails, energies_of, first_svd, full_ranks, grown, shrunk, sweep
 
 METHODS = ("auto", "svd", "als")
-_REMEMBERED = 8  # covariances whose eigenvectors are kept
+_REMEMBERED = 8  # covariances whose eigenvectors are stored
 _RANDOM_STARTS = 2
 _COPIES = 6  # of W that a sweep has at once, at the most
 _EXACT = 1e-7  # least squares stop at about a third of it
@@ -154,14 +154,14 @@ class Fitter:
 
     def fit(self, network: Network, sweeps: int | None = None) -> dict[str, Array]:
         """Weights at the ranks of a network."""
-        made = None if self.tree is None else self._swept(self.tensor, network)
+        swept = None if self.tree is None else self._swept(self.tensor, network)
         if self.method == "svd":
-            assert made is not None
-            return made if self.whitener is None else _unwhitened(network, made, self.corner, self.whitener)
+            assert swept is not None
+            return swept if self.whitener is None else _unwhitened(network, swept, self.corner, self.whitener)
         als = Als(self.target, network)
         self.require(als.bytes)
-        starts = list(self._starts(network)) if made is None else [made]
-        if made is None and self.target.covariance is not None:  # what fits W is a good start, and cheap to find
+        starts = list(self._starts(network)) if swept is None else [swept]
+        if swept is None and self.target.covariance is not None:  # what fits W is a good start, and cheap to find
             starts = [Als(dataclasses.replace(self.target, covariance=None), network).run(starts, sweeps)]
         found = als.run(starts, sweeps)
         return found if sweeps is not None else refined(als, found, self.memory)
@@ -179,30 +179,30 @@ class Fitter:
     def swept_error(self, network: Network) -> float:
         """The error of the sweep of a tree at these ranks, before any least squares."""
         assert self.tree is not None
-        made = self._swept(self._seen, network)
+        swept = self._swept(self._seen, network)
         root = self.tree.topology.cores[self.tree.root].name
-        return -float(np.linalg.norm(made[root]))  # all others are isometries: what is kept, so what is lost
+        return -float(np.linalg.norm(swept[root]))  # all others are isometries: what is kept, so what is lost
 
     def lost_at_edges(self, network: Network) -> list[tuple[tuple[str, ...], float]]:
         """The bonds of each edge of the tree, and what W loses there alone, relative; nothing where there is no tree,
-        or where it is the outputs whose loss is made small."""
+        or where the error of the outputs is minimised."""
         if self.tree is None or self.target.covariance is not None:
             return []
         whole = float(np.linalg.norm(self.target.w)) ** 2
-        outside = max(0.0, whole - float(np.linalg.norm(self.tensor)) ** 2)  # what a kept leg cuts away of W
+        outside = max(0.0, whole - float(np.linalg.norm(self.tensor)) ** 2)  # outside of the blocks of a batch leg
         found = lost_at_edges(self.tree, self.tails, network, whole)
         return [*found, ((), math.sqrt(outside / whole))] if outside > 1e-12 * whole else found
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What else to tell of the fit."""
+        """What else there is to say of the fit."""
         t = self.target.topology
         if t.is_padded:
             return (f"W is filled up with zeros from {t.out_features} x {t.in_features} to the modes",)
         return ()
 
     def error_of(self, network: Network, weights: Mapping[str, Array]) -> float:
-        """What is made small: the error of the outputs where inputs are given, else of W."""
+        """What is minimised: the error of the outputs where inputs are given, else of W."""
         fitted = network.to_dense(weights)
         found = self.target.output_error(fitted)
         return self.target.error(fitted) if found is None else found
@@ -216,7 +216,7 @@ def lost_at_edges(tree: Tree, dropped: Tails, network: Network, whole: float) ->
 
 
 def _corner(topology: Topology) -> Core | None:
-    """The one core that all input legs stand on, and nothing but it: there whitening is exact."""
+    """The one core that holds all input legs, where there is one: there whitening is exact."""
     holders = topology.holders
     cores = {i for leg in topology.inputs for i in holders[leg]}
     if topology.kept or len(cores) != 1 or any(len(holders[leg]) != 1 for leg in topology.inputs):
@@ -245,13 +245,13 @@ def _tree_within(network: Network) -> Tree | None:
     if any(len(holders[bond]) != 2 for bond in t.bonds):
         return None
     part = list(range(len(t.cores)))
-    kept: set[str] = set()
+    branches: set[str] = set()
     for bond in sorted(t.bonds, key=lambda b: -network.ranks[b]):
         a, b = (part[i] for i in holders[bond])
         if a != b:
-            kept.add(bond)
+            branches.add(bond)
             part = [a if p == b else p for p in part]
-    legs = [tuple(leg for leg in core.legs if leg in t.modes or leg in kept) for core in t.cores]
+    legs = [tuple(leg for leg in core.legs if leg in t.modes or leg in branches) for core in t.cores]
     if not all(legs):
         return None
     cores = tuple(Core(core.name, left) for core, left in zip(t.cores, legs, strict=True))
@@ -260,14 +260,14 @@ def _tree_within(network: Network) -> Tree | None:
 
 def _embedded(network: Network, within: Topology, weights: Mapping[str, Array]) -> dict[str, Array]:
     """Cores of a tree inside the larger cores of the graph: at the first value of every other bond, beside noise."""
-    made = {}
+    cores = {}
     for core, small in zip(network.topology.cores, within.cores, strict=True):
         part = weights[core.name]
         noise = rng_for(0, "embed", core.name).standard_normal(network.shapes[core.name])
         array = (noise * (_NOISE * np.abs(part).std())).astype(part.dtype)
         array[tuple(slice(None) if leg in small.legs else 0 for leg in core.legs)] = part
-        made[core.name] = array
-    return made
+        cores[core.name] = array
+    return cores
 
 
 # -- which ranks ------------------------------------------------------------------------------------------------
@@ -288,13 +288,11 @@ class Asked:
         if isinstance(self.onto, Network):
             if asked:
                 raise TopologyError(f"a Network has its ranks: leave {asked[0]}= away, or give its topology")
-        elif len(asked) > 1 or (not asked and self.onto.bonds):
-            raise TopologyError(
-                f"decompose takes exactly one of rank=, params=, error=, received {', '.join(asked) or 'none'}"
-            )
+        elif asked or self.onto.bonds:
+            only_one(given, "decompose")
 
     def answer(self, fitter: Fits) -> tuple[Network, dict[str, Array], tuple[str, ...]]:
-        """The network, its weights, and what to tell about the choice."""
+        """The network, its weights, and notes on the choice."""
         if isinstance(self.onto, Network):
             return self.onto, fitter.fit(self.onto), ()
         if self.error is not None:
@@ -326,18 +324,18 @@ def _within_error(fitter: Fits, topology: Topology, error: float) -> tuple[Netwo
     """The smallest of the networks tried whose error is at most `error`."""
     tried: list[tuple[float, int]] = []
 
-    def kept(network: Network) -> dict[str, Array] | None:
+    def accepted(network: Network) -> dict[str, Array] | None:
         weights = fitter.fit(network)
         tried.append((fitter.error_of(network, weights), network.num_params))
         return weights if tried[-1][0] <= (error + 1e-12 if fitter.tree is not None else max(error, _EXACT)) else None
 
     if fitter.tree is not None or not topology.bonds:
         for network in _by_spectra(fitter, topology, error):
-            weights = kept(network)
+            weights = accepted(network)
             if weights is not None:
                 return network, weights
     else:
-        found = _by_halves(topology, kept)
+        found = _by_halves(topology, accepted)
         if found is not None:
             return found
     best, params = min(tried)
@@ -362,10 +360,10 @@ def _by_spectra(fitter: Fits, topology: Topology, error: float) -> Iterator[Netw
 
 
 def _by_halves(
-    topology: Topology, kept: Callable[[Network], dict[str, Array] | None]
+    topology: Topology, accepted: Callable[[Network], dict[str, Array] | None]
 ) -> tuple[Network, dict[str, Array]] | None:
-    """On other graphs: budgets twice as large each time until the error is kept, then halves of what lies between. None
-    where a network of more than twice the parameters of W does not keep it."""
+    """On other graphs: budgets are doubled until a network is accepted, then bisected. None where one that has more
+    than twice the parameters of W is not accepted."""
     largest = Network(topology, rank_caps(topology))
     enough = 2 * topology.in_features * topology.out_features
 
@@ -373,7 +371,7 @@ def _by_halves(
         return largest if budget >= largest.num_params else topology.with_budget(params=budget)
 
     network = topology.with_rank(1)
-    weights, below = kept(network), network.num_params
+    weights, below = accepted(network), network.num_params
     budget = below
     while weights is None:
         if network == largest or budget >= enough:
@@ -381,13 +379,13 @@ def _by_halves(
         below, budget = budget, 2 * budget
         larger = within(budget)
         if larger != network:
-            network, weights = larger, kept(larger)
+            network, weights = larger, accepted(larger)
     while network.num_params - below > max(1, _NEAR * network.num_params):
         middle = (below + network.num_params) // 2
         smaller = within(middle)
-        made = kept(smaller) if smaller.num_params > below else None
-        if made is None:
+        fitted = accepted(smaller) if smaller.num_params > below else None
+        if fitted is None:
             below = middle
         else:
-            network, weights = smaller, made
+            network, weights = smaller, fitted
     return network, weights

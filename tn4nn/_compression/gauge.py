@@ -1,6 +1,6 @@
 """Gauge freedom: weights that differ, and whose W does not.
 
-On a bond an invertible matrix can stand beside its inverse. On a tree it makes all cores but one isometries
+On a bond a matrix and its inverse can be put in. On a tree such a change makes all cores but one isometries
 (canonical form), and then that core alone knows the norm and what can be dropped; on any graph, single values of
 a bond can be scaled on one core and back on another.
 """
@@ -33,9 +33,9 @@ def wide(weights: Weights) -> dict[str, Array]:
     return {n: np.array(a, dtype=np.complex128 if np.iscomplexobj(a) else np.float64) for n, a in weights.items()}
 
 
-def narrow(made: Weights, like: Weights) -> dict[str, NDArray[Any]]:
+def narrow(weights: Weights, like: Weights) -> dict[str, NDArray[Any]]:
     """Contiguous arrays in the dtypes of the weights that they were made from."""
-    return {name: np.ascontiguousarray(made[name], dtype=np.asarray(a).dtype) for name, a in like.items()}
+    return {name: np.ascontiguousarray(weights[name], dtype=np.asarray(a).dtype) for name, a in like.items()}
 
 
 def plain_tree(network: Network, root: str | None, what: str) -> Tree:
@@ -43,7 +43,7 @@ def plain_tree(network: Network, root: str | None, what: str) -> Tree:
     t = network.topology
     names = [core.name for core in t.cores]
     if root is not None and root not in names:
-        raise TopologyError(f"{root!r} is no core of {t.name!r}." + nearest(root, names))
+        raise TopologyError(f"{root!r} is not a core of {t.name!r}." + nearest(root, names))
     tree = tree_of(t, None if root is None else names.index(root))
     if tree is None or not tree.is_plain:
         raise TopologyError(
@@ -77,17 +77,17 @@ def canonicalise(network: Network, weights: Weights, center: str | None = None) 
     """
     network.check(weights)
     tree = plain_tree(network, center, "a canonical form")
-    made = wide(weights)
+    cores = wide(weights)
     for edge in tree.edges:
         core, parent = (network.topology.cores[i] for i in (edge.core, edge.parent))
-        made[core.name], made[parent.name] = moved(
-            made[core.name], core.legs, made[parent.name], parent.legs, edge.bonds[0]
+        cores[core.name], cores[parent.name] = _as_isometry(
+            cores[core.name], core.legs, cores[parent.name], parent.legs, edge.bonds[0]
         )
-    return narrow(made, weights)
+    return narrow(cores, weights)
 
 
-def moved(core: Array, legs: Legs, parent: Array, parent_legs: Legs, bond: str) -> tuple[Array, Array]:
-    """A core as an isometry towards a bond, and the parent with the rest; shapes are kept."""
+def _as_isometry(core: Array, legs: Legs, parent: Array, parent_legs: Legs, bond: str) -> tuple[Array, Array]:
+    """A core as an isometry towards a bond, and the parent times the rest, both in their old shapes."""
     axis, other = legs.index(bond), parent_legs.index(bond)
     front = np.moveaxis(core, axis, -1)
     q, r = np.linalg.qr(front.reshape(-1, front.shape[-1]))
@@ -118,8 +118,8 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
         (4.0, 4.0)
     """
     network.check(weights)
-    made, cores = wide(weights), network.topology.cores
-    squares = {name: np.real(array * array.conj()) for name, array in made.items()}
+    balanced, cores = wide(weights), network.topology.cores
+    squares = {name: np.real(array * array.conj()) for name, array in balanced.items()}
     holders = network.topology.holders
     places = {bond: [(cores[i].name, cores[i].legs.index(bond)) for i in holders[bond]] for bond in network.ranks}
     scales = {bond: [np.ones(size)] * len(places[bond]) for bond, size in network.ranks.items()}
@@ -131,8 +131,8 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
             scales[bond] = [old * new for old, new in zip(scales[bond], found, strict=True)]
     for bond, where in places.items():
         for (name, axis), scale in zip(where, scales[bond], strict=True):
-            made[name] = made[name] * _along(scale, axis, made[name].ndim)
-    return narrow(made, weights)
+            balanced[name] = balanced[name] * _along(scale, axis, balanced[name].ndim)
+    return narrow(balanced, weights)
 
 
 def _balanced(norms: list[Array]) -> list[Array]:

@@ -23,6 +23,7 @@ from .._graph.network import Network
 from .._graph.topology import Topology
 from .._graph.tree import tree_of
 from .gauge import narrow, wide
+from .svd import root
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -148,7 +149,7 @@ def _sizes(network: Network, ranks: Mapping[str, int], *, larger: bool) -> dict[
     for bond, size in ranks.items():
         if bond not in network.ranks:
             raise TopologyError(
-                f"{bond!r} is no bond of {network.topology.name!r}." + nearest(str(bond), network.ranks)
+                f"{bond!r} is not a bond of {network.topology.name!r}." + nearest(str(bond), network.ranks)
             )
         old, new = network.ranks[bond], checked_size(size, f"bond {bond!r}")
         if new != old and (new > old) != larger:
@@ -230,7 +231,8 @@ class _Bond:
         if len(self.ends) == 2:
             tree = tree_of(topology)
             part = _Sides(topology, weights, tree is not None and tree.is_plain)
-            x, y = (_root(part.gram(core, bond)) for core in topology.holders[bond])
+            grams = [part.gram(core, bond) for core in topology.holders[bond]]
+            x, y = (root((gram + gram.T) / 2) for gram in grams)
             u, self.values, vt = np.linalg.svd(x.T @ y)
             self.sides = (y @ vt.T, x @ u)
             self.order = np.arange(len(self.values))
@@ -255,12 +257,6 @@ class _Bond:
 
 def _front(array: Array, axis: int) -> Array:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-
-
-def _root(gram: Array) -> Array:
-    """X with X X^T = gram."""
-    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 class _Sides:

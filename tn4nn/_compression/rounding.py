@@ -1,4 +1,4 @@
-"""Rounding: smaller ranks for a network that is there, without ever forming its matrix."""
+"""Rounding: smaller ranks for a given network, without ever forming its matrix."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def rounded(
     rounder = _Rounder(network, wide(weights))
     if rank is not None:
         rank = min(rank, max(network.ranks.values(), default=1))
-    made, cores, _ = Asked(network.topology, rank, params, error).answer(rounder)
+    smaller, cores, _ = Asked(network.topology, rank, params, error).answer(rounder)
     kind = np.result_type(*(np.asarray(array).dtype for array in weights.values()))
-    lost = lost_at_edges(rounder.tree, rounder.tails, made, rounder.tails.total)
+    lost = lost_at_edges(rounder.tree, rounder.tails, smaller, rounder.tails.total)
     every = [e for _, e in lost]
     return Decomposition(
-        network=made,
-        weights={name: np.ascontiguousarray(a, dtype=kind) for name, a in balance(made, cores).items()},
-        error=rounder.error_of(made, cores),
+        network=smaller,
+        weights={name: np.ascontiguousarray(a, dtype=kind) for name, a in balance(smaller, cores).items()},
+        error=rounder.error_of(smaller, cores),
         output_error=None,
         bond_errors={bond: e for bonds, e in lost for bond in bonds},
         bound=min(1.0, float(np.linalg.norm(every))) if every else None,
@@ -91,9 +91,9 @@ class _Rounder:
         bond, parent = self.tree.edges[edge].bonds[0], cores[self.tree.edges[edge].parent]
         ranks = {b: n for c in cores for b, n in zip(c.legs, weights[c.name].shape, strict=True)}
         now = Network(self.network.topology, {b: ranks[b] for b in self.network.ranks})
-        made = canonicalise(now, weights, parent.name)
-        front = np.moveaxis(made[parent.name], parent.legs.index(bond), 0)
-        return front.reshape(len(front), -1), made
+        canonical = canonicalise(now, weights, parent.name)
+        front = np.moveaxis(canonical[parent.name], parent.legs.index(bond), 0)
+        return front.reshape(len(front), -1), canonical
 
     def fit(self, network: Network) -> dict[str, Array]:
         """Cores at the ranks of `network`."""
@@ -105,10 +105,10 @@ class _Rounder:
             lost += float(np.sum(s[wanted:] ** 2))
             part = np.pad(u[:, :wanted], ((0, 0), (0, max(0, wanted - u.shape[1]))))
             # The bond's own space: the parent is projected onto the singular vectors, the child expressed in them.
-            for position, turn in ((edge.parent, part.conj()), (edge.core, part)):
+            for position, basis in ((edge.parent, part.conj()), (edge.core, part)):
                 core = self.network.topology.cores[position]
                 axis = core.legs.index(edge.bonds[0])
-                weights[core.name] = np.moveaxis(np.tensordot(weights[core.name], turn, axes=(axis, 0)), -1, axis)
+                weights[core.name] = np.moveaxis(np.tensordot(weights[core.name], basis, axes=(axis, 0)), -1, axis)
         self._lost[network] = math.sqrt(lost / self.tails.total) if self.tails.total else 0.0
         return weights
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._base.arrays import Array, checked_array
-from .._base.checks import nearest
+from .._base.checks import nearest, only_one
 from .._base.errors import TopologyError
 
 Split = Literal["both", "left", "right"]
@@ -23,8 +23,8 @@ class Factors:
     Attributes:
         left: A, of shape (rows, rank).
         right: B, of shape (rank, columns).
-        spectrum: the singular values that are kept, largest first.
-        dropped: the ones that are not.
+        spectrum: the singular values of the factors, largest first.
+        dropped: the other ones.
         error: relative error in the Frobenius norm, sqrt(sum dropped^2 / sum of all squares).
     """
 
@@ -56,6 +56,12 @@ def singular_values(matrix: Array) -> Array:
         matrix = _triangle(matrix)
     found: Array = np.linalg.svd(matrix, compute_uv=False)
     return found
+
+
+def root(gram: Array) -> Array:
+    """X with X X^H = gram, for a positive semi-definite matrix; eigenvalues below zero are taken as rounding."""
+    values, vectors = np.linalg.eigh(gram)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def _triangle(matrix: Array) -> Array:
@@ -106,7 +112,7 @@ def low_rank_factors(
             is an isometry.
 
     Raises:
-        ShapeError: M is no matrix of numbers.
+        ShapeError: M is not a matrix of numbers.
         DataError: M has NaN or infinite entries, or is zero.
         TopologyError: a rank, error or share that cannot be.
 
@@ -139,17 +145,6 @@ def _wanted_rank(s: Array, rank: int | None, error: float | None, kept: float | 
     if not (isinstance(kept, int | float) and 0 < kept <= 1):
         raise TopologyError(f"kept must be a share above 0 and at most 1, received {kept!r}")
     return rank_for(s**2, math.sqrt(1 - kept))
-
-
-def only_one(given: dict[str, Any], what: str) -> str:
-    """The one key whose value is not None, or an error."""
-    asked = [name for name, value in given.items() if value is not None]
-    if len(asked) != 1:
-        raise TopologyError(
-            f"{what} takes exactly one of {', '.join(f'{name}=' for name in given)}, "
-            f"received {', '.join(asked) or 'none'}"
-        )
-    return asked[0]
 
 
 def checked_rank(rank: Any, most: int, why: str) -> int:

@@ -19,7 +19,7 @@ _RIDGE = 1e-3  # of the mean variance: inputs that never vary must not get arbit
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Target:
-    """W before a topology, its columns in the order in which the network sees its inputs.
+    """W and a topology for it, its columns in the order in which the network sees its inputs.
 
     Attributes:
         topology: what it will be fitted by.
@@ -64,10 +64,10 @@ class Target:
         return wide
 
     def tensor(self, matrix: Array) -> Array:
-        """A padded matrix over the open legs that stand on cores, in the order of the modes.
+        """A padded matrix as a tensor over the open legs on cores, in the order of the modes.
 
-        Only what the topology can hold is left: of a kept leg the diagonal, and of one that stands on no core
-        the mean along it.
+        What the topology cannot hold is left out: of a batch leg the diagonal remains, and of one on no core the mean
+        along it.
         """
         t = self.topology
         size = t.modes

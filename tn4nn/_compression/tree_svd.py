@@ -9,7 +9,7 @@ import numpy as np
 
 from .._base.arrays import Array
 from .._graph.paths import Legs
-from .._graph.rank_problem import Step, greedy, topology_problem
+from .._graph.rank_problem import RankStep, greedy, topology_problem
 from .._graph.topology import Topology, modes_on_cores
 from .._graph.tree import Edge, Tree
 from .svd import left_svd, singular_values, tails
@@ -57,7 +57,7 @@ def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int], first: Array | No
     """
     cores, legs = tree.topology.cores, modes_on_cores(tree.topology)
     size = {**tree.topology.modes, **ranks}
-    made: dict[str, Array] = {}
+    found: dict[str, Array] = {}
     for i, edge in enumerate(tree.edges):
         link = (f":{i}",)  # all bonds of the edge as one leg
         rows = tuple(leg for leg in legs if leg in _held(tree, edge, i) and leg not in edge.shared)
@@ -68,15 +68,15 @@ def sweep(tree: Tree, tensor: Array, ranks: Mapping[str, int], first: Array | No
             u = np.pad(u, ((0, 0), (0, 0), (0, r - u.shape[-1])))
         u = u[..., :r]
         lengths = dict(zip(legs, tensor.shape, strict=True))
-        made[cores[edge.core].name] = _core(
+        found[cores[edge.core].name] = _core(
             u, (*edge.shared, *rows, *link), cores[edge.core].legs, tree, size, edge.core
         )
         tensor = np.matmul(u.conj().swapaxes(-1, -2), blocks)
         legs = (*edge.shared, *link, *columns)
         tensor = tensor.reshape([*(lengths[leg] for leg in edge.shared), r, *(lengths[leg] for leg in columns)])
     top = cores[tree.root]
-    made[top.name] = _core(tensor, legs, top.legs, tree, size, tree.root)
-    return made
+    found[top.name] = _core(tensor, legs, top.legs, tree, size, tree.root)
+    return found
 
 
 def _held(tree: Tree, edge: Edge, position: int) -> set[str]:
@@ -87,11 +87,11 @@ def _held(tree: Tree, edge: Edge, position: int) -> set[str]:
 
 def _core(array: Array, have: Legs, want: Legs, tree: Tree, size: Mapping[str, int], position: int) -> Array:
     """An array over open legs and edges as a core with its legs in their order."""
-    spread: list[str] = []
+    split: list[str] = []
     for leg in have:
-        spread += tree.edges[int(leg[1:])].bonds if leg.startswith(":") else (leg,)
-    made = array.reshape([size[leg] for leg in spread])
-    return made.transpose([spread.index(leg) for leg in want])
+        split += tree.edges[int(leg[1:])].bonds if leg.startswith(":") else (leg,)
+    core = array.reshape([size[leg] for leg in split])
+    return core.transpose([split.index(leg) for leg in want])
 
 
 class Tails:
@@ -160,7 +160,7 @@ def _filled(
     def gain(bond: str, price: int) -> float:
         return dropped.change(bond, ranks, 1)[1] / price
 
-    def useful(step: Step[str], params: int) -> bool:
+    def useful(step: RankStep[str], params: int) -> bool:
         return step.score > 0 and params + step.price <= budget and ranks[step.bond] < most[step.bond]
 
     if error and dropped.sum(ranks) <= error:
@@ -180,7 +180,7 @@ def shrunk(topology: Topology, dropped: Tails, most: Mapping[str, int], budget: 
     def saving(bond: str, price: int) -> float:
         return dropped.change(bond, ranks, -1)[1] / price
 
-    def cheap(step: Step[str], params: int) -> bool:
+    def cheap(step: RankStep[str], params: int) -> bool:
         within = params > budget or lost - dropped.change(step.bond, ranks, -1)[0] <= error
         return within and ranks[step.bond] > 1
 

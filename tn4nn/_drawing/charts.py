@@ -58,8 +58,8 @@ def draw_entropies(found: Sequence[Cut], nulls: Mapping[str, Sequence[Cut]], pat
         )
     axes.plot(places, [cut.entropy for cut in found], color=BLUE, marker="o", linewidth=2.2, label="S")
     slanted = max(map(len, names)) > _SLANTED
-    turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if slanted else {}
-    axes.set_xticks(list(places), [name.removesuffix(" |") for name in names], parse_math=False, **turn)
+    rotation: dict[str, Any] = {"rotation": 30, "ha": "right"} if slanted else {}
+    axes.set_xticks(list(places), [name.removesuffix(" |") for name in names], parse_math=False, **rotation)
     axes.set_ylim(bottom=0)
     dress(axes, "cut: the legs of one side", "entropy S in nats", size=10)
     legend(axes)
@@ -77,10 +77,10 @@ def draw_spectra(epochs: Sequence[Sequence[Cut]], path: str | None) -> Figure:
     for i, panel in enumerate(panels[:count]):
         for number, found in enumerate(epochs):
             p = found[i].probabilities
-            kept = p[p > _FLOOR]
+            shown = p[p > _FLOOR]
             colour = scale_colour(number / max(1, len(epochs) - 1))
             label = f"epoch {number + 1}" if number in (0, len(epochs) - 1) else None
-            panel.semilogy(range(1, len(kept) + 1), kept, color=colour, marker=".", linewidth=1.4, label=label)
+            panel.semilogy(range(1, len(shown) + 1), shown, color=colour, marker=".", linewidth=1.4, label=label)
         dress(panel, "number of the value", "p = s² / Σ s²" if i % columns == 0 else "", size=10)
         first, last = (found[i].entropy for found in (epochs[0], epochs[-1]))
         title = f"{epochs[-1][i].name.removesuffix(' |')}: S {first:.2f} → {last:.2f}"
@@ -95,7 +95,7 @@ def draw_spectra(epochs: Sequence[Sequence[Cut]], path: str | None) -> Figure:
 def draw_growth(
     title: str,
     curves: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]],
-    held: Mapping[str, str],
+    fixed: Mapping[str, str],
     path: str | None,
 ) -> Figure:
     """What `Growth.draw` does.
@@ -103,7 +103,7 @@ def draw_growth(
     Args:
         title: above the picture.
         curves: axis -> (its values, quantity -> one number for each of them).
-        held: axis -> what does not vary along it, in words.
+        fixed: axis -> what does not vary along it, in words.
         path: a .png or .svg file to write.
     """
     columns = max(1, len(curves))
@@ -121,7 +121,7 @@ def draw_growth(
             axes.set_xticks(at, [f"{number:g}" for number in at])
             axes.minorticks_off()
             legend(axes, fontsize=8, handlelength=2.4)
-        panels[0][column].set_title(f"against {axis}{held[axis]}", fontsize=9)
+        panels[0][column].set_title(f"against {axis}{fixed[axis]}", fontsize=9)
     figure.suptitle(title, fontsize=10, parse_math=False)
     figure.set_layout_engine("constrained")
     return saved(figure, path)

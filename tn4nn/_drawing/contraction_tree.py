@@ -1,7 +1,7 @@
 """Pictures of contraction trees.
 
 cotengra's own plots go through pyplot, which keeps figures and chooses a backend for the whole process, and have no
-words for cores and steps; so these are drawn here.
+labels for cores and steps, so trees are drawn here.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def draw_tree(tree: ContractionTree, path: str | None = None) -> Figure:
         if step < 0:
             colour = _INPUT if names[number] == "x" else _CORE
             axes.plot(x, y, marker="s", markersize=9, color=colour, zorder=2)
-            turn: dict[str, Any] = {"rotation": 90} if not few or max(map(len, names)) > 8 else {}
-            axes.text(x, y - 0.22, names[number], ha="center", va="top", fontsize=8, parse_math=False, **turn)
+            rotation: dict[str, Any] = {"rotation": 90} if not few or max(map(len, names)) > 8 else {}
+            axes.text(x, y - 0.22, names[number], ha="center", va="top", fontsize=8, parse_math=False, **rotation)
             continue
         most = macs[step] == max(macs)
         marks: dict[str, Any] = {"markersize": 13 if most else 8, "markeredgecolor": _MOST if most else _LINE}

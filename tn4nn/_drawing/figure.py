@@ -58,7 +58,7 @@ def ending(path: str | os.PathLike[str]) -> str:
 
 
 def scale_colour(share: float) -> str:
-    """A colour from light (0) to dark (1) that is told apart by every kind of colour vision, and in grey."""
+    """A colour from light (0) to dark (1) that every kind of colour vision can tell apart, and that works in grey."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -92,7 +92,7 @@ def legend(panel: Any, **options: Any) -> None:
 
 
 def style(index: int) -> dict[str, Any]:
-    """Colour and marker of the series of that number: told by shape as well as by colour."""
+    """Colour and marker of the series of that number: the shape tells series apart as well as the colour."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 6}
 
 

@@ -1,6 +1,6 @@
 """Pictures of topologies: cores as circles, bonds as lines, input legs down, output legs up.
 
-Where a core stands follows from the graph, not from its name: a path becomes a chain, a cycle or a complete
+The position of a core follows from the graph, not from its name: a path becomes a chain, a cycle or a complete
 graph a circle, a grid a grid, a star of factors two rows, a tree its levels with the leaves at the bottom,
 and everything else is laid out so that distances on paper follow distances in the graph (stress majorization,
 Gansner et al. 2005). Only MERA is recognised by its name. Nothing here is random or global.
@@ -62,7 +62,7 @@ Point = tuple[float, float]
 Places = dict[str, Point]
 Graph = dict[str, list[str]]  # node -> neighbours, in the order in which they were met
 
-_CORE, _BOND, _INPUT, _OUTPUT, _KEPT = BLUE, DARK, GREEN, ORANGE, PINK
+_CORE, _BOND, _INPUT, _OUTPUT, _BATCH = BLUE, DARK, GREEN, ORANGE, PINK
 _INCH = 0.82  # of one unit of length
 _WIDEST = 15.0  # inches; wider pictures are scaled down, their letters too
 _RADIUS = 0.31
@@ -154,7 +154,7 @@ def _distances(graph: Graph, first: str) -> dict[str, int]:
     return found
 
 
-# -- where the cores stand ----------------------------------------------------------------------------------
+# -- positions of the cores ---------------------------------------------------------------------------------
 
 
 def _places(topology: Topology) -> Places:
@@ -165,34 +165,33 @@ def _places(topology: Topology) -> Places:
     fans = [legs for down, up, _ in sides.values() for legs in (down, up) if legs]
     widths = [len(legs) * _gap([f"{leg}={modes[leg]}" for leg in legs]) + 0.2 for legs in fans]
     step = max([_STEP, *widths])
-    made: Places = {}
+    found: Places = {}
     right = 0.0
     for part in _components(graph):
         own = {node: graph[node] for node in part}
         places = _of_component(topology, own, sides, step)
         left = min(x for x, _ in places.values())
         middle = (max(y for _, y in places.values()) + min(y for _, y in places.values())) / 2
-        made |= {node: (x - left + right, y - middle) for node, (x, y) in places.items()}
-        right = max(x for x, _ in made.values()) + step
-    return made
+        found |= {node: (x - left + right, y - middle) for node, (x, y) in places.items()}
+        right = max(x for x, _ in found.values()) + step
+    return found
 
 
 Sides = dict[str, tuple[list[str], list[str], list[str]]]
 
 
 def _sides(topology: Topology) -> Sides:
-    """core -> the input, output and kept legs that it alone holds."""
+    """Core -> the input, output and batch legs that it alone holds."""
     holders = _holders(topology)
-    made: Sides = {}
+    sides: Sides = {}
     for core in topology.cores:
         own = [leg for leg in core.legs if len(holders[leg]) == 1]
-        kept = [leg for leg in own if leg in topology.kept]
-        made[core.name] = (
+        sides[core.name] = (
             [leg for leg in own if leg in topology.inputs],
             [leg for leg in own if leg in topology.outputs],
-            kept,
+            [leg for leg in own if leg in topology.kept],
         )
-    return made
+    return sides
 
 
 def _of_component(topology: Topology, graph: Graph, sides: Sides, step: float) -> Places:
@@ -215,7 +214,7 @@ def _chain(graph: Graph, step: float) -> Places:
 
 
 def _circle(graph: Graph, step: float) -> Places:
-    """In the order of the graph, turned so that no line stands as upright as the stubs do."""
+    """In the order of the graph, rotated so that no line is as upright as the stubs."""
     order = list(graph)
     if all(len(near) == 2 for near in graph.values()):  # around the cycle, not as declared
         order = [order[0]]
@@ -225,7 +224,7 @@ def _circle(graph: Graph, step: float) -> Places:
     chords = any(len(near) > 2 for near in graph.values())
     radius = step * (1.7 if chords else 1.2) / (2 * math.sin(math.pi / n))
 
-    def turned(angle: float) -> Places:
+    def rotated(angle: float) -> Places:
         at = [math.pi / 2 + angle - 2 * math.pi * i / n for i in range(n)]
         return {node: (radius * math.cos(a), radius * math.sin(a)) for node, a in zip(order, at, strict=True)}
 
@@ -233,7 +232,7 @@ def _circle(graph: Graph, step: float) -> Places:
         lines = [(places[a], places[b]) for a in graph for b in graph[a]]
         return round(min(abs(math.atan2(abs(p[0] - q[0]), abs(p[1] - q[1]))) for p, q in lines), 6)
 
-    return max((turned(2 * math.pi / n * i / 24) for i in range(24)), key=slant)
+    return max((rotated(2 * math.pi / n * i / 24) for i in range(24)), key=slant)
 
 
 def _grid(graph: Graph, step: float) -> Places | None:
@@ -301,8 +300,8 @@ def _levels_upwards(topology: Topology, graph: Graph, step: float) -> Places:
     for core in (core for core in topology.cores if core.name in graph):
         below = [other for other in graph[core.name] if other in level]
         level[core.name] = 1 + max((level[other] for other in below), default=-1)
-        held = [column[leg] for leg in core.legs if leg in column] + [across[other] for other in below]
-        across[core.name] = sum(held) / max(1, len(held))
+        middles = [column[leg] for leg in core.legs if leg in column] + [across[other] for other in below]
+        across[core.name] = sum(middles) / max(1, len(middles))
     places: Places = {}
     for height in sorted(set(level.values())):
         row = sorted((node for node in level if level[node] == height), key=lambda node: across[node])
@@ -317,8 +316,8 @@ def _stress(graph: Graph, step: float) -> Places:
     """Distances on paper as near as can be to those in the graph."""
     nodes = list(graph)
     n = len(nodes)
-    ways = [_distances(graph, node) for node in nodes]
-    wanted = np.array([[way[node] for node in nodes] for way in ways], dtype=np.float64)
+    distances = [_distances(graph, node) for node in nodes]
+    wanted = np.array([[far[node] for node in nodes] for far in distances], dtype=np.float64)
     weight = np.divide(1.0, wanted**2, out=np.zeros_like(wanted), where=wanted > 0)
     angles = 2 * np.pi * np.arange(n) / n
     at: NDArray[np.float64] = np.stack([np.cos(angles), np.sin(angles)], axis=1) * n / 6
@@ -348,7 +347,7 @@ class _Picture:
     dots: Places = dataclasses.field(default_factory=dict)
     lines: list[tuple[list[Point], str, float]] = dataclasses.field(default_factory=list)
     labels: list[tuple[Point, str, str]] = dataclasses.field(default_factory=list)
-    scale: bool = False  # whether a scale of the bonds' colours stands below
+    scale: bool = False  # whether to draw a scale of the bonds' colours below
 
     def busy(self) -> list[tuple[Point, float]]:
         """Points that are taken, and how far around them."""
@@ -361,11 +360,11 @@ class _Picture:
 
 def _dense(points: Sequence[Point]) -> list[Point]:
     """A line as points that lie close together."""
-    made = []
+    dense = []
     for (ax, ay), (bx, by) in itertools.pairwise(points):
         count = max(2, int(math.hypot(bx - ax, by - ay) / 0.08))
-        made += [(ax + (bx - ax) * i / count, ay + (by - ay) * i / count) for i in range(count + 1)]
-    return made
+        dense += [(ax + (bx - ax) * i / count, ay + (by - ay) * i / count) for i in range(count + 1)]
+    return dense
 
 
 def _room(points: Iterable[Point], taken: Sequence[tuple[Point, float]]) -> float:
@@ -390,7 +389,7 @@ def _arranged(
     holders = _holders(topology)
     waiting: list[tuple[list[Point], str]] = []  # bonds whose labels are placed when every line is there
     pairs: dict[frozenset[str], int] = {}
-    # Dots come last: they stand where the lines leave room.
+    # Dots come last: they go where the lines leave room.
     for bond in sorted(topology.bonds, key=lambda bond: len(holders[bond]) > 2):
         text, width = _bond_style(bond, ranks)
         colour = (colours or {}).get(bond, _BOND)
@@ -408,9 +407,9 @@ def _arranged(
             longest = max((cores[core] for core in ends), key=lambda at: math.dist(at, place))
             waiting.append(([place, longest], text))
     _shared_legs(picture, topology, holders)
-    for core, (down, up, kept) in _sides(topology).items():
-        _stubs(picture, cores[core], down, topology.inputs, -1, _INPUT, kept)
-        _stubs(picture, cores[core], up, topology.outputs, 1, _OUTPUT, kept)
+    for core, (down, up, batch) in _sides(topology).items():
+        _stubs(picture, cores[core], down, topology.inputs, -1, _INPUT, batch)
+        _stubs(picture, cores[core], up, topology.outputs, 1, _OUTPUT, batch)
     _wires(picture, topology, holders)
     for line, text in waiting:
         _label(picture, line, text)
@@ -430,12 +429,12 @@ def _bent(a: Point, b: Point, bend: float) -> list[Point]:
         return [a, b]
     length = math.dist(a, b) or 1.0
     across = (-(b[1] - a[1]) / length, (b[0] - a[0]) / length)
-    made = []
+    points = []
     for i in range(21):
         t = i / 20
         off = 4 * t * (1 - t) * bend
-        made.append((a[0] + (b[0] - a[0]) * t + across[0] * off, a[1] + (b[1] - a[1]) * t + across[1] * off))
-    return made
+        points.append((a[0] + (b[0] - a[0]) * t + across[0] * off, a[1] + (b[1] - a[1]) * t + across[1] * off))
+    return points
 
 
 def _bond_line(picture: _Picture, first: str, second: str, number: int) -> list[Point]:
@@ -450,7 +449,7 @@ def _bond_line(picture: _Picture, first: str, second: str, number: int) -> list[
 
 
 def _place_dot(picture: _Picture, bond: str, ends: Sequence[str]) -> Point:
-    """Where the dot of a hyperedge stands: the middle of its cores, or near it where there is room."""
+    """The position of the dot of a hyperedge: the middle of its cores, or near it where there is room."""
     if _dot(bond) in picture.dots:
         return picture.dots[_dot(bond)]
     x = sum(picture.cores[core][0] for core in ends) / len(ends)
@@ -484,7 +483,7 @@ def _shared_legs(picture: _Picture, topology: Topology, holders: Mapping[str, li
     for sizes, sign, edge in ((topology.inputs, -1, low), (topology.outputs, 1, high)):
         shared = [leg for leg in sizes if len(holders[leg]) > 1]
         if sign == 1:
-            shared = [leg for leg in shared if leg not in topology.inputs]  # a kept one is drawn once
+            shared = [leg for leg in shared if leg not in topology.inputs]  # a batch leg is drawn once
         across = {core: x for core, (x, _) in picture.cores.items()}
         own = {leg: sum(across[core] for core in holders[leg]) / len(holders[leg]) for leg in shared}
         shared.sort(key=lambda leg: own[leg])
@@ -494,23 +493,23 @@ def _shared_legs(picture: _Picture, topology: Topology, holders: Mapping[str, li
             if _room([place], taken) < 0.5:
                 place = (x + 0.55, place[1])
             picture.dots[_dot(leg)] = place
-            kept = leg in topology.kept
-            colour = _KEPT if kept else _INPUT if sign < 0 else _OUTPUT
+            batch = leg in topology.kept
+            colour = _BATCH if batch else _INPUT if sign < 0 else _OUTPUT
             for core in holders[leg]:
                 picture.lines.append(([picture.cores[core], place], colour, 1.3))
             end = (place[0], place[1] + sign * 0.42)
             picture.lines.append(([place, end], colour, 1.9))
-            text = f"{leg}={sizes[leg]}" + (" kept" if kept else "")
+            text = f"{leg}={sizes[leg]}" + (" batch" if batch else "")
             picture.labels.append(((end[0], end[1] + sign * 0.14), text, colour))
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
     """Ascending numbers moved apart to at least `gap`, their mean unchanged."""
-    made: list[float] = []
+    apart: list[float] = []
     for x in wanted:
-        made.append(max(x, made[-1] + gap) if made else x)
-    shift = (sum(wanted) - sum(made)) / max(1, len(made))
-    return [x + shift for x in made]
+        apart.append(max(x, apart[-1] + gap) if apart else x)
+    shift = (sum(wanted) - sum(apart)) / max(1, len(apart))
+    return [x + shift for x in apart]
 
 
 def _stubs(
@@ -520,14 +519,14 @@ def _stubs(
     sizes: Mapping[str, int],
     sign: int,
     colour: str,
-    kept: Sequence[str],
+    batch: Sequence[str],
 ) -> None:
     """The legs that a core holds alone, as a fan that leans to where there is most room."""
     if not legs:
         return
     taken = [(place, reach) for place, reach in picture.busy() if math.dist(place, core) > _RADIUS + 0.05]
 
-    texts = [f"{leg}={sizes[leg]}" + (" kept" if leg in kept else "") for leg in legs]
+    texts = [f"{leg}={sizes[leg]}" + (" batch" if leg in batch else "") for leg in legs]
     gap = _gap(texts)
 
     def fan(lean: float) -> list[Point]:
@@ -542,7 +541,7 @@ def _stubs(
     leans = (0.0, 0.2, -0.2, 0.3, -0.3, 0.4, -0.4, 0.6, -0.6)
     lean = _roomiest([(value, 0.0) for value in leans], lambda at: room(at[0]), 0.12)[0]
     for leg, text, end in zip(legs, texts, fan(lean), strict=True):
-        ink = _KEPT if leg in kept else colour
+        ink = _BATCH if leg in batch else colour
         picture.lines.append(([core, end], ink, 1.9))
         picture.labels.append(((end[0], end[1] + sign * 0.14), text, ink))
 
@@ -553,14 +552,14 @@ def _gap(texts: Sequence[str]) -> float:
 
 
 def _wires(picture: _Picture, topology: Topology, holders: Mapping[str, list[str]]) -> None:
-    """Kept legs that stand on no core: straight from the input to the output."""
+    """Batch legs on no core: straight from the input to the output."""
     for leg in topology.kept:
         if not holders[leg]:
             x = max(at[0] for at, _ in picture.busy()) + 0.7
-            picture.lines.append(([(x, -_STUB), (x, _STUB)], _KEPT, 1.9))
+            picture.lines.append(([(x, -_STUB), (x, _STUB)], _BATCH, 1.9))
             for sign in (-1, 1):
-                text = f"{leg}={topology.inputs[leg]} kept"
-                picture.labels.append(((x, sign * (_STUB + 0.14)), text, _KEPT))
+                text = f"{leg}={topology.inputs[leg]} batch"
+                picture.labels.append(((x, sign * (_STUB + 0.14)), text, _BATCH))
 
 
 def _label(picture: _Picture, line: Sequence[Point], text: str) -> None:

@@ -15,10 +15,10 @@ from typing import Any, Generic
 
 import numpy as np
 
-from .._base.checks import checked_size, nearest
+from .._base.checks import checked_size, nearest, only_one
 from .._base.errors import BudgetError, TN4NNError, TopologyError
 from .network import Network
-from .rank_problem import B, RankProblem, Step, greedy, topology_problem
+from .rank_problem import B, RankProblem, RankStep, greedy, topology_problem
 from .topology import Topology
 
 _ENOUGH = 0.998  # filled so far, nothing is traded any more
@@ -85,7 +85,7 @@ def _fill(problem: RankProblem[B], ranks: dict[B, int], budget: int) -> dict[B, 
     def fullness(bond: B, _: int) -> float:
         return -ranks[bond] / problem.weights[bond]
 
-    def fits(step: Step[B], params: int) -> bool:
+    def fits(step: RankStep[B], params: int) -> bool:
         return ranks[step.bond] < problem.caps[step.bond] and params + step.price <= budget
 
     for _ in greedy(problem, ranks, 1, fullness, fits):
@@ -213,21 +213,17 @@ def network_with_budget(
 ) -> Network:
     """What `Topology.with_budget` does."""
     given = {"params": params, "macs": macs, "bytes": bytes}
-    asked = [name for name, value in given.items() if value is not None]
-    if len(asked) != 1:
-        raise TopologyError(
-            f"with_budget takes exactly one of params=, macs=, bytes=, received {', '.join(asked) or 'none'}"
-        )
-    budget = checked_budget(given[asked[0]], asked[0])
+    unit = only_one(given, "with_budget")
+    budget = checked_budget(given[unit], unit)
     problem = topology_problem(topology, weights, fixed)
     fixed = dict(fixed or {})
 
     def network(ranks: Mapping[str, int]) -> Network:
         return Network(topology, {**fixed, **ranks})
 
-    if asked[0] == "macs":
+    if unit == "macs":
         return network(_solve_macs(problem, network, budget, batch))
-    if asked[0] == "bytes":
+    if unit == "bytes":
         item = itemsize_of(dtype)
         try:
             return network(solve(problem, budget // item))

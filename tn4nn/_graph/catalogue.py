@@ -19,7 +19,7 @@ from .topology import Core, Topology
 
 Modes = int | Sequence[int]
 Legs = tuple[str, ...]
-Wire = tuple[str, ...]  # the legs that hang below one place of a coarse-graining
+Wire = tuple[str, ...]  # the legs below one site of a coarse-graining
 
 
 def _modes(sizes: Modes) -> tuple[int, ...]:
@@ -30,7 +30,7 @@ def _named(letter: str, sizes: Sequence[int]) -> dict[str, int]:
     return {f"{letter}{i}": size for i, size in enumerate(sizes)}
 
 
-def _made(name: str, cores: Sequence[Legs], inputs: Modes, outputs: Modes) -> Topology:
+def _topology(name: str, cores: Sequence[Legs], inputs: Modes, outputs: Modes) -> Topology:
     numbered = tuple(Core(f"core{i}", tuple(legs)) for i, legs in enumerate(cores))
     return Topology(numbered, _named("x", _modes(inputs)), _named("y", _modes(outputs)), name=name)
 
@@ -52,7 +52,7 @@ def dense(inputs: Modes, outputs: Modes) -> Topology:
     """One core with every leg: W itself, of shape (outputs..., inputs...)."""
     ins, outs = _modes(inputs), _modes(outputs)
     legs = (*(f"y{i}" for i in range(len(outs))), *(f"x{i}" for i in range(len(ins))))
-    return _made("dense", [legs], ins, outs)
+    return _topology("dense", [legs], ins, outs)
 
 
 def low_rank(inputs: Modes, outputs: Modes) -> Topology:
@@ -64,7 +64,7 @@ def low_rank(inputs: Modes, outputs: Modes) -> Topology:
     """
     ins, outs = _modes(inputs), _modes(outputs)
     first = (*(f"x{i}" for i in range(len(ins))), "a0")
-    return _made("low_rank", [first, ("a0", *(f"y{i}" for i in range(len(outs))))], ins, outs)
+    return _topology("low_rank", [first, ("a0", *(f"y{i}" for i in range(len(outs))))], ins, outs)
 
 
 def mpo(inputs: Modes, outputs: Modes) -> Topology:
@@ -80,13 +80,13 @@ def mpo(inputs: Modes, outputs: Modes) -> Topology:
         left = (f"a{i - 1}",) if i else ()
         right = (f"a{i}",) if i < n - 1 else ()
         cores.append((*left, f"x{i}", f"y{i}", *right))
-    return _made("mpo", cores, inputs, outputs)
+    return _topology("mpo", cores, inputs, outputs)
 
 
 def ring(inputs: Modes, outputs: Modes) -> Topology:
     """Tensor ring: an MPO with periodic boundary (Zhao et al., arXiv:1606.05535)."""
     n = _paired(inputs, outputs, "ring", 2)
-    return _made("ring", [(f"a{(i - 1) % n}", f"x{i}", f"y{i}", f"a{i}") for i in range(n)], inputs, outputs)
+    return _topology("ring", [(f"a{(i - 1) % n}", f"x{i}", f"y{i}", f"a{i}") for i in range(n)], inputs, outputs)
 
 
 Nest = int | tuple["Nest", ...]
@@ -135,7 +135,7 @@ def tree(inputs: Modes, outputs: Modes, arity: int | Sequence[Any] = 2) -> Topol
         for child, bond in zip(nest, below, strict=True):
             grow(child, bond)
         cores.append(tuple(below))
-    return _made("tree", cores, inputs, outputs)
+    return _topology("tree", cores, inputs, outputs)
 
 
 def _grouped(sites: int, arity: int) -> Nest:
@@ -176,7 +176,7 @@ def peps(inputs: Modes, outputs: Modes, grid: tuple[int, int] | None = None) -> 
         legs += [f"h{r}_{c}"] if c < columns - 1 else []
         legs += [f"v{r}_{c}"] if r < rows - 1 else []
         cores.append(tuple(legs))
-    return _made("peps", cores, inputs, outputs)
+    return _topology("peps", cores, inputs, outputs)
 
 
 def mera(inputs: Modes, outputs: Modes) -> Topology:
@@ -198,7 +198,7 @@ def mera(inputs: Modes, outputs: Modes) -> Topology:
             joined.append((up_bond,))
         wires = joined + (wires[-1:] if len(wires) % 2 else [])
     cores.append((*wires[0], *wires[1]))
-    return _made("mera", cores, inputs, outputs)
+    return _topology("mera", cores, inputs, outputs)
 
 
 def tucker(inputs: Modes, outputs: Modes) -> Topology:
@@ -207,7 +207,7 @@ def tucker(inputs: Modes, outputs: Modes) -> Topology:
     factors: list[Legs] = [(f"x{i}", f"a{i}") for i in range(len(ins))]
     ends = [(f"b{i}", f"y{i}") for i in range(len(outs))]
     middle = (*(f"a{i}" for i in range(len(ins))), *(f"b{i}" for i in range(len(outs))))
-    return _made("tucker", [*factors, middle, *ends], ins, outs)
+    return _topology("tucker", [*factors, middle, *ends], ins, outs)
 
 
 def cp(inputs: Modes, outputs: Modes) -> Topology:
@@ -215,7 +215,7 @@ def cp(inputs: Modes, outputs: Modes) -> Topology:
     Bader, SIAM Review 51(3), 2009)."""
     ins, outs = _modes(inputs), _modes(outputs)
     cores = [(f"x{i}", "r") for i in range(len(ins))] + [(f"y{i}", "r") for i in range(len(outs))]
-    return _made("cp", cores, ins, outs)
+    return _topology("cp", cores, ins, outs)
 
 
 def block_term(inputs: Modes, outputs: Modes) -> Topology:
@@ -223,7 +223,7 @@ def block_term(inputs: Modes, outputs: Modes) -> Topology:
     arXiv:1712.05134). The number of blocks is the size of k: fix it by `with_budget(fixed={"k": 4})`."""
     n = _paired(inputs, outputs, "block_term")
     factors: list[Legs] = [("k", f"x{i}", f"y{i}", f"a{i}") for i in range(n)]
-    return _made("block_term", [*factors, ("k", *(f"a{i}" for i in range(n)))], inputs, outputs)
+    return _topology("block_term", [*factors, ("k", *(f"a{i}" for i in range(n)))], inputs, outputs)
 
 
 def btt(inputs: Modes, outputs: Modes) -> Topology:
@@ -235,13 +235,13 @@ def btt(inputs: Modes, outputs: Modes) -> Topology:
         core0: x0 x1 y1 r0, core1: r0 x0 y0 y1
     """
     n = _paired(inputs, outputs, "btt", 2)
-    return _made("btt", _block_chain(n, ranked=True), inputs, outputs)
+    return _topology("btt", _block_chain(n, ranked=True), inputs, outputs)
 
 
 def monarch(inputs: Modes, outputs: Modes) -> Topology:
     """Monarch (Dao et al., arXiv:2204.00595): block-diagonal, permutation, block-diagonal; BTT of rank 1."""
     n = _paired(inputs, outputs, "monarch", 2)
-    return _made("monarch", _block_chain(n, ranked=False), inputs, outputs)
+    return _topology("monarch", _block_chain(n, ranked=False), inputs, outputs)
 
 
 def _block_chain(n: int, *, ranked: bool) -> list[Legs]:
@@ -259,14 +259,14 @@ def _block_chain(n: int, *, ranked: bool) -> list[Legs]:
 def kronecker(inputs: Modes, outputs: Modes) -> Topology:
     """Kronecker product of one small matrix for each site: no bonds at all."""
     n = _paired(inputs, outputs, "kronecker")
-    return _made("kronecker", [(f"x{i}", f"y{i}") for i in range(n)], inputs, outputs)
+    return _topology("kronecker", [(f"x{i}", f"y{i}") for i in range(n)], inputs, outputs)
 
 
 def complete(inputs: Modes, outputs: Modes) -> Topology:
     """Complete graph K_n: every two sites share a bond (fully connected network, Zheng et al., AAAI 2021)."""
     n = _paired(inputs, outputs, "complete", 2)
     cores = [(f"x{i}", f"y{i}", *(f"a{min(i, j)}_{max(i, j)}" for j in range(n) if j != i)) for i in range(n)]
-    return _made("complete", cores, inputs, outputs)
+    return _topology("complete", cores, inputs, outputs)
 
 
 _TABLE: dict[str, Callable[..., Topology]] = {
@@ -283,7 +283,7 @@ _SYNONYMS = {
     "bt": "block_term", "block_tensor_train": "btt", "k_n": "complete", "kn": "complete", "kron": "kronecker",
 }  # fmt: skip
 
-# How many sites `build` takes where it is not told: as few as show what the topology is.
+# How many sites `build` takes by default: as few as show what the topology is.
 _SITES = {"dense": 1, "low_rank": 1, "tucker": 2, "cp": 2, "btt": 2, "monarch": 2, "kronecker": 2, "complete": 3}
 
 
@@ -308,13 +308,13 @@ def like(topology: Topology, inputs: Sequence[int], outputs: Sequence[int]) -> T
         >>> like(tree((2,) * 9, (2,) * 9, arity=3), (4, 4), (4, 4)) is None
         True
     """
-    made = _TABLE.get(topology.name)
-    if made is None:
+    make = _TABLE.get(topology.name)
+    if make is None:
         return None
     try:
-        if made(tuple(topology.inputs.values()), tuple(topology.outputs.values())).cores != topology.cores:
+        if make(tuple(topology.inputs.values()), tuple(topology.outputs.values())).cores != topology.cores:
             return None
-        return made(tuple(inputs), tuple(outputs))
+        return make(tuple(inputs), tuple(outputs))
     except TopologyError:
         return None
 
@@ -365,7 +365,7 @@ def build(
         count = options["grid"][0] * options["grid"][1]
     inputs, outputs = modes_for(in_features, out_features, count, pairing=pairing, pad=pad)
     try:
-        made = _TABLE[key](inputs, outputs, **options)
+        topology = _TABLE[key](inputs, outputs, **options)
     except TypeError as error:
         raise TopologyError(f"{key} does not take {', '.join(sorted(options))}: {error}") from None
-    return dataclasses.replace(made, in_features=in_features, out_features=out_features)
+    return dataclasses.replace(topology, in_features=in_features, out_features=out_features)

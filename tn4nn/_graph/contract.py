@@ -22,10 +22,10 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
     Args:
         tensors: the legs of each array.
         arrays: of matching shapes.
-        output: legs of the result, in order; each of a size above 1 stands on some tensor.
+        output: legs of the result, in order; each of a size above 1 is on some tensor.
         path: pairs in single static assignment form; found greedily where left out.
     """
-    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+    sizes = sizes_of(tensors, arrays)
     if path is None:
         path = greedy_path(tensors, tuple(leg for leg in output if leg in sizes), sizes)
     # numpy.einsum has 52 letters: legs of size 1 take none.
@@ -36,27 +36,32 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         waiting -= {a, b}
         needed = set(output).union(*(legs[i] for i in waiting))
         both = (*legs[a], *(leg for leg in legs[b] if leg not in legs[a]))
-        made = tuple(leg for leg in both if leg in needed)
-        known.append(_pair(known[a], legs[a], known[b], legs[b], made))
-        legs.append(made)
+        result_legs = tuple(leg for leg in both if leg in needed)
+        known.append(_pair(known[a], legs[a], known[b], legs[b], result_legs))
+        legs.append(result_legs)
         waiting.add(len(legs) - 1)
     number = {leg: i for i, leg in enumerate(legs[-1])}
     result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output if leg in number])
     return result.reshape([sizes.get(leg, 1) for leg in output])
 
 
-def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, made: Legs) -> Array:
-    """Two tensors through BLAS; `made` holds legs of the first, then of the second that the first has not."""
+def _pair(a: Array, legs_a: Legs, b: Array, legs_b: Legs, output: Legs) -> Array:
+    """Two tensors through BLAS; `output` has legs of the first, then those of the second that the first lacks."""
     shared = [leg for leg in legs_a if leg in legs_b]
-    if made == tuple(leg for leg in (*legs_a, *legs_b) if leg not in shared):  # without einsum's parser
+    if output == tuple(leg for leg in (*legs_a, *legs_b) if leg not in shared):  # without einsum's parser
         axes = [legs_a.index(leg) for leg in shared], [legs_b.index(leg) for leg in shared]
         return np.tensordot(a, b, axes)
     number = {leg: i for i, leg in enumerate(dict.fromkeys((*legs_a, *legs_b)))}
-    axes_a, axes_b, axes_made = ([number[leg] for leg in t] for t in (legs_a, legs_b, made))
-    return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_made, optimize=True))
+    axes_a, axes_b, axes_out = ([number[leg] for leg in t] for t in (legs_a, legs_b, output))
+    return np.asarray(np.einsum(a, axes_a, b, axes_b, axes_out, optimize=True))
 
 
-def wide(array: Array) -> Array:
+def sizes_of(tensors: Sequence[Legs], arrays: Sequence[Array]) -> dict[str, int]:
+    """Leg -> its size, read from the shapes of arrays."""
+    return {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+
+
+def in_double(array: Array) -> Array:
     """An array in float64 or complex128."""
     return np.asarray(array, dtype=np.complex128 if np.iscomplexobj(array) else np.float64)
 
@@ -65,14 +70,14 @@ def cores_of(network: Network, weights: Weights) -> tuple[list[Legs], list[Array
     """The legs and the arrays of all cores, in float64 or complex128; ShapeError for weights of another network."""
     network.check(weights)
     t = network.topology
-    return [core.legs for core in t.cores], [wide(weights[core.name]) for core in t.cores]
+    return [core.legs for core in t.cores], [in_double(weights[core.name]) for core in t.cores]
 
 
 def dense(network: Network, weights: Weights) -> Array:
     """W of shape (out_features, in_features); see `Network.to_dense`."""
     t = network.topology
     tensors, arrays = cores_of(network, weights)
-    # A kept leg makes W block diagonal: the identity between its input and its output does just that.
+    # A batch leg makes W block-diagonal, as an identity between its input and its output does.
     for leg in t.kept:
         tensors = [*tensors, (leg, leg + ":out", leg + ":in")]
         size = t.inputs[leg]
@@ -81,7 +86,7 @@ def dense(network: Network, weights: Weights) -> Array:
         arrays = [*arrays, identity]
     outs = tuple(leg + ":out" if leg in t.kept else leg for leg in t.outputs)
     ins = tuple(leg + ":in" if leg in t.kept else leg for leg in t.inputs)
-    sizes = {leg: n for legs, a in zip(tensors, arrays, strict=True) for leg, n in zip(legs, a.shape, strict=True)}
+    sizes = sizes_of(tensors, arrays)
     w = contract(tensors, arrays, tuple(leg for leg in (*outs, *ins) if sizes[leg] != 1))
     w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))
     kind = np.result_type(*(np.asarray(weights[core.name]).dtype for core in t.cores))
@@ -93,7 +98,7 @@ def apply(network: Network, weights: Weights, x: Array) -> Array:
     t = network.topology
     tensors, arrays = cores_of(network, weights)
     ins, outs = (above_one(side) for side in (t.inputs, t.outputs))
-    image = wide(x).reshape(len(x), *ins.values())
+    image = in_double(x).reshape(len(x), *ins.values())
     y = contract([*tensors, (BATCH, *ins)], [*arrays, image], (BATCH, *outs))
     return y.reshape(len(x), math.prod(t.outputs.values()))
 

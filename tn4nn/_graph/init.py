@@ -49,7 +49,7 @@ def fan_ins(network: Network) -> dict[str, int]:
     last = {leg: core.name for core in t.cores for leg in core.legs}
     found = {core.name: 1 for core in t.cores}
     for leg, core in last.items():
-        if leg not in t.outputs:  # a kept leg is no sum: W is block diagonal in it
+        if leg not in t.outputs:  # a batch leg is not summed: W is block-diagonal in it
             found[core] *= sizes[leg]
     return found
 

@@ -11,14 +11,15 @@ from .paths import Legs
 from .topology import holders_of
 
 Node = Hashable
+Capacities = dict[Node, dict[Node, float]]  # node -> neighbour -> what may still flow
 _INSIDE, _OUTSIDE = "inside", "outside"
 
 
 def min_cut(tensors: Sequence[Legs], sizes: Mapping[str, int], inside: Collection[str]) -> tuple[float, frozenset[int]]:
-    """The least sum of ln(size) over legs that part `inside` from the other open legs, and the tensors inside.
+    """The least sum of ln(size) over legs that separate `inside` from the other open legs, and the tensors inside.
 
-    An open leg is one that stands on one tensor alone. A leg counts once, however many tensors it joins, and the
-    cut may go through open legs. (Maximal flow, Edmonds and Karp.)
+    An open leg is a leg of one tensor alone. A leg counts once, however many tensors it joins, and the cut may go
+    through open legs. (Maximal flow, Edmonds and Karp.)
 
     Args:
         tensors: the legs of each tensor.
@@ -30,45 +31,50 @@ def min_cut(tensors: Sequence[Legs], sizes: Mapping[str, int], inside: Collectio
         >>> round(math.exp(value)), sorted(part)
         (2, [0])
     """
-    room: dict[Node, dict[Node, float]] = {_INSIDE: {}, _OUTSIDE: {}}
+    left: Capacities = {_INSIDE: {}, _OUTSIDE: {}}
     for leg, holders in holders_of(tensors).items():
         ends: tuple[Node, ...] = holders
         if len(holders) == 1:
             ends = (*holders, _INSIDE if leg in inside else _OUTSIDE)
-        enter, leave = (leg, 0), (leg, 1)
-        _join(room, enter, leave, math.log(sizes[leg]))
+        enter, leave = (leg, 0), (leg, 1)  # a leg is an edge of its own: it counts once
+        _add_edge(left, enter, leave, math.log(sizes[leg]))
         for node in ends:
-            _join(room, node, enter, math.inf)
-            _join(room, leave, node, math.inf)
+            _add_edge(left, node, enter, math.inf)
+            _add_edge(left, leave, node, math.inf)
     flow = 0.0
-    while (way := _way(room))[1]:
-        nodes = way[0]
-        most = min(room[a][b] for a, b in itertools.pairwise(nodes))
-        for a, b in itertools.pairwise(nodes):
-            room[a][b] -= most
-            room[b][a] += most
+    while (path := _augmenting_path(parents := _reached(left))) is not None:
+        edges = list(itertools.pairwise(path))
+        most = min(left[a][b] for a, b in edges)
+        for a, b in edges:
+            left[a][b] -= most
+            left[b][a] += most
         flow += most
-    return flow, frozenset(node for node in way[0] if isinstance(node, int))
+    return flow, frozenset(node for node in parents if isinstance(node, int))
 
 
-def _join(room: dict[Node, dict[Node, float]], a: Node, b: Node, capacity: float) -> None:
-    room.setdefault(a, {})[b] = capacity
-    room.setdefault(b, {}).setdefault(a, 0.0)
+def _add_edge(left: Capacities, a: Node, b: Node, capacity: float) -> None:
+    left.setdefault(a, {})[b] = capacity
+    left.setdefault(b, {}).setdefault(a, 0.0)
 
 
-def _way(room: Mapping[Node, Mapping[Node, float]]) -> tuple[list[Node], bool]:
-    """(the shortest way with room from inside to outside, True), or (all nodes that are reached, False)."""
-    came: dict[Node, Node] = {_INSIDE: _INSIDE}
+def _reached(left: Capacities) -> dict[Node, Node]:
+    """Node -> the node before it, for the nodes that more flow can reach from inside; breadth first."""
+    parents: dict[Node, Node] = {_INSIDE: _INSIDE}
     queue: deque[Node] = deque([_INSIDE])
     while queue:
         here = queue.popleft()
-        for node, left in room[here].items():
-            if left > 1e-12 and node not in came:
-                came[node] = here
+        for node, capacity in left[here].items():
+            if capacity > 1e-12 and node not in parents:
+                parents[node] = here
                 queue.append(node)
-    if _OUTSIDE not in came:
-        return list(came), False
-    way: list[Node] = [_OUTSIDE]
-    while way[-1] != _INSIDE:
-        way.append(came[way[-1]])
-    return way[::-1], True
+    return parents
+
+
+def _augmenting_path(parents: Mapping[Node, Node]) -> list[Node] | None:
+    """The shortest path for more flow from inside to outside, or None where there is none."""
+    if _OUTSIDE not in parents:
+        return None
+    path: list[Node] = [_OUTSIDE]
+    while path[-1] != _INSIDE:
+        path.append(parents[path[-1]])
+    return path[::-1]

@@ -6,7 +6,7 @@ The rule, for one side of n features and s sites:
      sizes, like 10 classes, stay as they are, with modes of size 1 on the sites that get nothing.
   3. Otherwise (primes, or a large prime factor) the side is padded: the smallest m with n < m <= 1.125 n + 1
      whose largest factor is at most twice its ideal. The input is filled up with zeros, surplus outputs are
-     dropped. With pad=False, or where no such m exists, the split of 1 is kept whole.
+     dropped. With pad=False, or where no such m exists, the split of 1 is taken as it is.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _side(features: int, sites: int, pad: bool) -> tuple[int, ...]:
 
 
 def _palindrome(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Ascending sizes laid out so that the large ones stand in the middle."""
+    """Ascending sizes laid out with the large ones in the middle."""
     left, right = list(sizes[::2]), list(sizes[1::2])
     return (*left, *right[::-1])
 

@@ -29,6 +29,29 @@ def shape_of(array: object, what: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def check_arrays(
+    arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], what: str, owner: str, where: str = ""
+) -> None:
+    """Raises ShapeError unless there is one array of the right shape for every name, and no other.
+
+    Args:
+        arrays: name -> array of any library.
+        shapes: name -> its shape.
+        what: what an array is called, e.g. "core".
+        owner: what it belongs to, e.g. "this network".
+        where: before the message.
+    """
+    for name in arrays:
+        if name not in shapes:
+            raise ShapeError(f"{where}{name!r} is not a {what} of {owner}." + nearest(name, shapes))
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise ShapeError(f"{where}{what} {name!r} of shape {shape} is missing")
+        received = shape_of(arrays[name], f"{where}{what} {name!r}")
+        if received != shape:
+            raise ShapeError(f"{where}{what} {name!r}: expected shape {shape}, received {received}")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A topology whose bonds have sizes: everything about a layer but its numbers.
@@ -59,7 +82,7 @@ class Network:
             raise TopologyError(f"ranks must map each bond to its size, received {self.ranks!r}")
         for bond in map(str, self.ranks):
             if bond not in bonds:
-                raise TopologyError(f"{bond!r} is no bond of {self.topology.name!r}." + nearest(bond, bonds))
+                raise TopologyError(f"{bond!r} is not a bond of {self.topology.name!r}." + nearest(bond, bonds))
         missing = [bond for bond in bonds if bond not in self.ranks]
         if missing:
             raise TopologyError(f"every bond needs a size: {', '.join(map(repr, missing))} received none")
@@ -145,16 +168,7 @@ class Network:
 
     def check(self, weights: Mapping[str, Any], where: str = "") -> None:
         """Raises ShapeError unless `weights` has one array of the right shape for every core and no other."""
-        shapes = self.shapes
-        for name in weights:
-            if name not in shapes:
-                raise ShapeError(f"{where}{name!r} is no core of this network." + nearest(name, shapes))
-        for name, shape in shapes.items():
-            if name not in weights:
-                raise ShapeError(f"{where}core {name!r} has no weights: expected an array of shape {shape}")
-            received = shape_of(weights[name], f"{where}core {name!r}")
-            if received != shape:
-                raise ShapeError(f"{where}core {name!r}: expected shape {shape}, received {received}")
+        check_arrays(weights, self.shapes, "core", "this network", where)
 
     # -- as text, as data, as a picture ---------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ _PLANE_ONLY = ("block", "hilbert", "morton")
 class Ordering:
     """A named permutation of the neurons of a layer.
 
-    `permutation[k]` is the raster index (row by row) of the neuron that stands at position k, so a network
+    `permutation[k]` is the raster index (row by row) of the neuron at position k, so a network
     behind the ordering sees `x[..., permutation]`. Make one with a class method or with `ordering`.
 
     Attributes:
@@ -103,7 +103,7 @@ class Ordering:
         return np.argsort(along(row, column, max(self.shape))).astype(np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Neither copy nor pickle keeps an array read-only; being made again does.
+        # Neither copy nor pickle keeps an array read-only; a new Ordering does.
         return Ordering.from_json_dict, (self.to_json_dict(),)
 
     @classmethod
@@ -336,7 +336,7 @@ def _hilbert_distance(row: Permutation, column: Permutation, side: int) -> Permu
         half = 1 << bit
         right, low = (x >> bit) & 1, (y >> bit) & 1
         place += half * half * ((3 * right) ^ low)
-        # Into the quadrant's own frame, in which its piece of the curve is the curve again.
+        # Into the quadrant's own frame, in which its part of the curve is the whole curve.
         x, y = x & (half - 1), y & (half - 1)
         mirrored = (low == 0) & (right == 1)
         x, y = np.where(mirrored, half - 1 - x, x), np.where(mirrored, half - 1 - y, y)

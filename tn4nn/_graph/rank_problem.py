@@ -26,7 +26,7 @@ def rank_caps(topology: Topology) -> dict[str, int]:
     Taking the bond out leaves groups of cores. Where it leaves several, no rank above the product of the
     groups' open sizes over the largest of them adds anything (for two groups: the smaller of the two sides).
     Where it leaves one group (the bond is part of a loop) the bond could at most carry a whole balanced cut
-    by itself. Open legs that stand on both sides (hyperedges) are shared and do not count.
+    by itself. Open legs on both sides (hyperedges) are shared and do not count.
 
     Example:
         >>> import tn4nn as tn
@@ -134,7 +134,7 @@ def topology_problem(
     for given, what in ((weights, "weights"), (fixed, "fixed")):
         for bond in given:
             if bond not in bonds:
-                raise TopologyError(f"{what}: {bond!r} is no bond of {topology.name!r}." + nearest(bond, bonds))
+                raise TopologyError(f"{what}: {bond!r} is not a bond of {topology.name!r}." + nearest(bond, bonds))
     for bond, weight in weights.items():
         if not (isinstance(weight, int | float) and math.isfinite(weight) and weight > 0):
             raise TopologyError(f"weights: bond {bond!r} must have a finite weight above 0, received {weight!r}")
@@ -169,7 +169,7 @@ def ranks_of(layer: str, ranks: Mapping[tuple[str, str], int]) -> dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Step(Generic[B]):
+class RankStep(Generic[B]):
     """One rank more or less of a bond: what it adds or frees, and how good it is."""
 
     bond: B
@@ -182,11 +182,11 @@ def greedy(
     ranks: dict[B, int],
     direction: int,
     score: Callable[[B, int], float],
-    allowed: Callable[[Step[B], int], bool],
+    allowed: Callable[[RankStep[B], int], bool],
 ) -> Iterator[B]:
     """Moves one bond at a time, always by the step with the highest score, until no step is allowed.
 
-    Scores are kept until the rank of a neighbour changes, so they may depend on the ranks of the same cores only.
+    A score is computed again only when the rank of a neighbour changes: it may depend on the ranks of its cores alone.
 
     Args:
         problem: what ranks cost.
@@ -199,9 +199,9 @@ def greedy(
         The bond of each step, after the step.
     """
 
-    def step_of(bond: B) -> Step[B]:
+    def step_of(bond: B) -> RankStep[B]:
         price = problem.price(bond, ranks)
-        return Step(bond, price, score(bond, price))
+        return RankStep(bond, price, score(bond, price))
 
     params = problem.params(ranks)
     steps = {bond: step_of(bond) for bond in ranks}

@@ -51,18 +51,17 @@ class Core:
 class Topology:
     """A graph of cores joined by legs, with a size on every open leg.
 
-    A leg named in `inputs` meets the layer's input, one named in `outputs` forms its output, one named in
-    both is kept (it runs through, as a batch index does: W is block diagonal in it), and every other leg is
-    a bond, summed over. A leg that stands in more than two tensors, or an open leg that stands in more than
-    one core, is a hyperedge. The flat neuron index is big-endian in the order of the mapping, which is what
-    reshape does: ``i = sum_l i_l prod_{m>l} n_m``.
+    A leg named in `inputs` meets the layer's input, one named in `outputs` forms its output, and one named in
+    both is a batch leg: W is block-diagonal in it. Every other leg is a bond, which is summed over. A leg of more
+    than two tensors, or an open leg of more than one core, is a hyperedge. The flat neuron index is big-endian in
+    the order of the mapping, as in reshape: ``i = sum_l i_l prod_{m>l} n_m``.
 
     Attributes:
         cores: the tensors, in the order in which they were declared.
         inputs: size of each input leg, in the order of the modes of the input.
         outputs: size of each output leg, in the order of the modes of the output.
-        in_features: neurons of the input; at most the product of the input sizes. A smaller value means that
-            the input is padded with zeros up to the product.
+        in_features: neurons of the input; at most the product of the input sizes. A smaller input is padded with
+            zeros up to the product.
         out_features: neurons of the output; at most the product of the output sizes, the rest is dropped.
         name: what tables call it.
 
@@ -101,7 +100,7 @@ class Topology:
             put(self, side, number)
         if any(leg in self.outputs for leg in self.inputs) and self.is_padded:
             raise TopologyError(
-                "a topology with a kept leg (input and output at once) cannot be padded: "
+                "a topology with a batch leg (input and output at once) cannot be padded: "
                 "choose mode sizes whose products are the features"
             )
 
@@ -112,11 +111,11 @@ class Topology:
         for core in self.cores:
             if not core.name.isidentifier() or core.name in ("bias", "x"):
                 raise TopologyError(
-                    f"{core.name!r} is no core name: expected a letter, then letters, digits, underscores, "
+                    f"{core.name!r} is not a core name: expected a letter, then letters, digits, underscores, "
                     "and neither 'bias' nor 'x'"
                 )
             if core.name in seen:
-                raise TopologyError(f"core name {core.name!r} stands twice: names must be unique")
+                raise TopologyError(f"core name {core.name!r} is used twice: names must be unique")
             seen.add(core.name)
             if not core.legs:
                 raise TopologyError(f"core {core.name!r} has no legs: give it at least one, or leave it out")
@@ -126,25 +125,25 @@ class Topology:
                         f"core {core.name!r} has leg {leg!r} twice (a trace): give the two axes two names"
                     )
                 if not _NAME.fullmatch(leg):
-                    raise TopologyError(f"core {core.name!r}: {leg!r} is no leg name (no spaces, commas, colons)")
+                    raise TopologyError(f"core {core.name!r}: {leg!r} is not a leg name (no spaces, commas, colons)")
         on_cores = [leg for leg, cores in self.holders.items() if cores]
         for leg, size in self.inputs.items():
             if leg in self.outputs:
                 if self.outputs[leg] != size:
                     raise TopologyError(
-                        f"leg {leg!r} is input and output at once (kept), so its sizes must agree: "
+                        f"leg {leg!r} is input and output at once (a batch leg), so its sizes must agree: "
                         f"input {size}, output {self.outputs[leg]}"
                     )
             elif not self.holders[leg]:
-                raise TopologyError(f"input leg {leg!r} stands on no core." + nearest(leg, on_cores))
+                raise TopologyError(f"input leg {leg!r} is on no core." + nearest(leg, on_cores))
         for leg in self.outputs:
             if not self.holders[leg] and leg not in self.inputs:
-                raise TopologyError(f"output leg {leg!r} stands on no core." + nearest(leg, on_cores))
+                raise TopologyError(f"output leg {leg!r} is on no core." + nearest(leg, on_cores))
         for leg, cores in self.holders.items():
             if len(cores) == 1 and leg not in self.inputs and leg not in self.outputs:
                 name = self.cores[cores[0]].name
                 raise TopologyError(
-                    f"leg {leg!r} stands only on core {name!r} and is neither input nor output: a bond joins at "
+                    f"leg {leg!r} is only on core {name!r} and is neither input nor output: a bond joins at "
                     "least two cores. Name it in inputs= or outputs=, or add it to another core"
                 )
 
@@ -158,7 +157,7 @@ class Topology:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The legs that are input and output at once."""
+        """The batch legs: input and output at once. W is block-diagonal in them."""
         return tuple(leg for leg in self.inputs if leg in self.outputs)
 
     @property
@@ -333,7 +332,7 @@ def topology(
     """Declares a topology in text: tensors split by commas, legs by spaces.
 
     Legs in neither mapping are bonds. A leg in more than two tensors, or an open leg in more than one core,
-    is a hyperedge; a leg in both mappings is kept. Cores are named core0, core1, ... in order, unless
+    is a hyperedge; a leg in both mappings is a batch leg. Cores are named core0, core1, ... in order, unless
     written ``name: legs``.
 
     Args:
@@ -348,7 +347,7 @@ def topology(
         TopologyError: naming the core and the leg that are wrong.
 
     Example:
-        A rank-r block tensor train (Qiu et al. 2024, arXiv:2406.06248) over two modes; x0 and y1 stand in
+        A rank-r block tensor train (Qiu et al. 2024, arXiv:2406.06248) over two modes; x0 and y1 are in
         both cores:
 
         >>> btt = topology("x0 x1 y1 r, y0 x0 y1 r", {"x0": 8, "x1": 8}, {"y0": 4, "y1": 4})
@@ -386,7 +385,7 @@ def parse(text: str) -> tuple[Core, ...]:
         head, colon, tail = part.partition(":")
         name, legs = (head.strip(), tail) if colon else (f"core{position}", head)
         if not _NAME.fullmatch(name):
-            raise TopologyError(f"tensor {position} ({part.strip()!r}): {name!r} is no core name")
+            raise TopologyError(f"tensor {position} ({part.strip()!r}): {name!r} is not a core name")
         if ":" in legs:
             raise TopologyError(f"tensor {position} ({part.strip()!r}) has more than one colon")
         cores.append(Core(name, tuple(legs.split())))

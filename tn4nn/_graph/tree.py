@@ -1,7 +1,7 @@
 """Which topologies are trees of cores, and decomposing a tensor along one by singular values.
 
 A topology is a tree here when its cores, joined by bonds of two cores each (several bonds between the same
-two count as one), have no loop, and every open leg that stands on several cores stands on connected ones. So
+two count as one), have no loop, and every open leg of several cores is on connected ones. So
 MPO, hierarchical trees, Tucker, low rank, Kronecker, and also BTT and Monarch are trees; a leg on both sides of a
 bond only makes the singular value decomposition at that bond one of blocks, one for each of its values.
 """
@@ -25,8 +25,8 @@ class Edge:
         parent: position of its parent.
         bonds: between the two; none where two parts of a network are joined by nothing but a product.
         below: positions of the core and all that hangs on it.
-        shared: open legs that stand on both sides: the decomposition at this edge is one for each value.
-        inner: the other open legs that stand below.
+        shared: open legs on both sides; there is one decomposition for each of their values.
+        inner: the other open legs below.
     """
 
     core: int

@@ -22,18 +22,18 @@ def with_budget(
     weights: Mapping[str, float] | None = None,
     rechoose: bool = False,
 ) -> Layer:
-    """Gives every layer that stands on a bare Topology its ranks, so that the whole model fits a budget.
+    """Gives every layer on a bare Topology its ranks, so that the whole model fits a budget.
 
     All bonds of all layers grow together, as they do within one network (`Topology.with_budget`): each layer
     gets what its largest useful ranks allow and the rest goes to the others.
 
     Args:
-        model: with Topologies in place of Networks where ranks are to be chosen.
+        model: with a Topology instead of a Network where ranks are to be chosen.
         params: the budget.
         count: what it counts: "model" for every trainable number (dense layers, biases and norms included),
             "networks" for the cores of the layers whose ranks are chosen.
         weights: layer name -> relative size wanted for its bonds (default 1).
-        rechoose: choose anew for layers on Networks with bonds too.
+        rechoose: choose new ranks for layers on Networks with bonds too.
 
     Raises:
         BudgetError: rank 1 everywhere is above the budget; `.smallest` is what would do.
@@ -58,13 +58,15 @@ def with_budget(
     }
     if not open_layers:
         raise TopologyError(
-            "no layer of this model stands on a Topology whose ranks could be chosen: build it with "
+            "no layer of this model has a Topology whose ranks could be chosen: build it with "
             "tn.Linear(topology), or give rechoose=True"
         )
     wanted = dict(weights or {})
     for name in wanted:
         if name not in open_layers:
-            raise TopologyError(f"weights: {name!r} is no layer whose ranks are chosen." + nearest(name, open_layers))
+            raise TopologyError(
+                f"weights: {name!r} is not a layer whose ranks are chosen." + nearest(name, open_layers)
+            )
     parts = {
         name: topology_problem(t, dict.fromkeys(t.bonds, wanted.get(name, 1.0))) for name, t in open_layers.items()
     }

@@ -26,15 +26,15 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
     """Writes a model (or one Network) and its weights to a file, whole or not at all.
 
     The file is a safetensors file: anything that reads those finds the arrays under their names. Layer graph,
-    topologies, ranks, orderings and versions stand as JSON in its metadata, and so do the plans that this process has
+    topologies, ranks, orderings and versions are JSON in its metadata, and so are the plans that this process has
     found or read for the model's networks: a process that loads the file need not search for them again (those that
     were made for another processor are not used).
 
     Args:
         path: of the file; an older one is replaced.
         model: a layer, a whole model, or a Network.
-        weights: name -> array, as `init`, training or a backend's `weights` gives them. Numbers are kept to the bit,
-            bfloat16 as float32: a module that is built with dtype="bfloat16" has the same bits again.
+        weights: name -> array, as `init`, training or a backend's `weights` gives them. Numbers are stored to the bit,
+            bfloat16 as float32: a module that is built with dtype="bfloat16" has the same bits.
 
     Raises:
         ShapeError: weights of another model, or arrays that hold no numbers.

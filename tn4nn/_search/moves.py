@@ -1,6 +1,6 @@
 """Local moves on a network: its neighbours in the space of structures, and what their weights can start from.
 
-A structure is which open legs stand on which core, and which cores are joined by bonds of which size. A bond of size 1
+A structure says which core holds which open legs, and which cores are joined by bonds of which size. A bond of size 1
 is none: adding a bond is growing one from size 1, removing it is shrinking it there.
 """
 
@@ -80,13 +80,13 @@ def smaller(network: Network, old_bonds: bool) -> Iterator[Move]:
     for bond, size in network.ranks.items():
         if size > 1:
             less = size - max(1, size // _STEP)
-            made = Network(network.topology, {**network.ranks, bond: less})
-            yield Move(f"{bond} {size} -> {less}", without_bonds_of_one(made) if old_bonds else made)
+            shrunk = Network(network.topology, {**network.ranks, bond: less})
+            yield Move(f"{bond} {size} -> {less}", without_bonds_of_one(shrunk) if old_bonds else shrunk)
 
 
 def swaps(network: Network) -> Iterator[Move]:
     """Two cores exchange a leg each: open legs (a permutation of the modes), or where the two are neighbours any legs
-    that they do not share (on a binary tree: the other two ways to connect the branches around a bond)."""
+    that they do not share (on a binary tree: the other two pairings of the branches around a bond)."""
     t, holders = network.topology, network.topology.holders
     for i, j in itertools.combinations(range(len(t.cores)), 2):
         near = _joined(t, i, j)

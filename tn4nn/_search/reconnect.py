@@ -1,6 +1,6 @@
 """Reconnecting a tree by entanglement: which open legs should be near each other.
 
-At every bond of a binary tree four branches meet, and there are three ways to join them in pairs. Of the three the one
+At every bond of a binary tree four branches meet, and there are three pairings of them. Of the three the one
 with least entanglement entropy across the bond is taken, bond after bond, until nothing changes (Hikihara, Ueda,
 Okunishi, Harada, Nishino 2023, arXiv:2209.03196). The other bonds keep their bipartitions, so the sum of the
 entropies over all bonds falls with every change.
@@ -94,7 +94,7 @@ def reconnect(W: ArrayLike, tree: Topology, *, sweeps: int = 20, seed: int = 0) 
             bond = tree.bonds[i]
             most = entropies.at(_sides(state)[bond])
             found_here = None
-            for text, other in _ways(state, bond):
+            for text, other in _pairings(state, bond):
                 sides = _sides(other)
                 entropy = entropies.at(sides[bond])
                 if entropy < most - _LESS or (entropy < most + _LESS and frozenset(sides.values()) not in seen):
@@ -118,8 +118,8 @@ def _sides(tree: Topology) -> dict[str, frozenset[str]]:
     return {bond: every - legs if first in legs else legs for bond, legs in inner.items()}
 
 
-def _ways(tree: Topology, bond: str) -> Iterator[tuple[str, Topology]]:
-    """The other ways to join the branches around a bond: one branch of either side changes places."""
+def _pairings(tree: Topology, bond: str) -> Iterator[tuple[str, Topology]]:
+    """The other pairings of the branches around a bond: two branches from either side are exchanged."""
     i, j = tree.holders[bond]
     one, other = tree.cores[i], tree.cores[j]
     keep = one.legs[0] if one.legs[0] != bond else one.legs[1]  # exchanging both branches would change nothing

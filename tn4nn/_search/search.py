@@ -239,7 +239,7 @@ class _Searcher:
         self.seen: set[str] = set()
         self.current: _Found | None = None
         self.best: _Found | None = None
-        self.leader: _Found | None = None  # of the round under way
+        self.leader: _Found | None = None  # of the current round
 
     # -- the search -------------------------------------------------------------------------------------------
 
@@ -318,21 +318,21 @@ class _Searcher:
 
     def _kick(self, number: int) -> bool:
         """From the best structure to one near it that was not fitted, other than by a single step that helps: by turns
-        with a bond or two smaller or gone, and, where the error is reached, with a bond or two larger, to be shrunk in
-        another way. With legs swapped, if they may be."""
+        with a bond or two smaller or gone, and, where the error is reached, with a bond or two larger, to be shrunk
+        differently. With legs swapped, if they may be."""
         assert self.best is not None
         best, reached = self.best.network, self.goal.reached(self.best.error)
         rng = rng_for(self.seed, "kick", number)
         for _ in range(_TRIES):
-            made = best
+            restart = best
             if "rank" in self.moves:
                 up = reached and number % 2 == 0
-                made = self._larger_at_random(best, rng) if up else self._smaller_at_random(best, rng)
+                restart = self._larger_at_random(best, rng) if up else self._smaller_at_random(best, rng)
             if "swap" in self.moves:
-                options = [m.network for m in swaps(made) if m.network.num_params <= self._most_params()]
-                made = options[int(rng.integers(len(options)))] if options else made
-            if structure_of(made) not in self.seen:
-                return self._go(self._round([Move("restart", made)], self.best, lambda found: 0.0))
+                options = [m.network for m in swaps(restart) if m.network.num_params <= self._most_params()]
+                restart = options[int(rng.integers(len(options)))] if options else restart
+            if structure_of(restart) not in self.seen:
+                return self._go(self._round([Move("restart", restart)], self.best, lambda found: 0.0))
         return False
 
     def _smaller_at_random(self, network: Network, rng: np.random.Generator) -> Network:
@@ -340,8 +340,8 @@ class _Searcher:
         ranks = dict(network.ranks)
         for bond in map(str, rng.permutation(bonds)[: rng.integers(1, 3)]):
             ranks[bond] = 1 if rng.random() < 0.5 else max(1, ranks[bond] - 1)
-        made = Network(network.topology, ranks)
-        return without_bonds_of_one(made) if "bond" in self.moves else made
+        smaller_network = Network(network.topology, ranks)
+        return without_bonds_of_one(smaller_network) if "bond" in self.moves else smaller_network
 
     def _larger_at_random(self, network: Network, rng: np.random.Generator) -> Network:
         for _ in range(int(rng.integers(1, 3))):
@@ -364,8 +364,8 @@ class _Searcher:
 
     def _new(self, moves: Iterable[Move]) -> list[Move]:
         """Those of the moves that lead to a structure that was not fitted, each once."""
-        made = {structure_of(move.network): move for move in moves}
-        return [move for structure, move in made.items() if structure not in self.seen]
+        by_structure = {structure_of(move.network): move for move in moves}
+        return [move for structure, move in by_structure.items() if structure not in self.seen]
 
     def _round(self, moves: Sequence[Move], near: _Found | None, worth: Callable[[_Found], float]) -> _Found | None:
         """The best of the moves by `worth`, then by the order of the goal."""
@@ -415,7 +415,7 @@ class _Searcher:
 class _State:
     """A search on disk: what was found for each structure, in order, and the weights that may still be needed.
 
-    A search is deterministic, so it goes on by being run again, with what the file knows in the place of fits.
+    A search is deterministic, so it goes on by being run again, with the results of the file instead of fits.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -431,11 +431,11 @@ class _State:
         """What the file says of an evaluation."""
         if number > len(self.errors):
             return None
-        kept, error = self.errors[number - 1]
-        if kept != structure:
+        stored, error = self.errors[number - 1]
+        if stored != structure:
             raise CheckpointError(
-                f"{self.path}: evaluation {number} was of {kept}, and this search comes to {structure}: it was written "
-                "on another machine or with other libraries. Name another file"
+                f"{self.path}: evaluation {number} was of {stored}, and this search comes to {structure}: it was "
+                "written on another machine or with other libraries. Name another file"
             )
         return error, self.weights.get(number, {})
 
@@ -478,7 +478,7 @@ class _State:
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error}") from error
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path} is no state of a search ({error}): {advice}") from error
+            raise CheckpointError(f"{self.path} is not the state of a search ({error}): {advice}") from error
         if schema != SCHEMA or written != installed_version():
             raise CheckpointError(
                 f"{self.path} was written by tn4nn {written} (schema {schema}), this is {installed_version()} (schema "

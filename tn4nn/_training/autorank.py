@@ -13,7 +13,7 @@ from .._base.errors import BudgetError, TN4NNError
 from .._compression.ranks import Resized, checked, schmidt_values, with_larger_bonds, with_smaller_bonds
 from .._graph.budget import checked_budget
 from .._graph.network import Network
-from .._graph.rank_problem import Step, greedy, joint_problem, ranks_of, topology_problem
+from .._graph.rank_problem import RankStep, greedy, joint_problem, ranks_of, topology_problem
 from .._model.layers import Layer, replace_networks
 
 Weights = Mapping[str, NDArray[Any]]
@@ -151,7 +151,7 @@ class _Choice:
         def uselessness(key: Key, price: int) -> float:
             return -self._least(key, ranks) / price
 
-        def idle(step: Step[Key], params: int) -> bool:
+        def idle(step: RankStep[Key], params: int) -> bool:
             return params > budget and ranks[step.bond] > 1 and -step.score <= worth
 
         worth = _CUT_BELOW * self._best_growth(ranks)
@@ -177,7 +177,7 @@ class _Choice:
             # What the last value that is kept carries, falling as the bond grows.
             return self._least(key, self.low) * (self.low[key] / ranks[key]) ** 2 / price
 
-        def fits(step: Step[Key], params: int) -> bool:
+        def fits(step: RankStep[Key], params: int) -> bool:
             most = min(self.problem.caps[step.bond], _CAP * self.start[step.bond])
             return ranks[step.bond] < most and params + step.price <= budget
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .._base.errors import ShapeError
 from .._graph.network import Network
-from ._graph import network_of, real_array
+from ._tensors import network_of, real_array
 
 _AXES = {"l": "left bond", "o": "output", "i": "input", "r": "right bond"}
 

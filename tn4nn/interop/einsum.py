@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from .._base.errors import TopologyError
 from .._graph.network import Network
-from ._graph import check_on_cores, core_names, network_of
+from ._tensors import check_on_cores, core_names, network_of
 
 Shape = tuple[int, ...]
 
@@ -23,12 +23,12 @@ def from_einsum(
     """The Network of an einsum over cores.
 
     Args:
-        equation: e.g. ``"xab,byc->..."`` without dots: one letter for each axis, operands split by commas. What stands
-            right of the arrow is open; without an arrow, every index that stands once.
+        equation: e.g. ``"xab,byc->..."`` without dots: one letter for each axis, operands split by commas. What is
+            right of the arrow is open; without an arrow, every index that occurs once.
         shapes: of the operands, in order.
         inputs: the indices that meet the layer's input, in mode order: a string of letters or a sequence.
-        outputs: the indices that form its output, in mode order (default: the open ones that are no inputs, in the
-            order in which they stand right of the arrow). An index in both is kept.
+        outputs: the indices that form its output, in mode order (default: the open ones that are not inputs, in
+            the order right of the arrow). An index in both is a batch leg.
         name: what tables call it.
 
     Raises:
@@ -85,22 +85,22 @@ def _sizes(operands: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str
 def _check_opened(result: Sequence[str], inputs: Sequence[str], outputs: Sequence[str]) -> None:
     for leg in (*inputs, *outputs):
         if leg not in result:
-            raise TopologyError(f"index {leg!r} is input or output, so it must stand right of the arrow")
+            raise TopologyError(f"index {leg!r} is input or output, so it must be right of the arrow")
     for leg in result:
         if result.count(leg) > 1:
-            raise TopologyError(f"index {leg!r} stands twice right of the arrow")
+            raise TopologyError(f"index {leg!r} occurs twice right of the arrow")
         if leg not in inputs and leg not in outputs:
-            raise TopologyError(f"index {leg!r} stands right of the arrow: name it in inputs= or outputs=")
+            raise TopologyError(f"index {leg!r} is right of the arrow: name it in inputs= or outputs=")
 
 
 def to_einsum(network: Network) -> tuple[str, list[Shape]]:
     """The equation of W and the shapes of the cores: the result's axes are the output legs, then the input legs.
 
     A leg of one letter keeps it; the others get letters, and Chinese characters after the 52 that numpy.einsum takes
-    (opt_einsum and cotengra take them). A kept leg stands once, among the outputs.
+    (opt_einsum and cotengra take them). A batch leg occurs once, among the outputs.
 
     Raises:
-        TopologyError: a kept leg stands on no core.
+        TopologyError: a batch leg is on no core.
 
     Source: the notation of numpy.einsum.
 

@@ -20,7 +20,7 @@ from .._graph.paths import BATCH, legs_along
 from .._graph.problem import tensors_of
 from .._model import layers
 from .._planning.plan import Plan
-from ._graph import library
+from ._tensors import library
 
 _LIBRARIES = {"quimb": "quimb.tensor", "tensornetwork": "tensornetwork"}
 ENGINES = tuple(_LIBRARIES)

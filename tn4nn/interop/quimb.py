@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .._graph.network import Network
-from ._graph import check_on_cores, core_names, leg_names, library, network_of, real_array
+from ._tensors import check_on_cores, core_names, leg_names, library, network_of, real_array
 
-# The names that quimb draws at random begin with an underscore; they are others in every process, and a plan that is
-# kept on disk is found again by the names of the legs.
+# Names that quimb draws at random begin with an underscore. They differ in every process, and plans on disk are found
+# by the names of the legs.
 _DRAWN = "_"
 
 
@@ -37,10 +37,11 @@ def from_quimb(q: Any, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[N
     """The Network and the weights of a quimb tensor network.
 
     Index names become leg names, except that commas, colons and spaces turn into underscores (``k0,1`` into ``k0_1``)
-    and that names which quimb has drawn at random, others in every process, turn into bond0, bond1, ... A core is named
+    and that random names, which differ in every process, become bond0, bond1, ... A core is named
     after the first tag that no other tensor has, in the same way, else core0, core1, ... All tags and names are in
-    `weights.tags` and `weights.indices`. An index on three or more tensors is a hyperedge, one in inputs and outputs is
-    kept. Arrays are copied to numpy in their dtype; a factor that quimb keeps aside (`q.exponent`) is spread over them.
+    `weights.tags` and `weights.indices`. An index on three or more tensors is a hyperedge, one in inputs and outputs
+    a batch leg. Arrays are copied to numpy in their dtype; a factor that quimb stores apart (`q.exponent`) is spread
+    over them.
 
     Args:
         q: a quimb TensorNetwork of any kind; for an MPO `q.lower_inds` as inputs and `q.upper_inds` as outputs give
@@ -50,7 +51,7 @@ def from_quimb(q: Any, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[N
 
     Raises:
         BackendError: quimb is not installed.
-        TopologyError: an index that is neither input nor output and stands on one tensor, one twice on a tensor, one
+        TopologyError: an index of one tensor that is neither input nor output, one twice on a tensor, one
             of size 0, a tensor without indices.
         ShapeError: complex numbers.
 
@@ -93,7 +94,7 @@ def to_quimb(
 ) -> Any:
     """The quimb TensorNetwork of a network and its weights.
 
-    Contracting it to the output and input indices gives the whole W of the modes, padding included; a kept leg is one
+    Contracting it to the output and input indices gives the whole W of the modes, padding included; a batch leg is one
     index, in which W is diagonal.
 
     Args:
@@ -105,7 +106,7 @@ def to_quimb(
     Raises:
         BackendError: quimb is not installed.
         ShapeError: weights of another network.
-        TopologyError: a kept leg stands on no core.
+        TopologyError: a batch leg is on no core.
 
     Source: quimb (Gray 2018, doi:10.21105/joss.00819).
 

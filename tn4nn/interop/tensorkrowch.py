@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from .._base.errors import TopologyError
 from .._graph.network import Network
-from ._graph import core_names, leg_names, network_of, real_array
+from ._tensors import core_names, leg_names, network_of, real_array, unique
 
 
 def from_tensorkrowch(
@@ -18,7 +17,7 @@ def from_tensorkrowch(
 ) -> tuple[Network, dict[str, NDArray[Any]]]:
     """The Network and the weights of a TensorKrowch network, or of some of its nodes.
 
-    A leaf node becomes the core of its name, an open edge the leg of its axis name where that stands once, every other
+    A leaf node becomes the core of its name, an open edge the leg of its axis name where that is unique, every other
     edge that of a number: e0, e1, ... An edge to a data node counts as open. Tensors are copied to numpy in their
     dtype; nodes that share one tensor (uniform models) become cores with equal, separate values.
 
@@ -45,14 +44,12 @@ def from_tensorkrowch(
     inputs, outputs = list(inputs), list(outputs)
     opened = _opened(nodes, inputs, outputs)
     edges = list(dict.fromkeys(edge for node in nodes for edge in node.edges))
-    often = Counter(opened.values())
-    words = [opened[edge] if often[opened.get(edge, "")] == 1 else None for edge in edges]
-    leg = dict(zip(edges, leg_names(words, "e"), strict=True))
+    leg = dict(zip(edges, leg_names(unique(opened.get(edge) for edge in edges), "e"), strict=True))
     names = core_names(node.name for node in nodes)
     tensors = [(name, tuple(leg[edge] for edge in node.edges)) for name, node in zip(names, nodes, strict=True)]
     sizes = {leg[edge]: size for node in nodes for edge, size in zip(node.edges, node.shape, strict=True)}
-    made = network_of(tensors, sizes, ([leg[e] for e in inputs], [leg[e] for e in outputs]), "tensorkrowch")
-    return made, {name: real_array(node.tensor, name) for name, node in zip(names, nodes, strict=True)}
+    found = network_of(tensors, sizes, ([leg[e] for e in inputs], [leg[e] for e in outputs]), "tensorkrowch")
+    return found, {name: real_array(node.tensor, name) for name, node in zip(names, nodes, strict=True)}
 
 
 def _opened(nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> dict[Any, str]:

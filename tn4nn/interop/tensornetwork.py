@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._base.errors import TopologyError
 from .._graph.network import Network
-from ._graph import core_names, leg_names, library, network_of, real_array
+from ._tensors import core_names, leg_names, library, network_of, real_array, unique
 
 _UNNAMED = "__unnamed_edge__"
 
@@ -28,7 +28,7 @@ def from_tensornetwork(
     the outputs it is kept. Arrays of the numpy, pytorch and jax backends are copied to numpy in their dtype.
 
     Args:
-        nodes: the nodes, CopyNodes among them; a list, where the order of the cores shall be the same again.
+        nodes: the nodes, CopyNodes among them; a list, where the order of the cores shall be the same each time.
         inputs: dangling edges that meet the layer's input, in mode order.
         outputs: dangling edges that form its output, in mode order.
 
@@ -94,8 +94,7 @@ def _check_edges(nodes: list[Any], group: Mapping[Any, Any], inputs: list[Any], 
 def _leg_names(group: Mapping[Any, Any]) -> dict[Any, str]:
     """Leg (its first edge) -> name."""
     wanted = {root: _edge_name(root) for root in dict.fromkeys(group.values())}
-    often = Counter(wanted.values())
-    names = leg_names((name if often[name] == 1 else None for name in wanted.values()), "e")
+    names = leg_names(unique(wanted.values()), "e")
     return dict(zip(wanted, names, strict=True))
 
 
@@ -110,7 +109,7 @@ def _edge_name(edge: Any) -> str | None:
 def to_tensornetwork(network: Network, weights: Mapping[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The nodes, input edges and output edges of a network and its weights.
 
-    A leg that joins two cores is an edge of its name; a hyperedge and a kept leg are a CopyNode. Contracting the
+    A leg that joins two cores is an edge of its name; a hyperedge and a batch leg are a CopyNode. Contracting the
     nodes to (outputs, inputs) gives the whole W of the modes, padding included.
 
     Args:

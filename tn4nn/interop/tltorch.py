@@ -7,8 +7,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .._base.errors import ShapeError
+from .._graph.contract import sizes_of
 from .._graph.network import Network
-from ._graph import network_of, real_array
+from ._tensors import network_of, real_array
 from .chain import from_chain
 
 
@@ -53,6 +54,6 @@ def from_tltorch(weight: Any) -> tuple[Network, dict[str, NDArray[Any]]]:
     for i, (leg, rank, factor) in enumerate(zip(opened, ranks, factors, strict=True)):
         tensors.append((f"factor{i}", (leg, rank), factor))
     weights = {name: real_array(array, name) for name, _, array in tensors}
-    sizes = {leg: size for name, legs, _ in tensors for leg, size in zip(legs, weights[name].shape, strict=True)}
     named = [(name, legs) for name, legs, _ in tensors]
+    sizes = sizes_of([legs for _, legs in named], [weights[name] for name, _ in named])
     return network_of(named, sizes, (ins, outs), "tltorch"), weights

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..._base.checks import nearest
 from ..._base.errors import ShapeError, TopologyError
 from ..._base.hashing import fingerprint_of
 from ..._graph.init import init as init_network
-from ..._graph.network import Network, shape_of
+from ..._graph.network import Network, check_arrays
 from ..._graph.ordering import Ordering
 from ..._graph.topology import Topology
 from .shapes import Shape
@@ -119,16 +118,7 @@ class Layer:
 
     def check(self, weights: Mapping[str, Any]) -> None:
         """Raises ShapeError unless the weights are those of this model, each of the right shape."""
-        specs = self.specs()
-        for name in weights:
-            if name not in specs:
-                raise ShapeError(f"{name!r} is no weight of this model." + nearest(name, specs))
-        for name, spec in specs.items():
-            if name not in weights:
-                raise ShapeError(f"weight {name!r} of shape {spec.shape} is missing")
-            received = shape_of(weights[name], repr(name))
-            if received != spec.shape:
-                raise ShapeError(f"{name!r}: expected shape {spec.shape}, received {received}")
+        check_arrays(weights, {name: spec.shape for name, spec in self.specs().items()}, "weight", "this model")
 
     def build(
         self,
@@ -168,14 +158,14 @@ class Layer:
         if weights is not None and seed is not None:
             raise ShapeError("build takes weights= or seed=, received both")
         self.require_ranks()
-        made = load(backend)
+        native = load(backend)
         weights = self.init(seed or 0) if weights is None else weights
         self.check(weights)
         # A backend that cannot measure, or has no other engines, need not know the words.
         options: dict[str, Any] = {"tune": True} if tune else {}
         if engine is not None:
             options["engine"] = engine
-        return made.build(
+        return native.build(
             self,
             weights,
             batch=batch,
@@ -187,7 +177,7 @@ class Layer:
         )
 
     def require_ranks(self) -> None:
-        """Raises TopologyError where a layer still stands on a topology without ranks."""
+        """Raises TopologyError where a layer has a topology without ranks."""
         for name, layer in self.walk():
             if isinstance(layer, OnNetwork):
                 layer.solid(name)
@@ -260,7 +250,7 @@ class OnNetwork(Layer):
         if isinstance(self.network, Topology):
             if not self.has_ranks:
                 raise TopologyError(
-                    f"layer {name or type(self).__name__!r} stands on a topology without ranks: give it a Network "
+                    f"layer {name or type(self).__name__!r} has a topology without ranks: give it a Network "
                     "(with_rank, with_budget), or the whole model a budget (tn.with_budget)"
                 )
             return Network(self.network, {})
@@ -281,6 +271,10 @@ class OnNetwork(Layer):
         """The cores of this layer."""
         scheme, gain = getattr(self, "init_scheme", "normal"), getattr(self, "gain", 1.0)
         return init_network(self.solid(name), seed, scheme=scheme, gain=gain, name=name)
+
+    def own_specs(self) -> tuple[Spec, ...]:
+        """Cores, then the bias, where there is one."""
+        return self.core_specs() + self.bias_spec(bool(getattr(self, "bias", False)))
 
     def core_specs(self) -> tuple[Spec, ...]:
         """Specs of the cores."""

@@ -43,7 +43,7 @@ class Sequential(Layer):
         for name in named:
             if not name.isidentifier():  # digits are positions, a dot leads into a layer
                 raise ShapeError(
-                    f"{name!r} is no name for a layer: expected a letter, then letters, digits, underscores"
+                    f"{name!r} is not a name for a layer: expected a letter, then letters, digits, underscores"
                 )
         put = object.__setattr__
         put(self, "layers", everything)
@@ -104,11 +104,11 @@ class Residual(Layer):
 
     def out_shape(self, shape: Shape) -> Shape:
         """That of the body, which the shortcut must have too."""
-        made = self.body.out_shape(shape)
+        body = self.body.out_shape(shape)
         other = shape if self.shortcut is None else self.shortcut.out_shape(shape)
-        if made != other:
-            raise ShapeError(f"Residual: the body makes {made}, the shortcut {other}: they must agree")
-        return made
+        if body != other:
+            raise ShapeError(f"Residual: the body makes {body}, the shortcut {other}: they must agree")
+        return body
 
     def describe(self) -> str:
         """One line."""
@@ -141,14 +141,14 @@ class Parallel(Layer):
 
     def out_shape(self, shape: Shape) -> Shape:
         """The common shape, or the first axes added up."""
-        made = [branch.out_shape(shape) for branch in self.branches]
+        shapes = [branch.out_shape(shape) for branch in self.branches]
         if self.combine == "concat":
-            if len({s[1:] for s in made}) > 1:
-                raise ShapeError(f"Parallel: branches to concatenate differ beyond the first axis: {made}")
-            return (sum(s[0] for s in made), *made[0][1:])
-        if len(set(made)) > 1:
-            raise ShapeError(f"Parallel: branches to add differ in shape: {made}")
-        return made[0]
+            if len({s[1:] for s in shapes}) > 1:
+                raise ShapeError(f"Parallel: branches to concatenate differ beyond the first axis: {shapes}")
+            return (sum(s[0] for s in shapes), *shapes[0][1:])
+        if len(set(shapes)) > 1:
+            raise ShapeError(f"Parallel: branches to add differ in shape: {shapes}")
+        return shapes[0]
 
     def describe(self) -> str:
         """One line."""
@@ -167,16 +167,16 @@ def replace_networks(model: Layer, networks: Mapping[str, Network]) -> Layer:
                 object.__setattr__(copy, field.name, getattr(layer, field.name))
             object.__setattr__(copy, "network", networks[prefix])
             return copy
-        made = {name: rebuilt(child, join(prefix, name)) for name, child in layer.children()}
+        children = {name: rebuilt(child, join(prefix, name)) for name, child in layer.children()}
         if isinstance(layer, Sequential):
-            numbered = [made[n] for n in layer.names if n.isdigit()]
+            numbered = [children[n] for n in layer.names if n.isdigit()]
             return Sequential(
-                *numbered, input_shape=layer.input_shape, **{n: made[n] for n in layer.names if not n.isdigit()}
+                *numbered, input_shape=layer.input_shape, **{n: children[n] for n in layer.names if not n.isdigit()}
             )
         if isinstance(layer, Parallel):
-            return Parallel(*made.values(), combine=layer.combine)
+            return Parallel(*children.values(), combine=layer.combine)
         if isinstance(layer, Residual):
-            return Residual(made["body"], made.get("shortcut"))
+            return Residual(children["body"], children.get("shortcut"))
         return layer
 
     return rebuilt(model, "")

@@ -13,7 +13,7 @@ from ..._graph.init import SCHEMES
 from ..._graph.network import Network
 from ..._graph.ordering import Ordering, ordering_of
 from ..._graph.topology import Topology
-from .base import OnNetwork, Spec
+from .base import OnNetwork
 from .shapes import Shape, is_whole, pair, windows
 
 
@@ -30,11 +30,13 @@ def _network_of(network: object, out_features: object, what: str) -> Network | T
     )
 
 
-def _check_init(scheme: str, gain: float) -> None:
+def _put_init(layer: OnNetwork, scheme: str, gain: float) -> None:
     if scheme not in SCHEMES:
         raise TopologyError(f"unknown init scheme {scheme!r}." + nearest(scheme, SCHEMES))
     if not gain > 0:
         raise TopologyError(f"gain must be above 0, received {gain!r}")
+    object.__setattr__(layer, "init_scheme", scheme)
+    object.__setattr__(layer, "gain", float(gain))
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -78,9 +80,7 @@ class Linear(OnNetwork):
         put(self, "network", _network_of(network, out_features, "Linear"))
         put(self, "bias", bool(bias))
         put(self, "ordering", ordering_of(ordering, self.topology.in_features))
-        _check_init(init, gain)
-        put(self, "init_scheme", init)
-        put(self, "gain", float(gain))
+        _put_init(self, init, gain)
 
     def out_shape(self, shape: Shape) -> Shape:
         """(..., in_features) -> (..., out_features)."""
@@ -88,10 +88,6 @@ class Linear(OnNetwork):
         if not shape or shape[-1] != t.in_features:
             raise ShapeError(f"{self.describe()}: expected inputs of shape (..., {t.in_features}), received {shape}")
         return (*shape[:-1], t.out_features)
-
-    def own_specs(self) -> tuple[Spec, ...]:
-        """Cores, then the bias."""
-        return self.core_specs() + self.bias_spec(self.bias)
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -155,9 +151,7 @@ class Conv2d(OnNetwork):
                 f"received {self.topology.in_features}"
             )
         put(self, "bias", bool(bias))
-        _check_init(init, gain)
-        put(self, "init_scheme", init)
-        put(self, "gain", float(gain))
+        _put_init(self, init, gain)
 
     @property
     def in_channels(self) -> int:
@@ -175,10 +169,6 @@ class Conv2d(OnNetwork):
             for n, k, s, p in zip(shape[1:], self.kernel, self.stride, self.padding, strict=True)
         )
         return (self.topology.out_features, *sizes)
-
-    def own_specs(self) -> tuple[Spec, ...]:
-        """Cores, then the bias."""
-        return self.core_specs() + self.bias_spec(self.bias)
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -208,17 +198,11 @@ class Embedding(OnNetwork):
         put = object.__setattr__
         put(self, "network", _network_of(network, dimensions, "Embedding"))
         if self.topology.kept:
-            raise TopologyError(f"an embedding cannot have kept legs, received {', '.join(self.topology.kept)}")
+            raise TopologyError(f"an embedding cannot have batch legs, received {', '.join(self.topology.kept)}")
         # A row of the table is one column of W, so its entries must not shrink with the number of tokens.
         gain = math.sqrt(self.topology.in_features) if gain is None else gain
-        _check_init(init, gain)
-        put(self, "init_scheme", init)
-        put(self, "gain", float(gain))
+        _put_init(self, init, gain)
 
     def out_shape(self, shape: Shape) -> Shape:
         """(...) -> (..., dimensions)."""
         return (*shape, self.topology.out_features)
-
-    def own_specs(self) -> tuple[Spec, ...]:
-        """The cores."""
-        return self.core_specs()

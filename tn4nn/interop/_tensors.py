@@ -1,10 +1,11 @@
-"""What every other library's network comes down to: named tensors over named indices, checked at the door."""
+"""What every other library's network comes down to: named tensors over named indices, checked on the way in."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,8 @@ def network_of(
     """A Network out of tensors over indices of known sizes; `sides` are (inputs, outputs).
 
     Raises:
-        TopologyError: an index twice on one tensor, one of size 0, one that is named but stands nowhere, one that
-            stands on a single tensor and is neither input nor output.
+        TopologyError: an index twice on one tensor, one of size 0, one that is named but not there, one of a
+            single tensor that is neither input nor output.
     """
     inputs, outputs = map(tuple, sides)
     _check_tensors(tensors)
@@ -45,7 +46,7 @@ def network_of(
         if len(holders) == 1 and leg not in inputs and leg not in outputs:
             tensor = tensors[holders[0]][0]
             raise TopologyError(
-                f"index {leg!r} stands only on tensor {tensor!r} and is neither input nor output: name it in inputs= "
+                f"index {leg!r} is only on tensor {tensor!r} and is neither input nor output: name it in inputs= "
                 "or outputs=, or sum over it before"
             )
     checked = {leg: checked_size(size, f"index {leg!r}") for leg, size in sizes.items()}
@@ -64,38 +65,38 @@ def _check_tensors(tensors: Named) -> None:
             raise TopologyError(f"tensor {tensor!r} has no indices (a scalar): multiply it into another tensor")
         for leg in legs:
             if legs.count(leg) > 1:
-                raise TopologyError(f"index {leg!r} stands twice on tensor {tensor!r} (a trace): sum over it before")
+                raise TopologyError(f"index {leg!r} occurs twice on tensor {tensor!r} (a trace): sum over it before")
 
 
 def _check_side(side: str, legs: Legs, sizes: Mapping[str, int]) -> None:
     for leg in legs:
         if leg not in sizes:
-            raise TopologyError(f"{side}: {leg!r} is no index of the network." + nearest(leg, sizes))
+            raise TopologyError(f"{side}: {leg!r} is not an index of the network." + nearest(leg, sizes))
         if legs.count(leg) > 1:
             raise TopologyError(f"{side}: index {leg!r} is named twice")
 
 
 def core_names(wanted: Iterable[str | None]) -> list[str]:
-    """A core name for each wanted one: as it is where it may be, with what no name may hold turned into underscores,
-    else core0, core1, ...
+    """A core name for each wanted one: the same where it is allowed, with underscores for other characters; else core0,
+    core1, ...
 
     Example:
         >>> core_names(["I0", "I0,1", None, "x"])
         ['I0', 'I0_1', 'core2', 'core3']
     """
-    made: list[str] = []
+    names: list[str] = []
     for position, word in enumerate(wanted):
         name = re.sub(r"\W+", "_", word or "").strip("_")
-        if not name.isidentifier() or name in ("bias", "x") or name in made:
+        if not name.isidentifier() or name in ("bias", "x") or name in names:
             name = f"core{position}"
-        while name in made:
+        while name in names:
             name += "_"
-        made.append(name)
-    return made
+        names.append(name)
+    return names
 
 
 def leg_names(wanted: Iterable[str | None], spare: str = "bond") -> list[str]:
-    """A leg name for each wanted one, as it is where it may be; bond0, bond1, ... for None.
+    """A leg name for each wanted one, the same where it is allowed; bond0, bond1, ... for None.
 
     Example:
         >>> leg_names(["k0", "k0,1", None, "bond0", "k0_1"])
@@ -103,13 +104,25 @@ def leg_names(wanted: Iterable[str | None], spare: str = "bond") -> list[str]:
     """
     words = [None if word is None else re.sub(r"[\s,:]", "_", word) for word in wanted]
     numbered = (name for i in itertools.count() if (name := f"{spare}{i}") not in words)
-    made: list[str] = []
+    names: list[str] = []
     for word in words:
         name = word or next(numbered)
-        while name in made:
+        while name in names:
             name += "_"
-        made.append(name)
-    return made
+        names.append(name)
+    return names
+
+
+def unique(words: Iterable[str | None]) -> list[str | None]:
+    """The words that occur once; None for the others.
+
+    Example:
+        >>> unique(["a", "b", "a", None])
+        [None, 'b', None, None]
+    """
+    listed = list(words)
+    counts = Counter(listed)
+    return [word if counts[word] == 1 else None for word in listed]
 
 
 def real_array(data: Any, tensor: str) -> NDArray[Any]:
@@ -126,7 +139,7 @@ def real_array(data: Any, tensor: str) -> NDArray[Any]:
 
 
 def check_on_cores(network: Network, what: str) -> None:
-    """Refuses a kept leg that stands on no core: the other library could not hold it."""
+    """Refuses a batch leg that is on no core: the other library could not hold it."""
     for leg in network.topology.kept:
         if not network.topology.holders[leg]:
-            raise TopologyError(f"kept leg {leg!r} stands on no core: {what} has no place for it")
+            raise TopologyError(f"batch leg {leg!r} is on no core: {what} cannot hold it")

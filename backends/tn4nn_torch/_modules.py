@@ -108,6 +108,7 @@ class _Planned(nn.Module):
         self.know()
         self._quick.clear()
         self._tuned = Tuned()
+        self._runners.refresh()
         return self
 
     @property

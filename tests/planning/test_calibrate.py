@@ -157,13 +157,14 @@ SLOW = dict(zip(PROGRAM_FIGURES, (1.7, 0.5, 0.8, 3.0, 2.0, 4.0, 2.5), strict=Tru
 
 
 def plans(machine, networks=None):
-    """Candidates of all networks that a calibration runs."""
+    """The best and the worst program of all networks that a calibration runs."""
     for network, batches in networks or calibrating._networks():
         for batch in batches:
             for phase in ("forward", "train"):
                 asked = PlanRequest(network, batch, phase, machine=machine)
                 priced = [ProgramExecutor("program").plan(asked, *named) for named in calibrating._orders(asked)]
-                yield from sorted(priced, key=lambda p: p.cost.predicted_s)
+                ranked = sorted(priced, key=lambda p: p.cost.predicted_s)
+                yield from (ranked[0], ranked[-1])
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_the_fit_finds_the_machine_that_ran_the_programs(monkeypatch):
         seconds = sum(calibrating.program_times(p, right).values())
         samples.append(Sample(p.order, times, seconds, lambda machine, p=p: calibrating.program_times(p, machine)))
     factors, before, after = calibrating.judged(samples, tn.Machine())
-    assert after < 0.01 < 0.25 < before
+    assert after < 0.01 < 0.3 < before
     well_known = ("macs_per_s", "strided", "op_s", "step_s")
     assert {name: factors[name] for name in well_known} == pytest.approx({n: SLOW[n] for n in well_known}, rel=0.05)
     # What a step counts, its multiply-adds or its bytes, has to be asked again.

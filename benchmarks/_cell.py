@@ -15,7 +15,7 @@ from _workset import Case
 from numpy.typing import NDArray
 
 import tn4nn as tn
-from tn4nn._graph.contract import apply
+from tn4nn.reference import apply
 
 Array = NDArray[Any]
 

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from _cell import ITEM, CannotExpressError, Cell
+from _cell import CannotExpressError, Cell
 from _paths import BATCH, PathCost
 from _runners import JaxRunner, Runner, TorchRunner
 
 import tn4nn as tn
-from tn4nn._runtime.devices import known
 
 # -- ours ----------------------------------------------------------------------------------------------------
 
@@ -42,11 +41,10 @@ def _tuned(cell: Cell) -> tn.Plan:
     """With tune=True: the best few plans are measured when the layer is built, on a GPU when it is called."""
     if cell.device == "cpu":
         return tn.plan(cell.network, cell.batch, cell.phase, runtime="native", tune=True)
-    import torch
+    from tn4nn_torch import TNLinear
 
-    size = ITEM[cell.dtype]
-    figures = known("torch", torch.cuda.get_device_name(cell.device), cell.dtype, size)
-    return tn.plan(cell.network, cell.batch, cell.phase, **figures)
+    options: dict[str, Any] = {"batch": cell.batch, "phase": cell.phase, "device": cell.device, "dtype": cell.dtype}
+    return TNLinear(cell.network, bias=False, **options).plan(cell.batch)
 
 
 def _tn4nn_torch(cell: Cell) -> Runner:
@@ -58,7 +56,7 @@ def _tn4nn_torch(cell: Cell) -> Runner:
     module, notes = _ours(cell, "torch", plan, tune=True, device=cell.device, dtype=cell.dtype)
     runner = TorchRunner(cell, module, list(module.parameters()), plan.cost.macs, notes)
     if cell.device != "cpu":
-        runner.run(2)  # the second call of a size measures the ways
+        runner.run(2)  # the second call of a size measures the candidates
     return runner
 
 

@@ -27,7 +27,11 @@ import _workset
 from rich.console import Console
 from rich.table import Table
 
-from tn4nn._planning.native import Way, candidates, measured, runs_of, tried
+import tn4nn as tn
+from tn4nn._planning.measure import measured, runs_of, worth_measuring
+from tn4nn._planning.planner import candidates
+from tn4nn._planning.request import PlanRequest
+from tn4nn._runtime.target import Target
 
 MOST = 40  # candidates of a cell
 SLOW = 3.0  # candidates predicted that many times slower than the first are not run
@@ -37,32 +41,31 @@ PLACEMENTS = 3
 
 def cell(case: _workset.Case, batch: int, phase: str) -> dict[str, Any]:
     """One cell: ratios, and every candidate."""
-    network = case.network()
-    every = candidates(network, batch, phase)
-    kept = [way for way in every if way.cost.predicted_s <= SLOW * every[0].cost.predicted_s][:MOST]
-    held, runs = [], []
+    every = candidates(PlanRequest(case.network(), batch, phase, target=Target(executors=("native",))))
+    plans = [p for p in every if p.cost.predicted_s <= SLOW * every[0].cost.predicted_s][:MOST]
+    occupied, runs = [], []
     for _ in range(PLACEMENTS if every[0].cost.predicted_s < SHORT else 1):
-        times = {_key(way): way.measured_s or math.nan for way in measured(network, batch, phase, kept)}
-        runs.append([times[_key(way)] for way in kept])
-        held.append(runs_of(network, batch, phase, kept[:1]))  # what the next one cannot take
+        times = {_key(p): p.measured_s or math.nan for p in measured(plans)}
+        runs.append([times[_key(p)] for p in plans])
+        occupied.append(runs_of(plans[:1]))  # memory that the next one cannot take
     found = [statistics.median(times) for times in zip(*runs, strict=True)]
-    errors = [abs(way.cost.predicted_s / seconds - 1) for way, seconds in zip(kept, found, strict=True)]
+    errors = [abs(p.cost.predicted_s / seconds - 1) for p, seconds in zip(plans, found, strict=True)]
     return {
         "case": case.name,
         "batch": batch,
         "phase": phase,
-        "candidates": len(kept),
+        "candidates": len(plans),
         "first": found[0] / min(found),
-        "tuned": min(found[kept.index(way)] for way in tried(kept)) / min(found),
+        "tuned": min(found[plans.index(p)] for p in worth_measuring(plans)) / min(found),
         "error": statistics.median(errors),
         "seconds": min(found),
-        "predicted_s": [way.cost.predicted_s for way in kept],
+        "predicted_s": [p.cost.predicted_s for p in plans],
         "measured_s": found,
     }
 
 
-def _key(way: Way) -> tuple[Any, ...]:
-    return way.path, way.layouts, way.block, way.keep
+def _key(p: tn.Plan) -> tuple[Any, ...]:
+    return p.path, p.layouts, p.block, p.save
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:

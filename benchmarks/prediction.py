@@ -41,8 +41,8 @@ from rich.table import Table
 
 import tn4nn as tn
 from tn4nn._model.backend import Place, place_of
-from tn4nn._planning.calibrate import clocked, program_times, times_of
-from tn4nn._planning.native import runs_of
+from tn4nn._planning.calibrate import clocked, native_times, program_times
+from tn4nn._planning.measure import runs_of
 
 FEATURES = 1024
 RANKS = (2, 8, 32)
@@ -91,10 +91,8 @@ def cell(question: Question, machines: dict[str, tn.Machine], place: Place | Non
     for name, machine in machines.items():
         if place is None:
             p = tn.plan(net, batch, phase, runtime="native", machine=machine)
-            way = p.way
-            assert way is not None
-            key: Any = way.path, way.layouts, way.block, way.keep
-            parts = times_of(net, way, batch, phase, 4, machine)
+            key: Any = p.path, p.layouts, p.block, p.save
+            parts = native_times(p, machine)
         else:
             p = tn.plan(net, batch, phase, machine=machine, itemsize=place.itemsize)
             key, parts = p.path, program_times(p, machine)
@@ -102,7 +100,7 @@ def cell(question: Question, machines: dict[str, tn.Machine], place: Place | Non
             return None
         if key not in found:
             if place is None:
-                runs = runs_of(net, batch, phase, [way])
+                runs = runs_of([p])
                 assert runs is not None, "the native runtime needs a C compiler"
                 found[key] = seconds(runs[0])
             else:

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tn4nn as tn
-from tn4nn._planning.native import measured
+from tn4nn._planning.measure import measured
 
 TOPOLOGIES = ("mpo", "ring", "tree", "peps", "mera", "cp", "tucker", "btt", "low_rank")
 AXES = {
@@ -109,11 +109,10 @@ def points(topology: str, axis: str) -> Iterator[Point]:
         if net is None:
             continue
         batch = given["batch"]
-        way = tn.plan(net, batch, "train", runtime="native").way
-        if way is None or way.cost.predicted_s > 2:
+        p = tn.plan(net, batch, "train", runtime="native")
+        if p.cost.predicted_s > 2:
             continue
-        seconds = measured(net, batch, "train", [way])[0].measured_s or math.nan
-        cost = way.cost
+        seconds, cost = measured([p])[0].measured_s or math.nan, p.cost
         dense = dense_seconds(given["features"], batch)
         yield Point(topology, axis, value, net.num_params, cost.macs, seconds, cost.saved, cost.peak, dense)
 

@@ -1,16 +1,16 @@
 /* Appended to `contract.c`: the runtime as a handler of XLA's custom calls on the CPU.
  *
- * Operands are the piece (as 32-bit numbers, for jax has no longer ones by default), x, and other memories; results
- * are memories. The attribute "at" says, in one array, 1 for the backward pass or else 0, and then which memory (see
- * Head) each operand but the piece, and each result, is.
+ * Operands are the encoded plan (as 32-bit numbers, since jax has no longer ones by default), x, and other buffers;
+ * results are buffers. The attribute "at" is an array: 1 for the backward pass or 0 for the forward pass, and then the
+ * number of the buffer (see Head) of each operand but the plan, and of each result.
  */
 #include <stdatomic.h>
 #include <xla/ffi/api/c_api.h>
 
-/* Parts of a job for several threads. Whoever finds a part left takes it, the caller too: so a pool whose threads are
- * all busy, or that runs late, holds nobody up. */
+/* Parts of a job for several threads. Every thread takes the next part that is left, the caller too: so a pool whose
+ * threads are all busy, or that runs late, delays nothing. */
 typedef struct {
-  atomic_long next, done, held;
+  atomic_long next, done, owners;
   long parts;
   Job *job;
   void *data;
@@ -19,7 +19,7 @@ typedef struct {
 static void help(void *team) {
   Team *t = team;
   for (long part; (part = atomic_fetch_add(&t->next, 1)) < t->parts; atomic_fetch_add(&t->done, 1)) t->job(t->data, part);
-  if (atomic_fetch_sub(&t->held, 1) == 1) free(t);
+  if (atomic_fetch_sub(&t->owners, 1) == 1) free(t);
 }
 
 static void failed(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
@@ -31,13 +31,13 @@ static void in_pool(void *host, long parts, Job *job, void *data) {
   XLA_FFI_CallFrame *f = host;
   Team *t = malloc(sizeof(Team));
   if (!t) abort();
-  *t = (Team){0, 0, 2, parts, job, data}; /* held by the caller, twice: while it helps and while it waits */
+  *t = (Team){0, 0, 2, parts, job, data}; /* the caller owns it twice: while it helps and while it waits */
   for (long i = 1; i < parts; i++) {
     XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, 0, f->ctx, help, t};
-    atomic_fetch_add(&t->held, 1);
+    atomic_fetch_add(&t->owners, 1);
     XLA_FFI_Error *error = f->api->XLA_FFI_ThreadPool_Schedule(&args);
     if (!error) continue;
-    atomic_fetch_sub(&t->held, 1);
+    atomic_fetch_sub(&t->owners, 1);
     failed(f->api, error);
   }
   help(t);
@@ -46,7 +46,7 @@ static void in_pool(void *host, long parts, Job *job, void *data) {
     __builtin_ia32_pause();
     #endif
   }
-  if (atomic_fetch_sub(&t->held, 1) == 1) free(t);
+  if (atomic_fetch_sub(&t->owners, 1) == 1) free(t);
 }
 
 static long threads_of(XLA_FFI_CallFrame *f) {
@@ -72,15 +72,15 @@ XLA_FFI_Error *handle(XLA_FFI_CallFrame *f) {
   }
   if (f->stage != XLA_FFI_ExecutionStage_EXECUTE) return 0;
   const long operands = f->args.size - 1, results = f->rets.size;
-  const XLA_FFI_Array *said = f->attrs.size == 1 ? f->attrs.attrs[0] : 0;
-  if (operands < 1 || !said || f->attrs.types[0] != XLA_FFI_AttrType_ARRAY || said->dtype != XLA_FFI_DataType_S64 ||
-      (long)said->size != 1 + operands + results)
+  const XLA_FFI_Array *positions = f->attrs.size == 1 ? f->attrs.attrs[0] : 0;
+  if (operands < 1 || !positions || f->attrs.types[0] != XLA_FFI_AttrType_ARRAY ||
+      positions->dtype != XLA_FFI_DataType_S64 || (long)positions->size != 1 + operands + results)
     return wrong(f, "tn4nn: this call was made by another version of tn4nn: compile it again");
-  const long *at = said->data;
+  const long *at = positions->data;
   const Head *p = ((XLA_FFI_Buffer *)f->args.args[0])->data;
   if (p->width % W) return wrong(f, "tn4nn: this call was compiled for another processor: compile it again");
   const XLA_FFI_Buffer *x = f->args.args[1];
-  REAL *given[p->bases];
+  REAL *given[p->buffers];
   memset(given, 0, sizeof given);
   for (long i = 0; i < operands; i++) given[at[1 + i]] = ((XLA_FFI_Buffer *)f->args.args[1 + i])->data;
   for (long i = 0; i < results; i++) given[at[1 + operands + i]] = ((XLA_FFI_Buffer *)f->rets.rets[i])->data;

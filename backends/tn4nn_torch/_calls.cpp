@@ -1,9 +1,9 @@
 // The native runtime as a differentiable function of torch, without Python in a call: what `_native.py` does, in C++.
 //
-// It knows the runtime by the addresses of its two functions and recipes as pieces (see `contract.c` of tn4nn). Two
-// things are asked of Python, of functions that `_calls.py` gives: a piece for gradients that nobody has wanted before,
-// and second derivatives. A module of Python and not an operator of torch: the operator's way through Python and the
-// checks before it took longer than the arithmetic of a small layer.
+// It knows the runtime by the addresses of its two functions, and recipes as encoded plans (see `contract.c` of tn4nn).
+// It calls Python for two things, through functions that `_calls.py` sets: to encode a plan for another choice of
+// gradients, and for second derivatives. It is a Python module and not a torch operator: calling an operator from Python,
+// with the checks before it, took longer than the arithmetic of a small layer.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
@@ -35,91 +35,92 @@ void side_by_side(void*, long parts, Job* job, void* data) {
   });
 }
 
-// What is asked of Python; never freed, as the interpreter may be gone before they would be.
-py::object *piece_of, *again_of;
+// Functions of Python; never freed, since the interpreter may be gone before they would be.
+py::object *encoded_of, *second_of;
 
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) { return at::detail::empty_cpu(sizes, type); }
 
-// A recipe: Python holds it in a capsule, and so does every result that is to be differentiated.
+// A recipe: Python owns it in a capsule, and so does every result that is to be differentiated.
 struct Runtime : c10::intrusive_ptr_target {
-  Runtime(std::string recipe, int64_t forward, int64_t backward, at::IntArrayRef numbers, Tensor ahead, Tensor keeping)
+  Runtime(std::string recipe, int64_t forward, int64_t backward, at::IntArrayRef numbers, Tensor forward_only,
+          Tensor training)
       : recipe(std::move(recipe)), forward(reinterpret_cast<Call*>(forward)),
-        backward(reinterpret_cast<Call*>(backward)), numbers(numbers.vec()), ahead(std::move(ahead)),
-        keeping(std::move(keeping)) {}
+        backward(reinterpret_cast<Call*>(backward)), numbers(numbers.vec()), forward_only(std::move(forward_only)),
+        training(std::move(training)) {}
 
   int64_t rows_of(const Tensor& x) const { return x.numel() / numbers[0]; }
 
-  // Numbers that a training step keeps beside x; `Native.kept` in Python. The head of a piece holds them.
-  int64_t kept(int64_t rows) const {
-    const int64_t* head = keeping.data_ptr<int64_t>();
-    const int64_t block = head[3], states = head[13], held = head[14];
-    return (held + 15) / 16 * 16 + (rows + block - 1) / block * block * states;
+  // Numbers that a training step saves beside x, as `Native.saved` in Python. They are in the head of an encoded plan.
+  int64_t saved(int64_t rows) const {
+    const int64_t* head = training.data_ptr<int64_t>();
+    const int64_t block = head[3], states = head[13], prologue = head[14];
+    return (prologue + 15) / 16 * 16 + (rows + block - 1) / block * block * states;
   }
 
   const std::string recipe;
   Call *const forward, *const backward;
   const std::vector<int64_t> numbers;  // of a row of x, of a row of y, and of each core
-  const Tensor ahead, keeping;         // the pieces of a forward pass, without and with a backward pass to come
+  const Tensor forward_only, training;  // encoded plans of a forward pass, without and with a backward pass to come
 
-  // The piece for the gradients of x and of the cores that are wanted.
-  Tensor piece(const std::vector<bool>& wanted) {
+  // The encoded plan for the gradients of x and of the cores that are wanted.
+  Tensor encoded(const std::vector<bool>& wanted) {
     {
       const std::lock_guard<std::mutex> guard(lock);
-      for (const auto& [known, found] : pieces)
+      for (const auto& [known, found] : encodings)
         if (known == wanted) return found;
     }
     Tensor made;
     {
       const py::gil_scoped_acquire python;  // not while the other lock is held
-      made = (*piece_of)(recipe, wanted).cast<Tensor>();
+      made = (*encoded_of)(recipe, wanted).cast<Tensor>();
     }
     const std::lock_guard<std::mutex> guard(lock);
-    return pieces.emplace_back(wanted, made).second;
+    return encodings.emplace_back(wanted, made).second;
   }
 
  private:
   std::mutex lock;
-  std::vector<std::pair<std::vector<bool>, Tensor>> pieces;
+  std::vector<std::pair<std::vector<bool>, Tensor>> encodings;
 };
 
-using Held = c10::intrusive_ptr<Runtime>;
+using RuntimePtr = c10::intrusive_ptr<Runtime>;
 
-Tensor rows_ahead(const Runtime& r, const Tensor& x, at::TensorList cores, const Tensor& bias, void* made) {
+Tensor run_forward(const Runtime& r, const Tensor& x, at::TensorList cores, const Tensor& bias, void* saved) {
   c10::SmallVector<int64_t, 4> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = r.numbers[1];
   Tensor y = empty(sizes, x.scalar_type());
   c10::SmallVector<void*, 24> given;
   for (const auto& core : cores) given.push_back(core.data_ptr());
   const Tensor offset = bias.defined() ? bias.contiguous() : bias;
-  given.insert(given.end(), {x.data_ptr(), y.data_ptr(), made, offset.defined() ? offset.data_ptr() : nullptr});
-  const Tensor& piece = made ? r.keeping : r.ahead;
-  r.forward(piece.data_ptr(), r.rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
+  given.insert(given.end(), {x.data_ptr(), y.data_ptr(), saved, offset.defined() ? offset.data_ptr() : nullptr});
+  const Tensor& encoded = saved ? r.training : r.forward_only;
+  r.forward(encoded.data_ptr(), r.rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
   return y;
 }
 
-// Nodes are counted from inside since torch 2.13, from outside before.
+// Nodes are reference-counted intrusively since torch 2.13, by shared_ptr before.
 template <class T>
 auto new_node() {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, T>) return c10::make_intrusive<T>();
   else return std::make_shared<T>();
 }
 
-// A node of its own instead of a torch::autograd::Function, whose bookkeeping costs as much as a small layer.
+// A node instead of a torch::autograd::Function, whose bookkeeping costs as much as a small layer.
 struct Applied : torch::autograd::Node {
-  Held r;
-  SavedVariable x, made;
+  RuntimePtr r;
+  SavedVariable x, saved;
   std::vector<SavedVariable> cores;
 
-  static Tensor forward(Held r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
+  static Tensor forward(RuntimePtr r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
     const auto node = new_node<Applied>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, cores, bias));
     node->x = SavedVariable(x, false);
     node->cores.reserve(cores.size());
     for (const auto& core : cores) node->cores.emplace_back(core, false);
-    const int64_t kept = r->kept(r->rows_of(x));
-    const Tensor made = kept ? empty({kept}, x.scalar_type()) : Tensor();
-    const Tensor y = rows_ahead(*r, x, cores, bias, kept ? made.data_ptr() : nullptr);
-    node->made = SavedVariable(made, false);
+    const int64_t numbers = r->saved(r->rows_of(x));
+    const Tensor saved = numbers ? empty({numbers}, x.scalar_type()) : Tensor();
+    const Tensor y = run_forward(*r, x, cores, bias, numbers ? saved.data_ptr() : nullptr);
+    node->saved = SavedVariable(saved, false);
     node->r = std::move(r);
     torch::autograd::set_history(y, node);
     return y;
@@ -127,48 +128,48 @@ struct Applied : torch::autograd::Node {
 
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> guard(mutex_);
-    const Tensor x = this->x.unpack(), made = this->made.unpack();
-    std::vector<Tensor> held;
-    held.reserve(cores.size());
-    for (const auto& core : cores) held.push_back(core.unpack());
+    const Tensor x = this->x.unpack(), saved = this->saved.unpack();
+    std::vector<Tensor> unpacked;
+    unpacked.reserve(cores.size());
+    for (const auto& core : cores) unpacked.push_back(core.unpack());
     std::vector<bool> wanted;
-    for (size_t i = 0; i <= held.size(); i++) wanted.push_back(task_should_compute_output(i));
-    variable_list found(held.size() + 2);  // of x, the cores and the bias
+    for (size_t i = 0; i <= unpacked.size(); i++) wanted.push_back(task_should_compute_output(i));
+    variable_list found(unpacked.size() + 2);  // of x, the cores and the bias
     if (!gradients[0].defined()) return found;
-    if (task_should_compute_output(held.size() + 1)) found.back() = gradients[0].sum_to_size({r->numbers[1]});
+    if (task_should_compute_output(unpacked.size() + 1)) found.back() = gradients[0].sum_to_size({r->numbers[1]});
     if (std::find(wanted.begin(), wanted.end(), true) == wanted.end()) return found;
     const Tensor& given_y = gradients[0];  // a batch of gradients has no memory, and zeros may have none
     if (at::GradMode::is_enabled() || !given_y.has_storage() || given_y.is_neg() || given_y._is_zerotensor()) {
       size_t next = 0;
       const py::gil_scoped_acquire python;
-      const auto again = (*again_of)(r->recipe, gradients[0], x, held, wanted).cast<std::vector<Tensor>>();
+      const auto second = (*second_of)(r->recipe, gradients[0], x, unpacked, wanted).cast<std::vector<Tensor>>();
       for (size_t i = 0; i < wanted.size(); i++)
-        if (wanted[i]) found[i] = again[next++];
+        if (wanted[i]) found[i] = second[next++];
       return found;
     }
-    const Tensor gy = gradients[0].contiguous(), piece = r->piece(wanted);
+    const Tensor gy = gradients[0].contiguous(), encoded = r->encoded(wanted);
     c10::SmallVector<void*, 48> given;
-    for (const auto& core : held) given.push_back(core.data_ptr());
+    for (const auto& core : unpacked) given.push_back(core.data_ptr());
     for (size_t i = 0; i < wanted.size(); i++)
-      if (wanted[i]) found[i] = empty((i ? held[i - 1] : x).sizes(), x.scalar_type());
+      if (wanted[i]) found[i] = empty((i ? unpacked[i - 1] : x).sizes(), x.scalar_type());
     const auto at = [](const Tensor& t) { return t.defined() ? t.data_ptr() : nullptr; };
-    given.insert(given.end(), {x.data_ptr(), nullptr, at(made), nullptr, gy.data_ptr(), at(found[0]), nullptr, nullptr});
+    given.insert(given.end(), {x.data_ptr(), nullptr, at(saved), nullptr, gy.data_ptr(), at(found[0]), nullptr, nullptr});
     for (size_t i = 1; i < wanted.size(); i++) given.push_back(at(found[i]));
-    r->backward(piece.data_ptr(), r->rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
+    r->backward(encoded.data_ptr(), r->rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
     return found;
   }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> guard(mutex_);
     x.reset_data();
-    made.reset_data();
+    saved.reset_data();
     for (auto& core : cores) core.reset_data();
   }
 
   std::string name() const override { return "NativeBackward"; }
 };
 
-// The runtime reads memory by address: nothing but what it was made for may come so far.
+// The runtime reads memory by address, so everything is checked before.
 void checked(const Runtime& r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
   TORCH_CHECK_VALUE(x.dim() > 0 && x.size(-1) == r.numbers[0] && cores.size() + 2 == r.numbers.size() && x.is_cpu(),
                     "expected rows of ", r.numbers[0], " numbers on the CPU and ", r.numbers.size() - 2,
@@ -184,7 +185,7 @@ void checked(const Runtime& r, const Tensor& x, at::TensorList cores, const Tens
                       ", on the CPU, received ", bias.sizes(), " of ", bias.scalar_type(), " on ", bias.device());
 }
 
-Tensor applied(Held r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
+Tensor applied(RuntimePtr r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
   RECORD_FUNCTION("tn4nn::native", {});
   checked(*r, x, cores, bias);
   bool recorded = x.requires_grad() || (bias.defined() && bias.requires_grad()), contiguous = true;
@@ -198,34 +199,37 @@ Tensor applied(Held r, const Tensor& x, at::TensorList cores, const Tensor& bias
     cores = copies;
   }
   if (recorded && at::GradMode::is_enabled()) return Applied::forward(std::move(r), x.contiguous(), cores, bias);
-  return rows_ahead(*r, x.contiguous(), cores, bias, nullptr);
+  return run_forward(*r, x.contiguous(), cores, bias, nullptr);
 }
 
 // -- what Python sees -----------------------------------------------------------------------------------------------
 
 const char* const NAME = "tn4nn.recipe";
 
-Held held_in(PyObject* capsule) {
-  auto* const held = static_cast<Runtime*>(PyCapsule_GetPointer(capsule, NAME));
-  if (!held) throw python_error();
-  return Held::reclaim_copy(held);
+RuntimePtr runtime_in(PyObject* capsule) {
+  auto* const runtime = static_cast<Runtime*>(PyCapsule_GetPointer(capsule, NAME));
+  if (!runtime) throw python_error();
+  return RuntimePtr::reclaim_copy(runtime);
 }
 
-py::object hold(std::string recipe, int64_t forward, int64_t backward, const std::vector<int64_t>& numbers, Tensor ahead,
-                Tensor keeping) {
-  auto made = c10::make_intrusive<Runtime>(std::move(recipe), forward, backward, numbers, std::move(ahead), std::move(keeping));
-  const auto let_go = [](PyObject* capsule) { Held::reclaim(static_cast<Runtime*>(PyCapsule_GetPointer(capsule, NAME))); };
-  return py::reinterpret_steal<py::object>(PyCapsule_New(made.release(), NAME, let_go));
+py::object make_runtime(std::string recipe, int64_t forward, int64_t backward, const std::vector<int64_t>& numbers,
+                        Tensor forward_only, Tensor training) {
+  auto made = c10::make_intrusive<Runtime>(std::move(recipe), forward, backward, numbers, std::move(forward_only),
+                                           std::move(training));
+  const auto release = [](PyObject* capsule) {
+    RuntimePtr::reclaim(static_cast<Runtime*>(PyCapsule_GetPointer(capsule, NAME)));
+  };
+  return py::reinterpret_steal<py::object>(PyCapsule_New(made.release(), NAME, release));
 }
 
-void ask(py::object piece, py::object again) {
-  piece_of = new py::object(std::move(piece));
-  again_of = new py::object(std::move(again));
+void set_callbacks(py::object encoded, py::object second) {
+  encoded_of = new py::object(std::move(encoded));
+  second_of = new py::object(std::move(second));
 }
 
 using Cores = c10::SmallVector<Tensor, 16>;
 
-PyObject* result(Held r, const Tensor& x, const Cores& cores, const Tensor& bias) {
+PyObject* result(RuntimePtr r, const Tensor& x, const Cores& cores, const Tensor& bias) {
   Tensor y;
   {
     const py::gil_scoped_release others_run;
@@ -252,11 +256,11 @@ PyObject* apply(PyObject*, PyObject* const* given, Py_ssize_t count) {
     TORCH_CHECK_TYPE(THPVariable_Check(core), "core ", i, ": expected a tensor, received ", Py_TYPE(core)->tp_name);
     cores.push_back(THPVariable_Unpack(core));
   }
-  return result(held_in(given[0]), THPVariable_Unpack(given[1]), cores, tensor_or_none(given[3]));
+  return result(runtime_in(given[0]), THPVariable_Unpack(given[1]), cores, tensor_or_none(given[3]));
   END_HANDLE_TH_ERRORS
 }
 
-// What `unwatched` of `_native.py` asks, but for forward-mode derivatives, of which Python alone knows.
+// What `unwatched` of `_native.py` checks, except for forward-mode derivatives, which only Python knows about.
 bool unwatched(const Tensor& x) {
   const auto transforms = c10::DispatchKeySet(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
   const auto keys = c10::impl::tls_local_dispatch_key_set();
@@ -285,7 +289,7 @@ PyObject* quick(PyObject*, PyObject* const* given, Py_ssize_t count) {
   static PyObject* const name = PyUnicode_InternFromString("bias");
   PyObject* const bias = PyDict_GetItemWithError(given[2], name);
   if (!bias || (bias != Py_None && !THPVariable_CheckExact(bias))) Py_RETURN_NONE;
-  return result(held_in(given[0]), x, cores, tensor_or_none(bias));
+  return result(runtime_in(given[0]), x, cores, tensor_or_none(bias));
   END_HANDLE_TH_ERRORS
 }
 
@@ -298,7 +302,7 @@ PyMethodDef functions[] = {
 }  // namespace
 
 PYBIND11_MODULE(tn4nn_calls, m) {
-  m.def("ask", ask);
-  m.def("hold", hold);
+  m.def("set_callbacks", set_callbacks);
+  m.def("make_runtime", make_runtime);
   if (PyModule_AddFunctions(m.ptr(), functions)) throw py::error_already_set();
 }

@@ -205,7 +205,7 @@ def _load() -> None:
             raise ImportError("it is no module of Python")
         module: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.ask(_encoded, _second)
+        module.set_callbacks(_encoded, _second)
         _State.module = module
         if _agrees():
             return
@@ -219,7 +219,7 @@ def _held(held: Native) -> Any:
     """A recipe in the extension, for as long as what this returns lives."""
     calls = [address_of(held.library, name) for name in ("forward", "backward")]
     encoded = [torch.from_numpy(p) for p in (held.encoded(), held.training)]
-    return _State.module.hold(_text(held.recipe), *calls, [held.inputs, held.outputs, *held.numbers], *encoded)
+    return _State.module.make_runtime(_text(held.recipe), *calls, [held.inputs, held.outputs, *held.numbers], *encoded)
 
 
 def _text(made: Recipe) -> str:

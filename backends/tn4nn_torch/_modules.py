@@ -101,6 +101,8 @@ class _Planned(nn.Module):
         self._compiled: Any = None  # of the runners, where a trace finds them
         self._whole: Any = None
         self.know()
+        if batch is not None and not tune:  # measuring waits for the first call
+            self.runners.class_plan(batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
@@ -108,6 +110,7 @@ class _Planned(nn.Module):
         self.know()
         self._quick.clear()
         self._tuned = Tuned()
+        self._runners.refresh()
         return self
 
     @property

@@ -41,6 +41,11 @@ class Runners:
         self.compiled: Steps | Engine | None = None  # the program of compiled and exported models
         self.whole: Steps | Engine | None = None  # what makes W
 
+    @property
+    def target(self) -> Target:
+        """Where it is planned for."""
+        return self._planner.target
+
     def plan(self, rows: int) -> Plan:
         """The plan by which so many plain rows run, with their cost."""
         return self._planner.plan(rows)
@@ -135,3 +140,11 @@ class LayerRunners:
             found = Runners(dataclasses.replace(self._planner, target=where), self.engine)
             self._found[device, dtype] = found
         return found
+
+    def refresh(self) -> None:
+        """Forgets plans for targets that are described in another way by now, for example after a calibration."""
+        self._found = {
+            (device, dtype): found
+            for (device, dtype), found in self._found.items()
+            if found.target == target(device, dtype, engine=self.engine)
+        }

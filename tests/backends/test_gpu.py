@@ -10,8 +10,9 @@ import pytest
 import tn4nn as tn
 
 torch = pytest.importorskip("torch")
-from helpers.gpu import close, noise, step  # noqa: E402
-from tn4nn_torch import TNConv2d, TNLinear, convert  # noqa: E402
+from helpers import all_close, close  # noqa: E402
+from helpers.gpu import noise, step  # noqa: E402
+from tn4nn_torch import TNConv2d, TNLinear, _tuned, convert  # noqa: E402
 from tn4nn_torch._graphs import Captured  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -33,7 +34,7 @@ def test_values_and_gradients_are_those_of_float64_on_the_cpu(name, rows, dtype)
     wide = copy.deepcopy(layer).cpu().double()
     x, gy = noise(rows, 256).to(layer.bias.dtype), noise(rows, 64, seed=1).to(layer.bias.dtype)
     found, right = step(layer, x, gy), step(wide, x.cpu().double(), gy.cpu().double())
-    assert all(close(a, b, TOLERANCE[dtype]) for a, b in zip(found, right, strict=True))
+    assert all_close(found, right, TOLERANCE[dtype])
 
 
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # parameters that have been used before
@@ -45,35 +46,37 @@ def test_torchs_own_graphs_can_be_made_of_a_layer(name):
     graphed = torch.cuda.make_graphed_callables(layer, (x.clone().requires_grad_(True),))
     for _ in range(2):
         found = step(graphed, x, gy)
-        assert all(close(a, b) for a, b in zip(found, right, strict=True))
+        assert all_close(found, right)
 
 
 # -- graphs of our own ------------------------------------------------------------------------------------------
 
 
-def captured(net, rows=100, dtype=torch.float32):
-    """A layer that goes through graphs for that many rows, and its twin in single operations."""
-    plain = TNLinear(net, seed=1, device="cuda")
-    layer = copy.deepcopy(plain)
-    layer.tune = True
-    for x in (noise(rows, 256), noise(rows, 256).requires_grad_(True)):
-        wanted = (*(True for _ in layer.cores()), x.requires_grad)
-        steps = layer.make_program(rows)
-        made = Captured(steps, layer.cores(), x, dtype, wanted, torch.cuda.graph_pool_handle())
-        layer._tuned._found[(rows, torch.float32, dtype, wanted)] = made
-    with torch.no_grad():
-        made = Captured(steps, layer.cores(), x, dtype, [False] * len(wanted), torch.cuda.graph_pool_handle())
-    layer._tuned._found[(rows, torch.float32, dtype, (False,) * len(wanted))] = made
-    return layer, plain
+@pytest.fixture
+def captured(monkeypatch):
+    """Makes a layer that goes through graphs for 100 rows, whatever is faster, and its twin in single operations."""
+    monkeypatch.setattr(_tuned, "_seconds", lambda runner, *_: 0.0 if isinstance(runner, Captured) else 1.0)
+
+    def made(net, dtype=None):
+        layer, plain = (TNLinear(net, seed=1, device="cuda", tune=tune) for tune in (True, False))
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
+            for x in (noise(100, 256), noise(100, 256).requires_grad_(True)):
+                layer(x), layer(x)  # the second time it is tuned
+            with torch.no_grad():
+                layer(x), layer(x)
+        assert layer.plan(100).executor == "graph"
+        return layer, plain
+
+    return made
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "dense"])
-def test_graphs_give_the_numbers_of_single_operations_while_the_cores_are_trained(name):
+def test_graphs_give_the_numbers_of_single_operations_while_the_cores_are_trained(name, captured):
     layer, plain = captured(NETWORKS[name])
     for seed in range(3):
         x, gy = noise(100, 256, seed=seed), noise(100, 64, seed=seed + 9)
         found, right = step(layer, x, gy), step(plain, x, gy)
-        assert all(close(a, b) for a, b in zip(found, right, strict=True))
+        assert all_close(found, right)
         with torch.no_grad():
             for module in (layer, plain):
                 for p in module.parameters():
@@ -83,7 +86,7 @@ def test_graphs_give_the_numbers_of_single_operations_while_the_cores_are_traine
             assert close(layer(x), plain(x))
 
 
-def test_graphs_wait_for_their_backward_passes_and_follow_streams():
+def test_graphs_wait_for_their_backward_passes_and_follow_streams(captured):
     layer, plain = captured(NETWORKS["mpo"])
     xs = [noise(100, 256, seed=seed).requires_grad_(True) for seed in range(3)]
     for found, right in zip([layer(x) for x in xs], [plain(x) for x in xs], strict=True):
@@ -105,7 +108,7 @@ def test_graphs_wait_for_their_backward_passes_and_follow_streams():
     assert all(close(y, right[i % 3]) for i, y in enumerate(found))
 
 
-def test_graphs_under_autocast():
+def test_graphs_under_autocast(captured):
     layer, plain = captured(NETWORKS["mpo"], dtype=torch.bfloat16)
     x = noise(100, 256)
     with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -118,7 +121,7 @@ def test_graphs_under_autocast():
     assert all(g.dtype == torch.float32 and close(g, e, 0.05) for g, e in zip(grads, exact, strict=True))
 
 
-def test_inside_a_graph_of_a_whole_model_the_layer_goes_in_single_operations():
+def test_inside_a_graph_of_a_whole_model_the_layer_runs_in_single_operations(captured):
     layer, plain = captured(NETWORKS["mpo"])
     x = noise(100, 256)
     with torch.no_grad():
@@ -133,20 +136,18 @@ def test_inside_a_graph_of_a_whole_model_the_layer_goes_in_single_operations():
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_a_tuned_layer_gives_the_same_numbers_and_is_measured_once(name):
-    plain = TNLinear(NETWORKS[name], seed=1, device="cuda")
-    layer = copy.deepcopy(plain)
-    layer.tune = True
+    layer, plain = (TNLinear(NETWORKS[name], seed=1, device="cuda", tune=tune) for tune in (True, False))
     state = torch.cuda.get_rng_state()
     for seed in range(4):
         x, gy = noise(100, 256, seed=seed), noise(100, 64, seed=seed + 9)
-        assert all(close(a, b) for a, b in zip(step(layer, x, gy), step(plain, x, gy), strict=True))
+        assert all_close(step(layer, x, gy), step(plain, x, gy))
         assert all(p.grad is None for p in layer.parameters())
     assert torch.equal(state, torch.cuda.get_rng_state())  # nothing random was drawn
     assert layer._tuned._tries == (name != "dense")
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-def test_the_host_does_not_wait_for_graphs():
+def test_the_host_does_not_wait_for_graphs(captured):
     layer, _ = captured(NETWORKS["tree"])
     x, gy = noise(100, 256), noise(100, 64)
     torch.cuda.set_sync_debug_mode("error")
@@ -250,19 +251,20 @@ def test_a_gpu_is_calibrated_and_layers_plan_with_what_was_found(backend, monkey
     assert found.after < 0.5
     assert tn.calibrated("cuda", backend=backend, dtype="bfloat16") == found.machine
     if backend == "torch":
-        assert TNLinear(NETWORKS["mpo"], device="cuda", dtype="bfloat16")._figures["machine"] == found.machine
+        layer = TNLinear(NETWORKS["mpo"], device="cuda", dtype="bfloat16")
+        assert layer.plan(64).request.target.machine == found.machine
     else:
         import jax.numpy as jnp
-        from tn4nn_jax._device import figures
+        from tn4nn_jax._target import target
 
-        assert figures(jnp.bfloat16)["machine"] == found.machine
+        assert target(jnp.bfloat16).machine == found.machine
 
 
-def test_jax_prices_plans_with_the_gpus_figures():
+def test_jax_prices_plans_with_the_gpus_parameters():
     on_jax()
     import jax.numpy as jnp
-    from tn4nn_jax._device import figures
+    from tn4nn_jax._target import target
 
-    assert figures(jnp.bfloat16)["itemsize"] == 2
-    assert figures(jnp.float32)["machine"].macs_per_s > 1e12
-    assert math.isfinite(figures(jnp.float32)["machine"].op_s)
+    assert target(jnp.bfloat16).itemsize == 2
+    assert target(jnp.float32).machine.macs_per_s > 1e12
+    assert math.isfinite(target(jnp.float32).machine.op_s)

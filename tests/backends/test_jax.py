@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tn4nn._planning.conv import ConvPlan, conv_plan
 
 import tn4nn as tn
 from tn4nn._base.errors import BackendError, CheckpointError, ShapeError, TN4NNError
 from tn4nn._model.backend import TrainSpec
+from tn4nn._planning.layer import LayerPlanner
+from tn4nn._planning.plan import Plan
+from tn4nn._planning.planner import find
 from tn4nn.reference import forward as oracle
 
 jax = pytest.importorskip("jax", reason='jax is not installed: pip install "tn4nn[jax]"')
@@ -30,7 +32,6 @@ pytest.importorskip("optax", reason='optax is not installed: pip install "tn4nn[
 
 import jax.numpy as jnp  # noqa: E402
 import tn4nn_jax as tj  # noqa: E402
-import tn4nn_jax._apply as apply_module  # noqa: E402
 from tn4nn_jax._device import device_of, to_host, wide  # noqa: E402
 from tn4nn_jax._trainer import cross_entropy, mse  # noqa: E402
 
@@ -268,20 +269,18 @@ def test_conv2d_is_the_loop(name: str, form: str, monkeypatch: pytest.MonkeyPatc
     if form == "kernel" and name == "kept":
         pytest.skip("a kept leg is never run as a kernel")
 
-    def forced(layer: Any, batch: int, shape: Any, phase: str, minimize: str) -> ConvPlan:
-        found = conv_plan(layer, batch, shape, phase, minimize)
-        if found.form == form:
-            return found
-        wanted = tn.plan(layer.solid(), batch=4, form="dense" if form == "kernel" else "apply")
-        return ConvPlan(form, wanted)
+    def forced(self: LayerPlanner, rows: int) -> Plan:
+        return find(self.request(self.batch_class(rows), "kernel" if form == "kernel" else "apply"))
 
-    monkeypatch.setattr(apply_module, "conv_plan", forced)
+    monkeypatch.setattr(LayerPlanner, "class_plan", forced)
     weights = draw(layer)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, layer.in_channels, 6, 5))
     with wide(True):
         function = lambda w, x: tj.apply(layer, w, x)[0]  # noqa: E731
         y = function(weights, x)
+        convolves = "conv_general_dilated" in str(jax.make_jaxpr(function)(weights, x))
+        assert convolves == (form == "kernel" or name == "dense")
         gy = rng.normal(size=y.shape)
         found = jax.grad(lambda w, x: (function(w, x) * gy).sum(), (0, 1))(
             {n: jnp.array(a) for n, a in weights.items()}, jnp.array(x)
@@ -531,7 +530,7 @@ def test_products_are_of_full_precision_unless_the_user_says_otherwise() -> None
     layer, x = tn.Linear(NETWORKS["mpo"]), jnp.ones((4, NETWORKS["mpo"].in_features))
 
     def text() -> str:
-        return str(jax.make_jaxpr(lambda x: apply_module.apply(layer, layer.init(0), x, runtime="program")[0])(x))
+        return str(jax.make_jaxpr(lambda x: tj.apply(layer, layer.init(0), x, runtime="program")[0])(x))
 
     assert "HIGHEST" in text()
     with jax.default_matmul_precision("bfloat16"):

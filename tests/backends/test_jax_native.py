@@ -1,17 +1,13 @@
 """The native runtime under jax: the numbers of XLA's own operations, under every transform."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
+from helpers import run_python
 
 import tn4nn as tn
-from tn4nn._planning import native as _native_plan
+from tn4nn._planning import native as _native_executor
 from tn4nn._runtime import native as core
-from tn4nn._runtime import recipe as _tasks
+from tn4nn._runtime import recipe as _recipe
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
@@ -66,8 +62,8 @@ def primitives(function, *given):
 @pytest.mark.parametrize("rows", [1, 45])
 def test_values_and_gradients(name, rows):
     ours, plain, cores, x = problem(name, rows)
-    assert "tn4nn_rows" in primitives(ours, cores, x)
-    assert "tn4nn_rows" not in primitives(plain, cores, x)
+    assert "tn4nn_apply" in primitives(ours, cores, x)
+    assert "tn4nn_apply" not in primitives(plain, cores, x)
     agree(ours(cores, x), plain(cores, x))
     agree(jax.jit(ours)(cores, x), plain(cores, x))
     gradients = [jax.jit(jax.grad(squares(f), argnums=(0, 1)))(cores, x) for f in (ours, plain)]
@@ -82,11 +78,11 @@ def test_float64_and_other_dtypes():
     with wide(True):
         ours, plain, cores, x = problem("ring", dtype=np.float64)
         assert ours(cores, x).dtype == jnp.float64
-        assert "tn4nn_rows" in primitives(ours, cores, x)
+        assert "tn4nn_apply" in primitives(ours, cores, x)
         agree(*[jax.grad(squares(f))(cores, x) for f in (ours, plain)], tolerance=1e-12)
     ours, _, cores, x = problem("ring")
     half = {key: value.astype(jnp.bfloat16) for key, value in cores.items()}
-    assert "tn4nn_rows" not in primitives(ours, half, x.astype(jnp.bfloat16))
+    assert "tn4nn_apply" not in primitives(ours, half, x.astype(jnp.bfloat16))
     assert ours(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
@@ -116,7 +112,7 @@ def test_vmap_over_rows_is_one_long_call_and_over_cores_gives_the_same():
     many = jnp.stack([x, 2 * x, x - 1])
     found = jax.vmap(ours, in_axes=(None, 0))(cores, many)
     agree(found, jnp.stack([plain(cores, each) for each in many]))
-    assert "tn4nn_rows" in primitives(jax.vmap(ours, in_axes=(None, 0)), cores, many)
+    assert "tn4nn_apply" in primitives(jax.vmap(ours, in_axes=(None, 0)), cores, many)
     agree(jax.vmap(ours, in_axes=(None, 1))(cores, many.swapaxes(0, 1)), found)
     ensemble = jax.tree.map(lambda value: jnp.stack([value, -value, value + 1]), cores)
     one_by_one = [plain(jax.tree.map(lambda value, i=i: value[i], ensemble), x) for i in range(3)]
@@ -198,7 +194,7 @@ def test_a_module_says_whether_it_uses_the_runtime():
     x = jnp.ones((3, 36))
     for runtime, there in ((None, True), ("program", False)):
         module = tn4nn_jax.JaxModule(model.init(0), tn4nn_jax._modules.Options(model, runtime=runtime))
-        assert ("tn4nn_rows" in primitives(lambda m, x: m(x), module, x)) == there
+        assert ("tn4nn_apply" in primitives(lambda m, x: m(x), module, x)) == there
     with pytest.raises(tn.BackendError, match="runtime must be 'program' or None, received 'cuda'"):
         tn4nn_jax.linear(NETWORKS["ring"], NETWORKS["ring"].init(0), x, runtime="cuda")
 
@@ -216,62 +212,56 @@ def test_what_is_exported_is_the_program():
 def test_without_a_compiler_it_is_the_program(monkeypatch):
     monkeypatch.setattr(_native, "_handler", lambda itemsize: None)
     ours, plain, cores, x = problem("tree")
-    assert "tn4nn_rows" not in primitives(ours, cores, x)
+    assert "tn4nn_apply" not in primitives(ours, cores, x)
     agree(ours(cores, x), plain(cores, x))
 
 
 def test_a_call_of_another_version_or_processor_is_an_error_and_not_a_crash():
-    native = _native.native_for(NETWORKS["ring"], 4, "train", "time", False, np.float32)
+    native = _native.native_of(tn.plan(NETWORKS["ring"], 4, "train", runtime="native"))
     x, cores = jnp.ones((4, 36)), [jnp.asarray(c) for c in NETWORKS["ring"].init(0).values()]
-    results = _native._rows_shapes(x, *cores, native=native, keep=False)
-    good = [native.recipe.bases.x, *range(len(cores)), native.recipe.bases.y, native.recipe.bases.made]
+    results = _native._apply_shapes(x, *cores, native=native, keep=False)
+    buffers = native.recipe.buffers
+    good = [buffers.x, *range(len(cores)), buffers.y, buffers.prologue]
     with pytest.raises(Exception, match="another version of tn4nn"):
-        jax.block_until_ready(_native._call(native, native.piece(), False, good[:-1], results, x, *cores))
-    other = native.piece().copy()
+        jax.block_until_ready(_native._call(native, native.encoded(), False, good[:-1], results, x, *cores))
+    other = native.encoded().copy()
     other[0] = 3
     with pytest.raises(Exception, match="another processor"):
         jax.block_until_ready(_native._call(native, other, False, good, results, x, *cores))
 
 
-def run(code, flags):
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
-_SLOPES = """
+_GRADIENTS = """
     import jax, jax.numpy as jnp, numpy as np, tn4nn as tn, tn4nn_jax
     net = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
     cores = {key: jnp.asarray(value) for key, value in net.init(0).items()}
     x = jnp.asarray(np.random.default_rng(0).standard_normal((700, 1024)), jnp.float32)
     def loss(cores, x, runtime=None):
         return (tn4nn_jax.linear(net, cores, x, runtime=runtime) ** 2).sum()
-    print("tn4nn_rows" in str(jax.make_jaxpr(loss)(cores, x)))
-    def slopes(runtime):
+    print("tn4nn_apply" in str(jax.make_jaxpr(loss)(cores, x)))
+    def gradients(runtime):
         return jax.jit(jax.grad(lambda c, x: loss(c, x, runtime), argnums=(0, 1)))(cores, x)
-    expected = slopes("program")
+    expected = gradients("program")
     for _ in range(20):
-        errors = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(b).max()), slopes(None), expected)
+        errors = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(b).max()), gradients(None), expected)
         assert max(jax.tree.leaves(errors)) < 1e-5, errors
 """
 
 
 def test_threads_of_xla_give_the_same_numbers():
-    assert run(_SLOPES, "--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads=4") == ["True"]
+    assert run_python(
+        _GRADIENTS, XLA_FLAGS="--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads=4"
+    ).split() == ["True"]
 
 
 def test_several_devices_take_the_program():
-    assert run(_SLOPES, "--xla_force_host_platform_device_count=2") == ["False"]
+    assert run_python(_GRADIENTS, XLA_FLAGS="--xla_force_host_platform_device_count=2").split() == ["False"]
 
 
-def test_what_is_made_of_cores_is_made_again_where_it_is_not_kept(monkeypatch):
-    monkeypatch.setattr(_tasks, "_HELD", 0)
-    monkeypatch.setattr(_native_plan, "_KEEP", -1)
-    monkeypatch.setitem(NETWORKS, "unkept", tn.mpo((4, 3, 5, 4), (3, 4, 4, 5)).with_rank(5))
-    ours, plain, cores, x = problem("unkept", 600)
+def test_the_prologue_is_recomputed_where_it_is_not_saved(monkeypatch):
+    monkeypatch.setattr(_recipe, "_SAVED_PROLOGUE", 0)
+    monkeypatch.setattr(_native_executor, "_SAVE", -1)
+    monkeypatch.setitem(NETWORKS, "recomputed", tn.mpo((4, 3, 5, 4), (3, 4, 4, 5)).with_rank(5))
+    ours, plain, cores, x = problem("recomputed", 600)
     agree(ours(cores, x), plain(cores, x))
     gradients = [jax.jit(jax.grad(squares(f), argnums=(0, 1)))(cores, x) for f in (ours, plain)]
     agree(*gradients)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
+from tn4nn._planning import layer as _layer
+from tn4nn._planning import planner as _planner
 
 torch = pytest.importorskip("torch")
 from tn4nn_torch import TNConv2d, TNEmbedding, TNLinear  # noqa: E402
@@ -205,12 +207,28 @@ def test_training_does_not_write_into_the_weights_it_was_given(x):
     assert all(np.array_equal(weights[name], before[name]) for name in before)
 
 
-def test_batches_that_vary_make_few_plans(x):
+def test_batches_that_vary_make_few_plans(x, monkeypatch):
+    planned, find = [], _layer.find
+    monkeypatch.setattr(_layer, "find", lambda request: planned.append(request.batch) or find(request))
     layer = TNLinear(NETWORKS["mpo"])
+    assert planned == []
     for rows in range(1, 70):
         layer(x[:1].expand(rows, -1))
-    planned = {size for size, _ in layer._natives} or set(layer._programs)
-    assert sorted(planned) == [1, 4, 16, 64, 256]
+    assert list(dict.fromkeys(planned)) == [1, 4, 16, 64, 256]
+    assert layer.plan(3).executor != "native" or len(planned) == 6  # nothing is planned twice, or that does not run
+
+
+def test_a_batch_is_planned_when_the_layer_is_made_and_never_again(x, monkeypatch):
+    planned, find = [], _layer.find
+    monkeypatch.setattr(_layer, "find", lambda request: planned.append(request.batch) or find(request))
+    layer = TNLinear(NETWORKS["mpo"], batch=5)
+    assert planned == [5]
+    with monkeypatch.context() as patch:
+        if layer.plan(5).executor == "native":
+            patch.setattr(_planner, "candidates", None)  # nothing is searched for
+        for rows in (5, 1, 70):
+            layer(x[:1].expand(rows, -1))
+    assert set(planned) == {5}
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import all_close, close
 
 import tn4nn as tn
-from tn4nn._planning import native as _native_plan
+from tn4nn._planning import native as _native_executor
 from tn4nn._runtime import native as _native
-from tn4nn._runtime import recipe as _tasks
+from tn4nn._runtime import recipe as _recipe
 
 torch = pytest.importorskip("torch")
 import tn4nn_torch  # noqa: E402
@@ -61,28 +62,21 @@ def extension(library, monkeypatch):
 
 def layers(net, **options):
     """The same layer twice: through the extension, and in torch's own operations."""
-    ours, plain = TNLinear(net, seed=1, **options), TNLinear(net, seed=1, **options)
-    plain.native_for = lambda rows, itemsize: None
-    return ours, plain
+    return TNLinear(net, seed=1, **options), TNLinear(net, seed=1, executor="program", **options)
 
 
 def rows_of(net, rows, dtype=np.float32):
     return torch.from_numpy(np.random.default_rng(0).standard_normal((rows, net.in_features)).astype(dtype))
 
 
-def slopes(layer, x, **options):
+def gradients_of(layer, x, **options):
     value = x.clone().requires_grad_(True)
     return torch.autograd.grad((layer(value) ** 2).sum(), [value, *layer.parameters()], **options)
 
 
-def close(a, b, tolerance=1e-5):
-    a, b = a.detach(), b.detach()
-    return float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-30)
-
-
-def used(layer):
-    """Whether the last call went through the extension."""
-    return [native.host for native in layer._natives.values() if native.host is not None]
+def used(layer, x):
+    """Whether calls for such rows go through the extension."""
+    return layer.runners.native(len(x)).host is not None
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
@@ -91,10 +85,10 @@ def test_values_and_gradients(extension, name, rows):
     net = NETWORKS[name]
     ours, plain = layers(net)
     x = rows_of(net, rows)
-    for _ in range(2):  # the second call takes the short way
+    for _ in range(2):  # the second call takes the short path
         assert close(ours(x), plain(x))
-        assert all(close(a, b) for a, b in zip(slopes(ours, x), slopes(plain, x), strict=True))
-    assert used(ours)
+        assert all_close(gradients_of(ours, x), gradients_of(plain, x))
+    assert used(ours, x)
     with torch.no_grad():
         assert close(ours(x), plain(x))
 
@@ -106,7 +100,7 @@ def test_first_and_second_derivatives_in_float64(extension, name):
     x = rows_of(net, 3, np.float64).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda value, *_: ours(value), (x, *ours.parameters()))
     assert torch.autograd.gradgradcheck(lambda value, *_: ours(value), (x, *ours.parameters()))
-    assert used(ours)
+    assert used(ours, x)
 
 
 def test_second_derivatives_through_an_input_that_is_not_contiguous(extension):
@@ -119,7 +113,7 @@ def test_second_derivatives_through_an_input_that_is_not_contiguous(extension):
         (first,) = torch.autograd.grad((layer(value.T) ** 2).sum(), value, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [value, *list(layer.parameters())[:2]])
 
-    assert all(close(a, b) for a, b in zip(second(ours), second(plain), strict=True))
+    assert all_close(second(ours), second(plain))
 
 
 def test_gradients_that_do_not_lie_in_memory_as_they_are(extension):
@@ -128,18 +122,18 @@ def test_gradients_that_do_not_lie_in_memory_as_they_are(extension):
     x = rows_of(net, 6).requires_grad_(True)
     for gy in (torch._neg_view(torch.ones(6, 24)), torch._efficientzerotensor(6, 24)):
         pair = [torch.autograd.grad(layer(x), [x, *list(layer.parameters())[:2]], gy) for layer in (ours, plain)]
-        assert all(close(a, b) for a, b in zip(*pair, strict=True))
+        assert all_close(*pair)
     gy = torch.randn(3, 6, 24)
     pair = [torch.autograd.grad(layer(x), x, gy, is_grads_batched=True)[0] for layer in (ours, plain)]
     assert close(*pair)
     outputs = [layer(x) for layer in (ours, plain)]
     mapped = [torch.vmap(lambda g, y=y: torch.autograd.grad(y, x, g, retain_graph=True)[0])(gy) for y in outputs]
     assert close(*mapped)
-    assert used(ours)
+    assert used(ours, x)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_watched_calls_and_other_cores_do_not_take_the_short_way(extension):
+def test_watched_calls_and_other_cores_do_not_take_the_short_path(extension):
     net = NETWORKS["mpo-5"]
     ours, plain = layers(net, bias=False)
     x, seen = rows_of(net, 6), []
@@ -152,8 +146,8 @@ def test_watched_calls_and_other_cores_do_not_take_the_short_way(extension):
     (found,) = ours._quick.values()
     given = [_calls.ready(found), x, ours._parameters, ours._names, ours._own]
     assert close(_calls.quick(*given), plain(x))
-    slope = torch.func.grad(lambda value: watched(value).sum())(x)
-    assert close(slope, torch.func.grad(lambda value: plain(value).sum())(x))
+    gradient = torch.func.grad(lambda value: watched(value).sum())(x)
+    assert close(gradient, torch.func.grad(lambda value: plain(value).sum())(x))
     assert close(torch.vmap(watched)(x[:, None]), plain(x)[:, None])
     with torch.autocast("cpu"):
         assert watched(x).dtype is torch.bfloat16
@@ -186,10 +180,10 @@ def test_inputs_of_any_rank_with_their_bias(name, shape, through, library, monke
         ours.bias.add_(torch.arange(ours.out_features))
         plain.bias.copy_(ours.bias)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((*shape, net.in_features)))
-    for _ in range(2):  # the second call takes the short way
+    for _ in range(2):  # the second call takes the short path
         assert ours(x).shape == (*shape, net.out_features)
         assert torch.allclose(ours(x), plain(x))
-        assert all(torch.allclose(a, b) for a, b in zip(slopes(ours, x), slopes(plain, x), strict=True))
+        assert all(torch.allclose(a, b) for a, b in zip(gradients_of(ours, x), gradients_of(plain, x), strict=True))
     assert (x.shape, x.dtype) in ours._quick or name == "padded" or not x.numel()
     ours.requires_grad_(False)
     ours.bias.requires_grad_(True)
@@ -220,7 +214,7 @@ def test_the_profiler_shows_it(extension):
 
 def test_only_what_is_asked_for_gets_a_gradient(extension):
     net = NETWORKS["mpo-5"]
-    whole = slopes(layers(net)[1], rows_of(net, 20))
+    whole = gradients_of(layers(net)[1], rows_of(net, 20))
     for frozen in range(7):
         ours, x = layers(net)[0], rows_of(net, 20).requires_grad_(frozen % 2 == 0)
         for position, parameter in enumerate(ours.parameters()):
@@ -249,35 +243,35 @@ def test_threads_copies_and_strides(extension):
     net = NETWORKS["mpo-5"]
     ours, plain = layers(net)
     x = rows_of(net, 300)
-    y, gradients = plain(x), slopes(plain, x)
+    y, gradients = plain(x), gradients_of(plain, x)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         assert close(ours(x), y)
-        assert all(close(a, b) for a, b in zip(slopes(ours, x), gradients, strict=True))
+        assert all_close(gradients_of(ours, x), gradients)
     finally:
         torch.set_num_threads(before)
     for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert close(other(x), y)
     assert close(ours(torch.stack([x, x], -1)[..., 0]), y)
     ours._parameters["core1"] = torch.nn.Parameter(ours.core1.detach().mT.contiguous().mT)
-    assert all(close(a, b) for a, b in zip(slopes(ours, x), gradients, strict=True))
+    assert all_close(gradients_of(ours, x), gradients)
     assert close(ours.double()(x.double()).float(), y)
 
 
-def test_little_more_than_the_input_is_kept(extension):
+def test_little_more_than_the_input_is_saved(extension):
     net = NETWORKS["mpo-5"]
-    x, kept = rows_of(net, 2048), {}
+    x, saved = rows_of(net, 2048), {}
     ours = layers(net)[0]
-    held = {p.untyped_storage().data_ptr() for p in ours.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in ours.parameters()}
 
     def pack(t):
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         ours(x.clone().requires_grad_(True))
-    total = sum(size for place, size in kept.items() if place not in held)
+    total = sum(size for address, size in saved.items() if address not in parameters)
     assert x.nbytes <= total <= x.nbytes + 2**20
 
 
@@ -385,13 +379,13 @@ def test_a_library_that_does_not_load_is_not_used(untouched):
     assert layer(torch.zeros(2, 36)).shape == (2, 24)
 
 
-def test_what_is_made_of_cores_is_made_again_where_it_is_not_kept(extension, monkeypatch):
-    monkeypatch.setattr(_tasks, "_HELD", 0)
-    monkeypatch.setattr(_native_plan, "_KEEP", -1)
+def test_the_prologue_is_recomputed_where_it_is_not_saved(extension, monkeypatch):
+    monkeypatch.setattr(_recipe, "_SAVED_PROLOGUE", 0)
+    monkeypatch.setattr(_native_executor, "_SAVE", -1)
     net = tn.mpo((4, 3, 5, 4), (3, 4, 4, 5)).with_rank(5)
     ours, plain = layers(net)
     x = rows_of(net, 600)
     assert close(ours(x), plain(x))
-    assert all(close(a, b) for a, b in zip(slopes(ours, x), slopes(plain, x), strict=True))
-    assert used(ours)
-    assert [native.kept(600) for native in ours._natives.values()] == [0]
+    assert all_close(gradients_of(ours, x), gradients_of(plain, x))
+    assert used(ours, x)
+    assert ours.runners.native(600).saved(600) == 0

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from helpers import all_close
 
 import tn4nn as tn
 from tn4nn._runtime.program import run
@@ -45,8 +46,7 @@ def gradients(y, arrays, **options):
 
 
 def close(a, b, tolerance=1e-10):
-    pairs = [(u.detach(), v.detach()) for u, v in zip(a, b, strict=True)]
-    return all(float((u - v).abs().max()) <= tolerance * float(v.abs().max()) for u, v in pairs)
+    return all_close(a, b, tolerance)
 
 
 @pytest.mark.parametrize("minimize", ["time", "flops"])
@@ -88,8 +88,8 @@ def test_second_derivatives_and_batches_of_gradients():
     assert close([t[7] for t in found], one)
 
 
-def test_no_more_is_kept_than_autograd_keeps():
-    def kept(function, arrays):
+def test_no_more_is_saved_than_autograd_saves():
+    def saved(function, arrays):
         own = {t.untyped_storage().data_ptr() for t in arrays}
         found = {}
 
@@ -104,7 +104,7 @@ def test_no_more_is_kept_than_autograd_keeps():
 
     for name, net in NETWORKS.items():
         arrays, made = arrays_of(net, rows=50), program(net, minimize="flops")
-        assert kept(Steps(made), arrays) <= kept(lambda t, p=made: run(OPS, p, t), arrays), name
+        assert saved(Steps(made), arrays) <= saved(lambda t, p=made: run(OPS, p, t), arrays), name
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, in forward_ad
@@ -224,53 +224,57 @@ class _Rows:
 
 @pytest.fixture
 def tuned(monkeypatch):
-    """A layer's `Tuned` that takes the way "fast" without measuring, and what it has been asked."""
+    """A layer's `Tuned` that takes the runner "fast" without measuring, and the numbers of rows it was asked for."""
     asked = []
     monkeypatch.setattr(_tuned, "graph_dtype", lambda rows, cores: torch.float32)
     monkeypatch.setattr(_tuned, "capturing", lambda device: False)
 
-    def fastest(self, layer, rows, cores, dtype, wanted):
+    def fastest(candidates, run, rows, cores, wanted):
         asked.append(rows.shape[0])
         return "fast"
 
-    monkeypatch.setattr(_tuned.Tuned, "_fastest", fastest)
+    monkeypatch.setattr(_tuned, "_fastest", fastest)
     return _tuned.Tuned(), asked
+
+
+def runner(found, layer, rows):
+    """What is found for a layer and rows on a GPU."""
+    return found.runner(layer.runners, 36, _Rows(rows), layer.cores(), layer.run_program)
 
 
 def test_a_size_is_measured_when_it_comes_again_and_so_many_sizes_are(tuned):
     found, asked = tuned
     layer = TNLinear(NETWORKS["mpo"])
-    assert found.way(layer, _Rows(5), layer.cores()) is None
-    assert [found.way(layer, _Rows(5), layer.cores()) for _ in range(3)] == ["fast"] * 3
+    assert runner(found, layer, 5) is None
+    assert [runner(found, layer, 5) for _ in range(3)] == ["fast"] * 3
     assert asked == [5]
     with torch.no_grad():
-        assert found.way(layer, _Rows(5), layer.cores()) is None  # no gradients: another question
+        assert runner(found, layer, 5) is None  # no gradients: another question
     for rows in range(6, 30):
-        found.way(layer, _Rows(rows), layer.cores())
-        found.way(layer, _Rows(rows), layer.cores())
+        runner(found, layer, rows)
+        runner(found, layer, rows)
     assert asked == list(range(5, 13))
-    assert found.way(layer, _Rows(29), layer.cores()) is None
+    assert runner(found, layer, 29) is None
 
 
 def test_graphs_are_made_anew_where_the_cores_have_moved_but_not_for_ever(tuned, graphs, monkeypatch):
     found, asked = tuned
     net = NETWORKS["mpo"]
     layer = TNLinear(net)
-    monkeypatch.setattr(
-        _tuned.Tuned,
-        "_fastest",
-        lambda self, layer, rows, cores, dtype, wanted: (
-            asked.append(0) or capture(net, [*cores, torch.ones(5, 24)], dtype)
-        ),
-    )
-    found.way(layer, _Rows(5), layer.cores())
-    first = found.way(layer, _Rows(5), layer.cores())
-    assert found.way(layer, _Rows(5), layer.cores()) is first
-    kept = []
+
+    def fastest(candidates, run, rows, cores, wanted):
+        asked.append(0)
+        return capture(net, [*cores, torch.ones(5, 24)], torch.float32)
+
+    monkeypatch.setattr(_tuned, "_fastest", fastest)
+    runner(found, layer, 5)
+    first = runner(found, layer, 5)
+    assert runner(found, layer, 5) is first
+    alive = []  # so that no memory is used twice
     for _ in range(100):
-        kept.append(layer.core1.data)
+        alive.append(layer.core1.data)
         layer.core1.data = layer.core1.data.clone()
-        found.way(layer, _Rows(5), layer.cores())
+        runner(found, layer, 5)
     assert 1 < len(asked) <= _tuned._TRIES
 
 
@@ -279,18 +283,16 @@ def test_no_graph_of_ours_goes_into_somebody_elses(tuned, graphs, monkeypatch):
     net = NETWORKS["mpo"]
     layer = TNLinear(net)
     held = capture(net, [*layer.cores(), torch.ones(5, 24)], torch.float32)
-    monkeypatch.setattr(_tuned.Tuned, "_fastest", lambda *_: held)
-    found.way(layer, _Rows(5), layer.cores())
-    assert found.way(layer, _Rows(5), layer.cores()) is held
+    monkeypatch.setattr(_tuned, "_fastest", lambda *_: held)
+    runner(found, layer, 5)
+    assert runner(found, layer, 5) is held
     monkeypatch.setattr(_tuned, "capturing", lambda device: True)
-    assert found.way(layer, _Rows(5), layer.cores()) is None
+    assert runner(found, layer, 5) is None
 
 
-def test_a_copy_of_a_layer_begins_with_no_graphs(tuned):
-    found, _ = tuned
+def test_a_copy_of_a_layer_begins_with_no_graphs():
     layer = TNLinear(NETWORKS["mpo"], tune=True)
-    found._found["key"] = threading.Lock()  # like a graph, it cannot be copied
-    layer._tuned = found
+    layer._tuned._found["key"] = threading.Lock()  # like a graph, it cannot be copied
     for made in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert not made._tuned._found
         x = torch.ones(3, 24)
@@ -298,7 +300,7 @@ def test_a_copy_of_a_layer_begins_with_no_graphs(tuned):
     assert not layer.double()._tuned._found  # and the cores have moved here
 
 
-def test_what_cannot_be_captured_is_said_once_and_the_steps_run(monkeypatch):
+def test_what_cannot_be_captured_is_a_warning_once_and_the_steps_run(monkeypatch):
     def refuse(*_):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
@@ -306,17 +308,16 @@ def test_what_cannot_be_captured_is_said_once_and_the_steps_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     _device.warn_once.cache_clear()
     layer = TNLinear(NETWORKS["mpo"])
-    ways = _tuned.Tuned()._ways(layer, torch.ones(5, 24), layer.cores(), torch.float32, [True] * 4)
-    with pytest.warns(UserWarning, match="no CUDA graph for a layer: CUDA error: operation not permitted"):
-        assert list(ways) == []
+    found = _tuned.Tuned()._candidates(layer.runners, torch.ones(5, 24), layer.cores(), torch.float32, [True] * 4)
+    with pytest.warns(UserWarning, match=r"no CUDA graph for a layer \(CUDA error: operation not permitted"):
+        assert list(found) == []
 
 
-def test_the_way_that_is_measured_fastest_is_taken(monkeypatch):
-    ways, times = ["slow graph", "fast graph", "kernel"], iter([5.0, 6.0, 1.0, 2.0])
-    monkeypatch.setattr(_tuned.Tuned, "_ways", lambda *_: iter(ways))
+def test_the_runner_that_is_measured_fastest_is_taken(monkeypatch):
+    candidates, times = ["slow graph", "fast graph", "another"], iter([5.0, 6.0, 1.0, 2.0])
     monkeypatch.setattr(_tuned, "_seconds", lambda *_: next(times))
     layer = TNLinear(NETWORKS["mpo"])
-    found = _tuned.Tuned()._fastest(layer, torch.ones(5, 24), layer.cores(), torch.float32, (False,))
-    assert found == "fast graph"
+    asked = layer.run_program, torch.ones(5, 24), layer.cores(), (False,)
+    assert _tuned._fastest(iter(candidates), *asked) == "fast graph"
     times = iter([1.0, 6.0, 2.0, 3.0])
-    assert _tuned.Tuned()._fastest(layer, torch.ones(5, 24), layer.cores(), torch.float32, (False,)) is None
+    assert _tuned._fastest(iter(candidates), *asked) is None

@@ -38,7 +38,7 @@ def test_the_dearest_step_is_marked():
 def test_steps_stand_above_what_they_contract():
     p = tn.plan(tn.build("mera", 256, 256).with_rank(2), 16)
     tensors = len(p.network.topology.cores) + 1
-    places = _places(p, tensors)
+    places = _places(p.picture())
     assert sorted(x for x, y in places if y == 0) == list(range(tensors))
     for step, (a, b) in enumerate(p.path):
         x, y = places[tensors + step]

@@ -9,12 +9,6 @@ def noise(*shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float().cuda()
 
 
-def close(a, b, tolerance=1e-5):
-    """Whether two tensors differ by less than that share of the largest number."""
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
-    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
-
-
 def step(layer, x, gy):
     """y and all gradients of a training step."""
     value = x.detach().clone().requires_grad_(True)

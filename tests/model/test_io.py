@@ -17,9 +17,9 @@ import tn4nn as tn
 from tn4nn import testing
 from tn4nn._base import files as _files
 from tn4nn._base.cache import PlanCache
+from tn4nn._graph import candidates as _candidates
 from tn4nn._model import io as _io
-from tn4nn._planning import native as _native_plan
-from tn4nn._planning import plan as _plan
+from tn4nn._planning import planner as _planner
 
 MODEL = tn.Sequential(
     tn.Linear(tn.mpo((4, 4), (2, 3)).with_rank(3), ordering="hilbert"),
@@ -27,6 +27,14 @@ MODEL = tn.Sequential(
     tn.BatchNorm(6),
     first=tn.Linear(6, 4),
 )
+
+
+def another_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PlanCache:
+    """What a process on another machine starts with."""
+    other = PlanCache(folder)
+    for module, name in ((_planner, "_store"), (_candidates, "_store"), (_io, "plans")):
+        monkeypatch.setattr(module, name, other)
+    return other
 
 
 def written(folder: Path, model: tn.Layer = MODEL) -> tuple[Path, dict[str, np.ndarray]]:
@@ -58,15 +66,11 @@ def test_plans_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     found = [tn.plan(net, 37, **how) for how in options]
     path, _ = written(tmp_path, model)
-    other = PlanCache(tmp_path / "another machine's cache")
-    for module in (_plan, _native_plan):
-        monkeypatch.setattr(module, "_cache", other)
-    monkeypatch.setattr(_io, "plans", other)
+    other = another_cache(tmp_path / "another machine's cache", monkeypatch)
     loaded, weights = tn.load(path)
     tn.save(path, loaded, weights)  # they stay with it
     tn.load(path)
-    monkeypatch.setattr(_plan.Search, "candidates", None)  # nothing is searched for
-    monkeypatch.setattr(_native_plan, "candidates", None)
+    monkeypatch.setattr(_planner, "candidates", None)  # nothing is searched for
     assert [tn.plan(net, 37, **how) for how in options] == found
     assert not other.folder.exists()
 
@@ -86,8 +90,7 @@ def test_a_plan_in_a_file_that_does_not_fit_is_made_anew(tmp_path: Path, monkeyp
     for wrong in ({"path": [[0, 0]]}, 3, {}):
         spoilt = {**record, "plans": {owner: dict.fromkeys(entries, wrong), "other": wrong}}
         path.write_bytes(to_bytes(arrays, {"tn4nn": json.dumps(spoilt)}))
-        monkeypatch.setattr(_plan, "_cache", PlanCache(tmp_path / "empty"))
-        monkeypatch.setattr(_io, "plans", _plan._cache)
+        another_cache(tmp_path / "empty", monkeypatch)
         tn.load(path)
         assert tn.plan(net, 41) == p
 

@@ -13,7 +13,10 @@ import typer
 from typer.testing import CliRunner
 
 import tn4nn as tn
-from tn4nn._planning.native import candidates
+from tn4nn._planning.planner import candidates
+from tn4nn._planning.request import PlanRequest
+from tn4nn._runtime.native import runtime
+from tn4nn._runtime.target import Target
 
 pytest.importorskip("torch", reason="the benchmark's dense row needs torch")
 
@@ -236,12 +239,27 @@ def test_page(bench, results, tmp_path):
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_ways_that_differ_in_what_they_keep_are_measured_apart(bench):
+def test_plans_that_differ_in_what_they_save_are_measured_apart(bench):
     network = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(4)
-    every = candidates(network, 16, "train")
-    assert {way.keep for way in every} == {True, False}
+    every = candidates(PlanRequest(network, 16, "train", target=Target(executors=("native",))))
+    assert {p.save for p in every} == {True, False}
     key = bench["plan_choice"]._key
-    assert len({key(way) for way in every}) > len({key(way)[:3] for way in every})
+    assert len({key(p) for p in every}) > len({key(p)[:3] for p in every})
+
+
+def test_the_choice_of_plans_is_measured(bench, monkeypatch):
+    if runtime(4) is None:
+        pytest.skip("no native runtime")
+    module = bench["plan_choice"]
+    monkeypatch.setattr(module, "MOST", 12)
+    monkeypatch.setattr(module, "PLACEMENTS", 2)
+    case = bench["_workset"].Case("tiny", 2, lambda: tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2))
+    made = module.cell(case, 8, "train")
+    assert made["candidates"] == len(made["predicted_s"]) == len(made["measured_s"]) <= 12
+    assert made["predicted_s"] == sorted(made["predicted_s"])
+    assert made["first"] >= made["tuned"] >= 1
+    assert made["seconds"] == min(made["measured_s"]) > 0
+    assert module.summary([made])["tuned"]["worst"] == made["tuned"]
 
 
 def test_a_goal_says_where_the_plan_computes_more_than_the_dense_layer(bench, results):
@@ -387,7 +405,7 @@ def test_predictions_are_of_what_is_run(bench, monkeypatch):
     assert [(net.topology.name, rank) for net, rank, _, _ in asked[::2]] == [("mpo", 2), ("mpo", 8), ("kronecker", 2)]
     assert [phase for *_, phase in asked] == ["forward", "train"] * 3
     machines = {"default": tn.Machine(), "slow": tn.Machine(tile_macs_per_s=1e6)}
-    if tn.plan(asked[0][0], 4, "forward", runtime="native").way is None:
+    if runtime(4) is None:
         pytest.skip("no native runtime")
     cells = [prediction.cell(question, machines) for question in asked]
     for one, (net, _, batch, phase) in zip(cells, asked, strict=True):

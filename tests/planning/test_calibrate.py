@@ -1,4 +1,4 @@
-"""Figures of the cost model, fitted to what was measured."""
+"""Parameters of the cost model, fitted to what was measured."""
 
 import dataclasses
 import json
@@ -13,13 +13,14 @@ import tn4nn as tn
 from tn4nn._base.errors import BackendError, TN4NNError
 from tn4nn._model.backend import Place, place_of
 from tn4nn._planning import calibrate as calibrating
-from tn4nn._planning import native as _native_plan
 from tn4nn._planning.calibrate import FIGURES, PROGRAM_FIGURES, Sample
-from tn4nn._planning.native import candidates, ways
-from tn4nn._planning.plan import Search
+from tn4nn._planning.planner import candidates
+from tn4nn._planning.program import ProgramExecutor
+from tn4nn._planning.request import PlanRequest
 from tn4nn._runtime import compiled as _compiled
-from tn4nn._runtime import devices as _machine
+from tn4nn._runtime import devices as _devices
 from tn4nn._runtime import native as _native
+from tn4nn._runtime.target import Target
 
 TRUE = {
     "tile_macs_per_s": 1.7,
@@ -83,19 +84,20 @@ def test_a_scaled_machine_takes_so_many_times_as_long():
 @pytest.mark.parametrize("phase", ["forward", "train"])
 def test_the_parts_of_a_prediction_are_the_whole_and_grow_with_their_figures(phase):
     net, machine = tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), tn.Machine()
-    way = ways(net, 2048, phase, cache=False)[0]
-    times = calibrating.times_of(net, way, 2048, phase, 4, machine)
+    p = tn.plan(net, 2048, phase, runtime="native", machine=machine, cache=False)
+    times = calibrating.native_times(p, machine)
     assert all(seconds > 0 for name, seconds in times.items() if name != "far_s")  # nothing is strided here
-    assert sum(times.values()) == pytest.approx(way.cost.predicted_s)
-    slow = calibrating.times_of(net, way, 2048, phase, 4, calibrating.scaled(machine, TRUE))
+    assert sum(times.values()) == pytest.approx(p.cost.predicted_s)
+    slow = calibrating.native_times(p, calibrating.scaled(machine, TRUE))
     assert slow == pytest.approx({name: TRUE[name] * times[name] for name in FIGURES})
 
 
-def test_the_parts_of_a_way_that_keeps_its_states_are_its_whole():
+def test_the_parts_of_a_plan_that_saves_its_states_are_its_whole():
     net, machine = tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), tn.Machine()
-    way = next(way for way in candidates(net, 16, "train", machine=machine) if way.keep)
-    times = calibrating.times_of(net, way, 16, "train", 4, machine)
-    assert sum(times.values()) == pytest.approx(way.cost.predicted_s)
+    asked = PlanRequest(net, 16, "train", target=Target(executors=("native",)), machine=machine)
+    p = next(p for p in candidates(asked) if p.save)
+    times = calibrating.native_times(p, machine)
+    assert sum(times.values()) == pytest.approx(p.cost.predicted_s)
 
 
 def test_calibrate_keeps_what_it_found_for_this_processor(native, monkeypatch, tmp_path, capsys):
@@ -112,11 +114,11 @@ def test_calibrate_keeps_what_it_found_for_this_processor(native, monkeypatch, t
     assert found["seconds"] < 60
     assert found["after"] <= found["before"]
     assert dataclasses.asdict(tn.calibrated()) == found["machine"]
-    assert tn.calibrated("cpu", dtype="float32") == tn.calibrated() == _native_plan.machine_here(4)
+    assert tn.calibrated("cpu", dtype="float32") == tn.calibrated() == _devices.native_machine(4)
     assert tn.calibrated(dtype="float64") is None
-    assert _native_plan.machine_here(8) == tn.Machine(vector_bytes=_compiled.vector_bytes())
+    assert _devices.native_machine(8) == tn.Machine(vector_bytes=_compiled.vector_bytes())
     assert found["default"]["tile_s"] == tn.Machine().tile_s
-    monkeypatch.setattr(_machine, "processor", lambda: "another")
+    monkeypatch.setattr(_devices, "processor", lambda: "another")
     assert tn.calibrated() is None
 
 
@@ -133,7 +135,7 @@ def test_calibrate_keeps_what_it_found_for_this_processor(native, monkeypatch, t
 )
 def test_a_file_that_cannot_be_read_counts_as_absent(monkeypatch, tmp_path, text):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
-    path = _machine._file("native", "cpu", "float32")
+    path = _devices._file("native", "cpu", "float32")
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert tn.calibrated() is None
@@ -155,12 +157,14 @@ SLOW = dict(zip(PROGRAM_FIGURES, (1.7, 0.5, 0.8, 3.0, 2.0, 4.0, 2.5), strict=Tru
 
 
 def plans(machine, networks=None):
-    """Candidates of all networks that a calibration runs."""
+    """The best and the worst program of all networks that a calibration runs."""
     for network, batches in networks or calibrating._networks():
         for batch in batches:
             for phase in ("forward", "train"):
-                search = Search(network, batch, phase, "time", "apply", 4, machine)
-                yield from search.ranked(search.candidates(0, 1.0, None))
+                asked = PlanRequest(network, batch, phase, machine=machine)
+                priced = [ProgramExecutor("program").plan(asked, *named) for named in calibrating._orders(asked)]
+                ranked = sorted(priced, key=lambda p: p.cost.predicted_s)
+                yield from (ranked[0], ranked[-1])
 
 
 @pytest.fixture
@@ -227,7 +231,7 @@ def test_a_gpu_that_takes_twice_as_long(few, monkeypatch):
     ])  # fmt: skip
     lines = []
     found = tn.calibrate("gpu", backend="jax", dtype="bfloat16", progress=lines.append)
-    default = _machine.gpu("NVIDIA H200").machine(2, compiled=True)
+    default = _devices.gpu("NVIDIA H200").machine(2, compiled=True)
     assert found.default == default
     assert found.machine.macs_per_s == pytest.approx(default.macs_per_s / 2, rel=0.01)
     assert found.machine.op_s == pytest.approx(2 * default.op_s, rel=0.03)
@@ -235,10 +239,10 @@ def test_a_gpu_that_takes_twice_as_long(few, monkeypatch):
     assert any("low_rank, batch 8192" in line for line in lines)  # what keeps it busy
     assert any("mpo, batch 16384" in line for line in lines)
     assert "s: programs of jax on NVIDIA H200, bfloat16; median error" in str(found)
-    assert f"op_s                  {found.machine.op_s:.3g}  (default 3e-06)" in str(found)
+    assert f"  {'op_s':<18} {found.machine.op_s:>10.3g}  (default 3e-06)" in str(found)
     assert tn.calibrated("gpu", backend="jax", dtype="bfloat16") == found.machine
     assert set(asked) == {("jax", "gpu", "bfloat16")}
-    assert _machine.kept("torch", "NVIDIA H200", "bfloat16") is None is _machine.kept("jax", "NVIDIA A100", "bfloat16")
+    assert _devices.kept("torch", "NVIDIA H200", "bfloat16") is None is _devices.kept("jax", "NVIDIA A100", "bfloat16")
 
 
 def test_nothing_more_is_run_when_the_time_is_over(few, monkeypatch):
@@ -301,29 +305,31 @@ def test_the_programs_of_a_backend_on_the_cpu(name, few):
     assert tn.calibrated(backend=name, dtype="bfloat16") is None is tn.calibrated()
 
 
-def test_a_torch_layer_plans_with_what_was_kept_and_an_older_one_goes_on(few):
+def test_a_torch_layer_plans_with_what_was_stored_and_an_older_one_goes_on(few):
     torch = pytest.importorskip("torch")
     from tn4nn_torch import TNLinear
 
     older, x = TNLinear(MPO, seed=1, dtype="bfloat16"), torch.ones(64, 128, dtype=torch.bfloat16)
     right = older(x)
-    assert older._figures == {}
+    before = older.plan(64)
+    assert before.request.target.machine is None
     machine = tn.Machine(op_s=1e-3)
-    _machine.keep("torch", "cpu", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(machine)})
+    _devices.keep("torch", "cpu", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(machine)})
     newer = TNLinear(MPO, seed=1, dtype="bfloat16")
-    assert newer._figures == {"machine": machine, "itemsize": 2}
-    assert TNLinear(MPO)._figures == {}
+    assert newer.plan(64).request.target.machine == machine
+    assert newer.plan(64).itemsize == 2
+    assert TNLinear(MPO).plan(64).request.target.machine is None
     assert torch.equal(older(x), right)
+    assert older.plan(64) == before
     assert torch.allclose(newer(x), right, atol=0.05)
-    asked = older.program_for(64)
-    older.bfloat16()  # it goes through all that .to() does, and plans with the figures
-    assert older._figures == newer._figures
-    assert older.program_for(64) == newer.program_for(64)
-    assert len(older.program_for(64).program.steps) <= len(asked.program.steps)  # an operation is dear now
+    older.bfloat16()  # it goes through all that .to() does, and plans with the new parameters
+    assert older.plan(64) == newer.plan(64)
+    assert len(older.plan(64).program.steps) <= len(before.program.steps)  # an operation is expensive now
+    assert torch.equal(older(x), newer(x))
 
 
 @pytest.mark.parametrize("name", ["torch", "jax"])
-def test_figures_of_a_gpu_are_those_kept_per_dtype_and_read_once(name, monkeypatch, tmp_path):
+def test_parameters_of_a_gpu_are_those_stored_per_dtype_and_read_once(name, monkeypatch, tmp_path):
     """No GPU: a name for one is enough."""
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     placed(name)
@@ -334,35 +340,36 @@ def test_figures_of_a_gpu_are_those_kept_per_dtype_and_read_once(name, monkeypat
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
         kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-        def figures(dtype):
-            return _device.figures_of(torch.device("cuda"), kinds[dtype])
+        def target(dtype):
+            return _device.target(torch.device("cuda"), kinds[dtype])
     else:
         import jax.numpy as jnp
-        from tn4nn_jax import _device
+        from tn4nn_jax import _target
 
         card = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
-        monkeypatch.setattr(_device.jax, "devices", lambda *kind: [card])
+        monkeypatch.setattr(_target.jax, "devices", lambda *kind: [card])
 
-        def figures(dtype):
-            return _device.figures(jnp.dtype(dtype))
+        def target(dtype):
+            return _target.target(jnp.dtype(dtype))
 
-    table = {size: _machine.gpu("NVIDIA H200").machine(size, compiled=name == "jax") for size in (2, 4)}
-    assert figures("bfloat16") == {"machine": table[2], "itemsize": 2}
+    table = {size: _devices.gpu("NVIDIA H200").machine(size, compiled=name == "jax") for size in (2, 4)}
+    assert target("bfloat16") == Target(name, "NVIDIA H200", "bfloat16", ("dense", "program"), table[2])
     own = dataclasses.replace(table[2], macs_per_s=1e15)
-    _machine.keep(name, "NVIDIA H200", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(own)})
-    assert figures("bfloat16") == {"machine": own, "itemsize": 2}
-    assert figures("float16") == {"machine": table[2], "itemsize": 2}
-    assert figures("float32") == {"machine": table[4], "itemsize": 4}
+    _devices.keep(name, "NVIDIA H200", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(own)})
+    assert target("bfloat16").machine == own
+    assert target("float16").machine == table[2]
+    assert target("float32").machine == table[4]
+    assert [target(dtype).itemsize for dtype in ("bfloat16", "float16", "float32")] == [2, 2, 4]
     for path in (tmp_path / "machines").iterdir():
         path.unlink()
-    assert figures("bfloat16")["machine"] == own  # no file is asked again
+    assert target("bfloat16").machine == own  # no file is read again
 
 
-def test_costs_are_predicted_with_what_was_kept(monkeypatch, tmp_path):
+def test_costs_are_predicted_with_what_was_stored(monkeypatch, tmp_path):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     before = tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s
     slow = dataclasses.replace(tn.Machine(), tile_macs_per_s=1e6)
-    _machine.keep("native", "cpu", "float32", {"schema": 1, "machine": dataclasses.asdict(slow)})
+    _devices.keep("native", "cpu", "float32", {"schema": 1, "machine": dataclasses.asdict(slow)})
     assert tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s > 100 * before
     assert tn.cost(MPO, [64], phases=["forward"], machine=tn.Machine()).rows[0].predicted_s == before
 
@@ -383,7 +390,8 @@ def test_costs_are_predicted_with_what_was_kept(monkeypatch, tmp_path):
 def test_what_is_not_there_is_told_before_any_work(options, message, few, monkeypatch):
     if options.get("backend") in ("torch", "jax"):
         placed(options["backend"])
-    monkeypatch.setattr(calibrating, "Search", None)
+    monkeypatch.setattr(calibrating, "candidates", None)
+    monkeypatch.setattr(calibrating, "candidate_paths", None)
     for ask in (tn.calibrate, tn.calibrated):
         with pytest.raises(BackendError, match=message):
             ask(**options)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from helpers import all_close, normal, oracle
 
-from tn4nn._planning.native import candidates
+from tn4nn._planning.planner import candidates
+from tn4nn._planning.request import PlanRequest
 from tn4nn._runtime import native as _native
+from tn4nn._runtime.target import Target
 from tn4nn.testing import random_network
 
 FEW = range(4)
@@ -27,18 +29,16 @@ def check_every_plan(seed):
     net, cores, x, gy, expected = problem(seed)
     arrays = [np.ascontiguousarray(core) for core in cores.values()]
     for phase in ("forward", "train"):
-        for way in candidates(net, ROWS, phase):
-            made = _native.native(way.recipe(net))
+        for p in candidates(PlanRequest(net, ROWS, phase, target=Target(executors=("native",)))):
+            made = _native.native(p.recipe)
             y, gx = np.full((ROWS, made.outputs), np.nan, np.float32), np.full_like(x, np.nan)
-            kept, gradients = (
-                np.full(max(1, made.kept(ROWS)), np.nan, np.float32),
-                [np.full_like(a, np.nan) for a in arrays],
-            )
-            at, to = [a.ctypes.data for a in arrays], [s.ctypes.data for s in gradients]
-            made.forward(ROWS, at, kept.ctypes.data, x.ctypes.data, y.ctypes.data)
+            saved = np.full(max(1, made.saved(ROWS)), np.nan, np.float32)
+            gradients = [np.full_like(a, np.nan) for a in arrays]
+            at, to = [a.ctypes.data for a in arrays], [g.ctypes.data for g in gradients]
+            made.forward(ROWS, at, saved.ctypes.data, x.ctypes.data, y.ctypes.data)
             everything = (True,) * (1 + len(to))
             made.backward(
-                ROWS, at, kept.ctypes.data, x.ctypes.data, gy.ctypes.data, gx.ctypes.data, to, everything
+                ROWS, at, saved.ctypes.data, x.ctypes.data, gy.ctypes.data, gx.ctypes.data, to, everything
             )  # fmt: skip
             assert all_close([y, gx, *gradients], expected)
 

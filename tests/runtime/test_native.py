@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import all_close, close
 
 import tn4nn as tn
 from tn4nn import reference
@@ -16,7 +17,7 @@ from tn4nn._graph.candidates import candidate_paths
 from tn4nn._graph.problem import Problem
 from tn4nn._planning import measure
 from tn4nn._planning.plan import Plan
-from tn4nn._planning.planner import candidates
+from tn4nn._planning.planner import at_rows, candidates
 from tn4nn._planning.request import PlanRequest
 from tn4nn._runtime import compiled as _compiled
 from tn4nn._runtime import contraction as _contraction
@@ -70,7 +71,7 @@ def paths(net, batch):
 
 
 def forced(net, path, block, layouts=(), itemsize=4, save=False):
-    """A layer that runs this way whatever the cost model says."""
+    """A layer that runs this p whatever the cost model says."""
     nothing = Cost(0, 0, 0, 0, 0.0)
     asked = request(net, block, itemsize=itemsize)
     plan = Plan(asked, "native", "by hand", path, nothing, block=block, layouts=tuple(layouts), save=save)
@@ -79,11 +80,6 @@ def forced(net, path, block, layouts=(), itemsize=4, save=False):
 
 def rows_of(net, rows, seed=0, dtype=np.float32):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, net.in_features)).astype(dtype))
-
-
-def close(a, b, tolerance=1e-5):
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-30)
 
 
 def gradients(layer, x, **options):
@@ -101,7 +97,7 @@ def test_values_and_gradients_of_the_plan(name, rows):
     weights = {n: p.detach().numpy() for n, p in layer.named_parameters() if n != "bias"}
     expected = x.double() @ torch.from_numpy(net.to_dense(weights)).double().T
     assert close(layer(x), expected)
-    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
+    assert all_close(gradients(layer, x), gradients(other, x))
     if name != "dense":  # a single core that is the matrix runs as one
         assert layer.plan(rows).executor == "native"
 
@@ -115,7 +111,7 @@ def test_every_order_and_layout_gives_the_same(name):
         for layouts, block, save in (((), 64, True), ((1,) * 9, 4, False), ((2, 3) * 5, 7, False), ((), 5, True)):
             layer = forced(net, path, block, layouts, save=save)
             assert close(layer(x), y)
-            assert all(close(a, b) for a, b in zip(gradients(layer, x), expected, strict=True))
+            assert all_close(gradients(layer, x), expected)
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -124,10 +120,10 @@ def test_random_graphs(seed):
 
     net = random_network(seed, cores=6)
     x, other = rows_of(net, 19), plain(net)
-    for way in priced(net, 19)[:8]:
-        layer = forced(net, way.path, way.block, way.layouts, save=way.save)
+    for p in priced(net, 19)[:8]:
+        layer = forced(net, p.path, p.block, p.layouts, save=p.save)
         assert close(layer(x), other(x))
-        assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
+        assert all_close(gradients(layer, x), gradients(other, x))
 
 
 @pytest.mark.parametrize("name", ["ring", "cp", "kept", "padded"])
@@ -151,7 +147,7 @@ def test_second_derivatives():
         first = gradients(module, x, create_graph=True)
         return torch.autograd.grad(sum((g**2).sum() for g in first), list(module.parameters())[:2])
 
-    assert all(close(a, b) for a, b in zip(second(layer), second(other), strict=True))
+    assert all_close(second(layer), second(other))
 
 
 @pytest.mark.parametrize("name", ["mpo-3", "tree", "btt"])
@@ -170,45 +166,45 @@ def test_only_what_is_asked_for_gets_a_gradient(name):
         assert x.grad is None if frozen % 2 else close(x.grad, whole[0])
 
 
-def test_states_are_kept_where_they_are_few():
+def test_states_are_saved_where_they_are_few():
     net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
     found = priced(net, 32)
-    kept = next(way for way in found if way.save)
-    again = next(way for way in found if dataclasses.replace(kept, save=False, cost=way.cost) == way)
-    assert kept.cost.macs < again.cost.macs
-    assert again.cost.saved < kept.cost.saved <= again.cost.saved + 5 * 2**20
-    assert not any(way.save and way.path == kept.path for way in priced(net, 2048))
-    assert not any(way.save for way in priced(net, 32, "forward"))
+    saving = next(p for p in found if p.save)
+    recomputing = next(p for p in found if dataclasses.replace(saving, save=False, cost=p.cost) == p)
+    assert saving.cost.macs < recomputing.cost.macs
+    assert recomputing.cost.saved < saving.cost.saved <= recomputing.cost.saved + 5 * 2**20
+    assert not any(p.save and p.path == saving.path for p in priced(net, 2048))
+    assert not any(p.save for p in priced(net, 32, "forward"))
 
 
-def test_little_more_than_the_input_is_kept_for_backward():
+def test_little_more_than_the_input_is_saved_for_backward():
     net = tn.mpo((4,) * 5, (4,) * 5).with_rank(4)
     x = rows_of(net, 2048)
-    kept = {}
+    saved = {}
 
     def pack(t):
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     layer = TNLinear(net, batch=2048)
     parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         layer(x.clone().requires_grad_(True))
-    total = sum(size for place, size in kept.items() if place not in parameters)
+    total = sum(size for address, size in saved.items() if address not in parameters)
     assert x.nbytes <= total <= x.nbytes + 2**20
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_threads_give_the_same_numbers(keep):
+@pytest.mark.parametrize("save", [False, True])
+def test_threads_give_the_same_numbers(save):
     for name in ("mpo-3", "dense", "ring", "cp"):
         net = network(name, 3)
-        layer, x = forced(net, paths(net, 300)[0][1], 16, save=keep), rows_of(net, 300)
+        layer, x = forced(net, paths(net, 300)[0][1], 16, save=save), rows_of(net, 300)
         alone = (layer(x), *gradients(layer, x))
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(2)
             together = (layer(x), *gradients(layer, x))
-            assert all(close(a, b) for a, b in zip(alone, together, strict=True))
+            assert all_close(alone, together)
             assert all(torch.equal(a, b) for a, b in zip(together, (layer(x), *gradients(layer, x)), strict=True))
         finally:
             torch.set_num_threads(before)
@@ -296,7 +292,7 @@ def test_cores_that_are_not_contiguous():
     layer._parameters["core1"] = torch.nn.Parameter(core.detach().mT.contiguous().mT)
     assert not layer.core1.is_contiguous()
     assert torch.equal(layer(x), y)
-    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(plain(net), x), strict=True))
+    assert all_close(gradients(layer, x), gradients(plain(net), x))
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------
@@ -338,12 +334,12 @@ def test_a_chain_of_a_thousand_cores_is_planned_and_right():
     assert close(layer(x), torch.from_numpy(reference.apply(net, weights, x.double().numpy())))
 
 
-def test_minimize_memory_keeps_least():
+def test_minimize_memory_saves_least():
     net = tn.mpo((4,) * 5, (4,) * 5).with_rank(16)
     least, fast = (priced(net, 256, minimize=what)[0].cost for what in ("memory", "time"))
     assert least.peak + least.saved < fast.peak + fast.saved
     fewest = priced(net, 256, minimize="flops")[0].cost
-    assert fewest.macs <= min(way.cost.macs for way in priced(net, 256))
+    assert fewest.macs <= min(p.cost.macs for p in priced(net, 256))
 
 
 def test_tuning_measures_and_takes_the_fastest():
@@ -362,9 +358,9 @@ def test_two_of_the_eight_that_are_measured_have_other_blocks():
     chosen = measure.worth_measuring(every)
     assert len(chosen) == 8
     assert chosen[:6] == every[:6]
-    assert len({way.block for way in chosen[6:]} - {way.block for way in every[:6]}) == 2
-    assert list(chosen) == sorted(chosen, key=lambda way: way.cost.predicted_s)
-    same = [way for way in every if way.block == every[0].block]
+    assert len({p.block for p in chosen[6:]} - {p.block for p in every[:6]}) == 2
+    assert list(chosen) == sorted(chosen, key=lambda p: p.cost.predicted_s)
+    same = [p for p in every if p.block == every[0].block]
     assert measure.worth_measuring(same) == same[:8]
     assert measure.worth_measuring(same[:3]) == same[:3]
 
@@ -372,10 +368,10 @@ def test_two_of_the_eight_that_are_measured_have_other_blocks():
 def test_the_cost_counts_multiply_adds_once_forward_and_four_times_in_training():
     net = tn.low_rank(64, 32).with_rank(4)
     forward = priced(net, 10, "forward")[0]
-    train = next(way for way in priced(net, 10) if not way.save)
+    train = next(p for p in priced(net, 10) if not p.save)
     assert forward.cost.macs == 10 * 4 * (64 + 32)
-    again = 10 * 64 * 4  # the state is made once more, y is not
-    assert train.cost.macs == 3 * forward.cost.macs + again
+    recomputed = 10 * 64 * 4  # the state, but not y
+    assert train.cost.macs == 3 * forward.cost.macs + recomputed
     assert train.cost.saved == 4 * 10 * 64
 
 
@@ -433,7 +429,7 @@ def test_only_sizes_of_float32_and_float64_are_known():
     assert _native.runtime(2) is None
 
 
-# -- the tasks --------------------------------------------------------------------------------------------------
+# -- kernel calls --------------------------------------------------------------------------------------------------
 
 
 def test_run_length_counts_what_lies_side_by_side():
@@ -452,26 +448,29 @@ def test_offsets_are_those_of_the_array():
 # -- plans ------------------------------------------------------------------------------------------------------
 
 
-def test_a_native_plan_prints_its_tasks():
+def test_a_native_plan_prints_its_calls():
     p = tn.plan(network("mpo-3"), 32, "train", runtime="native")
     text = str(p)
-    assert p.runtime == "native"
-    assert p.block == p.way.block
-    assert "native runtime" in text
-    assert "once: made[" in text or len(p.way.recipe(p.network).prologue) == 0
+    assert p.runtime == p.executor == "native"
+    assert f"native runtime, {p.block} rows at a time; calls are of one tile" in text
+    assert ("once: prologue[" in text) == (len(p.recipe.prologue) > 0)
     assert "dcore0[" in text
-    forward = sum(row.macs for row in p.way.table(p.network, "forward") if row.text.startswith("block"))
-    blocks, left = divmod(32, p.block)
-    assert left or forward * blocks < p.cost.macs
+    assert all(f"{row.when}: {row.text}" in text for row in p.calls())
+    tiles, rest = divmod(32, p.block)
+    assert not rest
+    once, tile = (sum(row.macs for row in p.calls() if row.when == when) for when in ("once", "tile"))
+    assert once + tiles * tile == p.cost.macs
+    forward = [row for row in at_rows(p, 32, "forward").calls() if row.when == "tile"]
+    assert sum(row.macs for row in forward) * tiles < p.cost.macs
 
 
-def test_a_memory_cap_is_kept_or_the_smallest_is_said():
+def test_a_memory_cap_is_met_or_the_error_names_the_smallest():
     net = tn.mpo((4,) * 5, (4,) * 5).with_rank(16)
     free = tn.plan(net, 256, "train", runtime="native")
     least = tn.plan(net, 256, "train", runtime="native", minimize="memory").cost.peak
     assert least < free.cost.peak
     assert tn.plan(net, 256, "train", runtime="native", memory=least).cost.peak <= least
-    with pytest.raises(tn.TN4NNError, match=r"at most 1000 bytes: the smallest found needs \d+ bytes"):
+    with pytest.raises(tn.TN4NNError, match=r"at most 1000 B: the smallest found needs .* \(\d+ bytes\)"):
         tn.plan(net, 256, "train", runtime="native", memory=1000)
 
 
@@ -553,8 +552,8 @@ def test_vectors_may_lie_along_every_group(itemsize):
 
 def test_the_gradient_of_a_small_core_has_its_vectors_along_the_rows():
     net = tn.mpo((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(2)
-    way = priced(net, 2048, "train")[0]
-    made = way.recipe
+    p = priced(net, 2048, "train")[0]
+    made = p.recipe
     back = made.backward(made.steps, True, frozenset(range(5)))
     assert {call.along for call in back if call.rows == "k"} >= {"k"}
 
@@ -580,7 +579,7 @@ def test_long_outputs_lie_in_large_pages():
     net = tn.low_rank(4096, 8).with_rank(2)
     layer = TNLinear(net, bias=False)
     assert layer.runners.native(4096) is not None
-    x = torch.ones(4096, 4096, requires_grad=True)  # more than an allocator keeps
+    x = torch.ones(4096, 4096, requires_grad=True)  # more than an allocator reuses
     (grad,) = torch.autograd.grad(layer(x).sum(), x)
     held = {}
     for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
@@ -607,7 +606,7 @@ def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
             layer, other = forced(net, paths(net, 21)[0][1], 8, itemsize=itemsize), plain(net)
             x = rows_of(net, 21, dtype=dtype)
             expected = (other.to(x.dtype)(x), *gradients(other, x))
-            assert all(close(a, b) for a, b in zip((layer(x), *gradients(layer, x)), expected, strict=True))
+            assert all_close((layer(x), *gradients(layer, x)), expected)
         assert_calls_agree(itemsize)
     finally:
         _native.runtime.cache_clear()
@@ -615,7 +614,7 @@ def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
 
 @pytest.mark.parametrize("itemsize", [4, 8])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_much_that_is_made_of_cores_is_made_again_instead_of_kept(itemsize, threads):
+def test_a_large_prologue_is_recomputed_instead_of_saved(itemsize, threads):
     net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
     path = next(path for order, path in paths(net, 64) if order == "left to right, cores merged by 2+2")
     layer, other = forced(net, path, 16, itemsize=itemsize), plain(net)
@@ -628,32 +627,32 @@ def test_much_that_is_made_of_cores_is_made_again_instead_of_kept(itemsize, thre
     torch.set_num_threads(threads)
     try:
         found, expected = (layer(x), *gradients(layer, x)), (other.to(x.dtype)(x), *gradients(other, x))
-        assert all(close(a, b) for a, b in zip(found, expected, strict=True))
+        assert all_close(found, expected)
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_plan_in_blocks_keeps_at_most_a_million_bytes_beside_x_and_y():
+def test_a_plan_in_tiles_saves_at_most_a_million_bytes_beside_x_and_y():
     seen = set()
     for features, rank, rows in ((8, 64, 32), (4, 4, 32), (4, 2, 256), (4, 4, 256)):
         net = tn.mpo((features,) * 4, (features,) * 4).with_rank(rank)
-        for way in priced(net, rows):
-            seen.add((way.block < rows, way.save))
-            if way.block < rows:
-                assert way.cost.saved <= 4 * 2 * rows * features**4 + 10**6
+        for p in priced(net, rows):
+            seen.add((p.block < rows, p.save))
+            if p.block < rows:
+                assert p.cost.saved <= 4 * 2 * rows * features**4 + 10**6
     assert len(seen) == 4
 
 
-def test_states_of_all_rows_at_once_are_kept_up_to_five_mebibytes():
+def test_states_of_all_rows_at_once_are_saved_up_to_five_mebibytes():
     net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
-    kept = [w for w in priced(net, 1) if w.save and w.cost.saved > 3 * 2**20]
-    assert kept[0].cost.macs < 4 * 67108864  # nothing is made a second time
-    assert not any(w.save for w in priced(net, 32) if w.path == kept[0].path)
-    layer, other, x = forced(net, kept[0].path, 1, kept[0].layouts, save=True), plain(net), rows_of(net, 1)
-    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
+    saving = [p for p in priced(net, 1) if p.save and p.cost.saved > 3 * 2**20]
+    assert saving[0].cost.macs < 4 * 67108864  # nothing is recomputed
+    assert not any(p.save for p in priced(net, 32) if p.path == saving[0].path)
+    layer, other, x = forced(net, saving[0].path, 1, saving[0].layouts, save=True), plain(net), rows_of(net, 1)
+    assert all_close(gradients(layer, x), gradients(other, x))
 
 
-def test_one_bad_measurement_does_not_rule_a_way_out():
+def test_one_bad_measurement_does_not_rule_a_candidate_out():
     calls = 0
 
     def disturbed():
@@ -665,20 +664,20 @@ def test_one_bad_measurement_does_not_rule_a_way_out():
     assert found < steady
 
 
-def test_all_rows_at_once_may_keep_what_was_made_of_the_cores():
+def test_all_rows_at_once_may_save_the_prologue():
     net = tn.ring((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(8)
-    every = [way for way in priced(net, 32) if way.order == "W first"]
-    at_once = {way.save: way for way in every if way.block == 32}
+    every = [p for p in priced(net, 32) if p.order == "W first"]
+    at_once = {p.save: p for p in every if p.block == 32}
     assert at_once[True].cost.saved - at_once[False].cost.saved > 4 * 1024**2  # W, and what it was made of
     assert at_once[True].cost.predicted_s < at_once[False].cost.predicted_s
-    assert {way.save for way in every if way.block < 32} == {False}
+    assert {p.save for p in every if p.block < 32} == {False}
     layer, other = forced(net, at_once[True].path, 32, save=True), plain(net)
     x = rows_of(net, 32)
     assert layer.runners.native(32).saved(32) > 1024**2
-    assert all(close(a, b) for a, b in zip(gradients(layer, x), gradients(other, x), strict=True))
+    assert all_close(gradients(layer, x), gradients(other, x))
 
 
-def test_the_first_call_does_not_say_how_often_a_way_is_run():
+def test_the_first_call_does_not_say_how_often_a_candidate_is_run():
     calls = 0
 
     def first_is_slow():
@@ -741,7 +740,7 @@ def test_numbers_a_page_apart_cost_more_to_write():
 def test_paths_whose_products_alone_take_too_long_are_not_priced():
     net = tn.build("peps", 2**12, 2**12, grid=(3, 4), pad=False).with_rank(2)
     found = paths(net, 256)
-    orders = {way.order for way in priced(net, 256)}
+    orders = {p.order for p in priced(net, 256)}
     assert any(order == "W first" for order, _ in found)
     assert "W first" not in orders
-    assert {way.order for way in priced(net, 256, minimize="memory")} > orders
+    assert {p.order for p in priced(net, 256, minimize="memory")} > orders

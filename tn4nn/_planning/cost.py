@@ -263,10 +263,11 @@ def _report(
     layer: Any = None,
 ) -> CostReport:
     known = machine or (native_machine(itemsize) if device is None else machine_of(device, itemsize))
+    plan_of = getattr(layer, "plan", None)  # our layers have one
     rows: list[CostRow] = []
     for batch in sizes:
         for phase in phases:
-            own = None if layer is None or device is not None or machine is not None else layer.plan(batch)
+            own = plan_of(batch) if plan_of is not None and device is None and machine is None else None
             if own is not None and own.phase != phase:
                 own = None  # the layer plans for the other one
             asked = _Question(network, batch, phase, itemsize, known, device is not None, cache, own)
@@ -361,7 +362,7 @@ class _Question:
 
     def _row(self, name: str, runtime: str, p: Plan) -> CostRow:
         cost = p.cost
-        largest = self._largest(p.path, min(p.block or self.batch, self.batch))
+        largest = self._largest(p)
         return CostRow(
             self.batch,
             self.phase,
@@ -388,10 +389,10 @@ class _Question:
         bandwidth = max(machine.bytes_per_s, machine.memory_bytes_per_s)
         return max(macs / peak, numbers * self.itemsize / bandwidth)
 
-    def _largest(self, path: Path, rows: int) -> int:
-        """Bytes of the largest array that a path makes on its way, `rows` at a time."""
-        problem = self.request.problem.at(rows)
-        legs = legs_along(problem.tensors, problem.output, path)[len(problem.tensors) : -1]
+    def _largest(self, p: Plan) -> int:
+        """Bytes of the largest array that a plan makes on its way, of one batch tile."""
+        problem = p.request.problem.at(min(p.block or self.batch, self.batch))
+        legs = legs_along(problem.tensors, problem.output, p.path)[len(problem.tensors) : -1]
         return max((math.prod(problem.sizes[leg] for leg in on) for on in legs), default=0) * self.itemsize
 
 

@@ -130,9 +130,10 @@ class Plan:
         Raises:
             TN4NNError: another ending, or matplotlib is not installed.
         """
-        return draw_tree(self._picture(), path)
+        return draw_tree(self.picture(), path)
 
-    def _picture(self) -> ContractionTree:
+    def picture(self) -> ContractionTree:
+        """What `draw` shows, as plain data."""
         tensors, names, output = tensors_of(self.network, self.form)
         sizes, legs = {**self.network.sizes, BATCH: self.batch}, legs_along(tensors, output, self.path)
         numbers = [math.prod(sizes[leg] for leg in on) for on in legs]

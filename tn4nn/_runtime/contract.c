@@ -1,9 +1,9 @@
 /* Contractions of tensors as matrix products, without permuting anything first.
  *
- * One task is c[h, m, n] (+)= sum_k a[h, m, k] * b[h, k, n]. Each of h, m, n, k stands for a group of legs, and a table
- * holds the offset of every value of a group in each array (as in TBLIS, Matthews, arXiv:1607.00291). n lies along
- * the vectors, or h where it lies in one piece in all arrays, or k where it lies in pieces of whole vectors. b is copied
- * into panels where its vectors do not lie in one piece or where it is read often.
+ * One call is c[h, m, n] (+)= sum_k a[h, m, k] * b[h, k, n]. Each of h, m, n, k is a group of legs, and a table holds
+ * the offset of every value of a group in each array (as in TBLIS, Matthews, arXiv:1607.00291). The vectors lie along
+ * n, or along h where it is contiguous in all arrays, or along k where it is contiguous in runs of whole vectors. b is
+ * copied into panels where its vectors are not contiguous or where it is read often.
  * A group that counts rows has its rows outermost: fewer rows are a prefix of the same table.
  */
 #include <pthread.h>
@@ -39,7 +39,7 @@
 #endif
 #define MC 96      /* of m at a time, where a is copied */
 #define NC 1536    /* of n at a time; a multiple of NV * W */
-#define DEEP 64    /* of k in a tile, from where c is fetched ahead: it lies in a cache where tiles are shorter */
+#define DEEP 64    /* of k in a tile, from where c is prefetched: it is in a cache where tiles are shorter */
 #define LINE 64    /* bytes of a cache line */
 typedef REAL V __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 typedef REAL T __attribute__((vector_size(BYTES)));
@@ -51,13 +51,13 @@ enum {
   A_COLUMNS = 512
 };
 
-/* What the next block of rows reads and writes of x, y and their gradients, fetched a few lines with every tile of this
- * block: legs are read in an order that the processor does not foresee, and one line after the other from memory takes
- * two to three times as long as memory has to. */
+/* What the next batch tile reads and writes of x, y and their gradients, prefetched a few lines with every tile of this
+ * one: legs are read in an order that the processor does not foresee, and fetching one line after the other takes two to
+ * three times as long as the memory needs. */
 typedef struct { const char *at, *end; } Lines;
 typedef struct {
   Lines lines[4];
-  long which, each, tiles; /* of the lines at hand; lines for a tile; tiles so far */
+  long which, each, tiles; /* of the lines now; lines for a tile; tiles so far */
 } Ahead;
 
 static inline void fetch(Ahead *f) {
@@ -73,15 +73,15 @@ typedef struct {
   long h, m, n, k;       /* sizes; of a group that counts rows, the size per row */
   long rows;             /* which group counts rows: 1 for m, 2 for k, 3 for n */
   long flags;
-  long at[6];            /* base and offset of a, b, c */
+  long at[6];            /* buffer and offset of a, b, c */
   const int *ah, *am, *ak, *bh, *bk, *bn, *ch, *cm, *cn;
   Ahead *ahead;
-} Task;
+} Call;
 
-/* A task as it lies in a piece (see below): its tables by their distance from the start of the piece, in ints. */
+/* A call in an encoded plan (see below): its tables by their distance from the start of the plan, in ints. */
 typedef struct {
   long h, m, n, k, rows, flags, at[6], tables[9];
-} Flat;
+} EncodedCall;
 
 static int ramp[KC], beside[KC], panel[NV][KC], panel_n[NV * W];
 
@@ -94,9 +94,9 @@ __attribute__((constructor)) static void fill(void) {
   }
 }
 
-/* Exchanges the lines' numbers with the lowest bits of the lanes: of W vectors a transposition; of fewer, a power of two,
- * the numbers i, i + count, ... of all of them lie side by side in vector i. */
-static inline __attribute__((always_inline)) void turn(T *v, const int count) {
+/* Exchanges the lines' numbers with the lowest bits of the lanes. This transposes W vectors; of fewer, a power of two, it
+ * puts the numbers i, i + count, ... of all of them side by side in vector i. */
+static inline __attribute__((always_inline)) void interleave(T *v, const int count) {
   I lane;
   for (int i = 0; i < W; i++) lane[i] = i;
   #pragma GCC unroll 4
@@ -166,7 +166,7 @@ static inline long width(long left) {
 }
 
 /* Panels of nv vectors: to[panel][k][nv * W], zeros beyond n. */
-static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn, long n, long count, REAL *to) {
+static void pack(const Call *t, const REAL *b, const int *bk, const int *all_bn, long n, long count, REAL *to) {
   for (long n0 = 0, nv; n0 < n; n0 += nv * W) {
     nv = width(n - n0);
     const long step = nv * W, left = n - n0 < step ? n - n0 : step;
@@ -191,7 +191,7 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
         for (; k + W <= count; k += W) {
           T block[W];
           for (int i = 0; i < W; i++) block[i] = *(const V *)(b + bn[i] + bk[k]);
-          turn(block, W);
+          interleave(block, W);
           for (int i = 0; i < W; i++) *(V *)(out + (k + i) * step) = block[i];
         }
       for (; k < count; k++) {
@@ -205,46 +205,46 @@ static void pack(const Task *t, const REAL *b, const int *bk, const int *all_bn,
   }
 }
 
-/* Four numbers that make a piece, to (or onto) their place. */
+/* Writes (or adds) four contiguous numbers. */
 static inline __attribute__((always_inline)) void put(REAL *to, const REAL *from, int add) {
   Four four = *(const Four *)from;
   if (add) four += *(const Four *)to;
   *(Four *)to = four;
 }
 
-/* Lines of vectors where the numbers of `beside` lines make a piece: piece by piece. */
-static inline __attribute__((always_inline)) void pieces(
+/* Writes lines of vectors where the numbers of `beside` lines are contiguous, run by run. */
+static inline __attribute__((always_inline)) void scatter_runs(
     const int beside, int mr, long n, const REAL *from, REAL *const *c, const int *cn, int add) {
   for (int i = 0; i < mr; i += beside, from += beside * NV * W)
     for (long j0 = 0; j0 < n; j0 += W) {
       T v[MR];
-      REAL turned[MR * W];
+      REAL interleaved[MR * W];
       #pragma GCC unroll 8
       for (int r = 0; r < beside; r++) v[r] = *(const V *)(from + r * NV * W + j0);
-      turn(v, beside);
+      interleave(v, beside);
       #pragma GCC unroll 8
-      for (int r = 0; r < beside; r++) *(V *)(turned + r * W) = v[r];
+      for (int r = 0; r < beside; r++) *(V *)(interleaved + r * W) = v[r];
       const long most = n - j0 < W ? n - j0 : W;
       for (long j = 0; j < most; j++) {
-        const REAL *piece = turned + j % beside * W + j / beside * beside;
+        const REAL *run = interleaved + j % beside * W + j / beside * beside;
         #pragma GCC unroll 2
-        for (int r = 0; r < beside; r += 4) put(c[i] + cn[j0 + j] + r, piece + r, add);
+        for (int r = 0; r < beside; r += 4) put(c[i] + cn[j0 + j] + r, run + r, add);
       }
     }
 }
 
-/* Lines of vectors to places that do not lie in one piece. */
+/* Writes lines of vectors to places that are not contiguous. */
 static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int *cn, int fours, int add) {
-  if (fours) { /* four numbers of a line make a piece */
+  if (fours) { /* four numbers of a line are contiguous */
     for (int i = 0; i < mr; i++, from += NV * W)
       for (long j = 0; j < n; j += 4) put(c[i] + cn[j], from + j, add);
     return;
   }
-  int beside = mr; /* lines whose numbers make a piece, as of every line that is a multiple of it */
+  int beside = mr; /* lines whose numbers are contiguous, from every line that is a multiple of it */
   for (int i = 1; i < mr; i++)
     while (i % beside && c[i] != c[i - 1] + 1) beside /= 2;
-  if (beside == MR && MR <= W) pieces(MR, mr, n, from, c, cn, add);
-  else if (beside == 4 && W >= 4) pieces(4, mr, n, from, c, cn, add);
+  if (beside == MR && MR <= W) scatter_runs(MR, mr, n, from, c, cn, add);
+  else if (beside == 4 && W >= 4) scatter_runs(4, mr, n, from, c, cn, add);
   else
     for (int i = 0; i < mr; i++, from += NV * W) {
       if (add) for (long j = 0; j < n; j++) c[i][cn[j]] += from[j];
@@ -252,8 +252,8 @@ static void scatter(int mr, long n, const REAL *from, REAL *const *c, const int 
     }
 }
 
-/* A copy of the lines of a: to[m][k], or to[m / MR][k][MR] where all lie side by side in pieces of MR. */
-static void lines(const Task *t, const REAL *a, const int *am, const int *ak, long m, long count, REAL *to) {
+/* A copy of the lines of a: to[m][k], or to[m / MR][k][MR] where all lie side by side in runs of MR. */
+static void lines(const Call *t, const REAL *a, const int *am, const int *ak, long m, long count, REAL *to) {
   if (t->flags & A_COLUMNS) {
     for (long k = 0; k < count; k++, to += MR)
       for (long i = 0; i < m; i += MR)
@@ -270,7 +270,7 @@ static void lines(const Task *t, const REAL *a, const int *am, const int *ak, lo
 }
 
 /* m lines by n columns, k deep, at most NC columns. */
-static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, const int *bn,
+static void product(const Call *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, const int *bn,
                     const int *cn, REAL *scratch, int add) {
   const int small = m < 64 || k * n * (long)sizeof(REAL) <= 1 << 15;
   const int direct_b = t->flags & B_VECTORS && n % W == 0 && small;
@@ -304,11 +304,11 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
           while (i + mr > m1) mr /= 2;
           fetch(t->ahead);
           const REAL *av[MR];
-          REAL *to[MR], held[MR * NV * W];
+          REAL *to[MR], result[MR * NV * W];
           for (int r = 0; r < mr; r++) {
             __asm__(""); /* not in vectors: gathering eight indices takes longer than to read them */
             av[r] = direct_a ? a + t->am[i + r] : packed_a + (i - m0) * count + r * apart;
-            to[r] = whole ? c + t->cm[i + r] : held + r * NV * W;
+            to[r] = whole ? c + t->cm[i + r] : result + r * NV * W;
           }
           if (whole && count >= DEEP)
             for (int r = 0; r < mr; r++)
@@ -318,14 +318,14 @@ static void product(const Task *t, const REAL *a, const REAL *b, REAL *c, long m
           else tile1(mr, count, av, ak, bv, bk, to, to_n, adds && whole);
           if (whole) continue;
           for (int r = 0; r < mr; r++) to[r] = c + t->cm[i + r];
-          scatter(mr, left, held, to, cn + n0, t->flags & C_FOURS, adds);
+          scatter(mr, left, result, to, cn + n0, t->flags & C_FOURS, adds);
         }
       }
     }
   }
 }
 
-/* -- h or k along the vectors: h where it lies in one piece in all arrays, k in pieces of whole vectors ----------- */
+/* -- vectors along h, where it is contiguous in all arrays, or along k, in runs of whole vectors ------------------ */
 
 #if defined(__AVX512F__)
 typedef int Some;
@@ -399,9 +399,10 @@ static inline __attribute__((always_inline)) void tile_across(
     }
 }
 
-/* Copies of vectors: to[k][SIDE], from lines that may lie a power of two apart and share a set of a cache. `loose`: of
- * numbers that do not lie in one piece. */
-static void lay(const REAL *from, const int *of, const int *ok, long step, int loose, long lines, long count, REAL *to) {
+/* Copies vectors to to[k][SIDE], from lines that may lie a power of two apart and share a set of a cache. `loose`: of
+ * numbers that are not contiguous. */
+static void copy_vectors(const REAL *from, const int *of, const int *ok, long step, int loose, long lines, long count,
+                         REAL *to) {
   for (long k = 0; k < count; k++, to += SIDE * W, ok += step)
     for (long i = 0; i < lines; i++) {
       const REAL *line = from + of[i];
@@ -410,7 +411,7 @@ static void lay(const REAL *from, const int *of, const int *ok, long step, int l
     }
 }
 
-static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, int dot, long left,
+static void across(const Call *t, const REAL *a, const REAL *b, REAL *c, long m, long k, long n, int dot, long left,
                    REAL *scratch, int add) {
   REAL *packed_a = scratch, *packed_b = scratch + MC * KC;
   const int loose = dot && !(t->flags & A_RUNS);
@@ -424,11 +425,11 @@ static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m,
       const int *ak = t->ak + k0 * step, *bk = t->bk + k0 * step;
       if (pack_b)
         for (long j = n0; j < n1; j += SIDE)
-          lay(b, t->bn + j, bk, step, 0, n1 - j < SIDE ? n1 - j : SIDE, count, packed_b + (j - n0) * count * W);
+          copy_vectors(b, t->bn + j, bk, step, 0, n1 - j < SIDE ? n1 - j : SIDE, count, packed_b + (j - n0) * count * W);
       int mt = SIDE;
       for (long i = 0; i < m; i += mt) {
         while (i + mt > m) mt /= 2;
-        if (pack_a) lay(a, t->am + i, ak, step, loose, mt, count, packed_a);
+        if (pack_a) copy_vectors(a, t->am + i, ak, step, loose, mt, count, packed_a);
         int nt = SIDE;
         for (long j = n0; j < n1; j += nt) {
           while (j + nt > n1) nt /= 2;
@@ -457,11 +458,11 @@ static void across(const Task *t, const REAL *a, const REAL *b, REAL *c, long m,
   }
 }
 
-static void contract(const Task *t, long rows, REAL **bases, REAL *scratch, int add) {
+static void contract(const Call *t, long rows, REAL **buffers, REAL *scratch, int add) {
   const long m = t->rows == 1 ? t->m * rows : t->m, k = t->rows == 2 ? t->k * rows : t->k;
   const long n = t->rows == 3 ? t->n * rows : t->n;
-  const REAL *a = bases[t->at[0]] + t->at[1], *b = bases[t->at[2]] + t->at[3];
-  REAL *c = bases[t->at[4]] + t->at[5];
+  const REAL *a = buffers[t->at[0]] + t->at[1], *b = buffers[t->at[2]] + t->at[3];
+  REAL *c = buffers[t->at[4]] + t->at[5];
   if (t->flags & ACROSS) {
     for (long h = 0; h < t->h; h += W)
       across(t, a + h, b + h, c + h, m, k, n, 0, t->h - h < W ? t->h - h : W, scratch, add);
@@ -477,52 +478,53 @@ static void contract(const Task *t, long rows, REAL **bases, REAL *scratch, int 
   }
 }
 
-/* -- a recipe in one piece ------------------------------------------------------------------------------------- */
+/* -- an encoded plan -------------------------------------------------------------------------------------------- */
 
-/* Tasks that run once before, those of each block of rows forward and backward, and once after. */
-enum { AHEAD, FORTH, BACK, AFTER, SECTIONS };
+/* Calls that run once before, those of each batch tile forward and backward, and once after. */
+enum { BEFORE, FORWARD, BACKWARD, AFTER, SECTIONS };
 
-/* Everything that a call needs, without an address in it: it may be copied, stored and loaded by another process.
- * After the head lie `steps` and `sums`, one number for each base; then the tasks; then their tables. */
+/* Everything that a pass needs, without an address in it: it may be copied, stored and loaded by another process.
+ * After the head lie `steps` and `sums`, one number for each buffer; then the calls; then their tables. */
 typedef struct {
   long width;               /* numbers in the vectors that it was made for: W or a multiple of it */
-  long bases, cores;        /* memories: cores, x, y, made, states, dy, dx, dmade, dstates, gradients of cores */
-  long block;               /* rows that pass at a time */
-  long first[SECTIONS + 1]; /* the tasks of section s are first[s] .. first[s + 1] - 1 */
-  long made, states, made_slopes, state_slopes; /* numbers in the memories that are not the caller's */
-  long kept; /* numbers of the states of a row, where the caller keeps them, behind made; 0 where they are made again */
-  long held; /* of `made`, where the caller keeps it; 0 where it is made again */
+  long buffers, cores;      /* cores, x, y, prologue, states, dy, dx, dprologue, dstates, gradients of cores */
+  long block;               /* rows of a batch tile */
+  long first[SECTIONS + 1]; /* the calls of section s are first[s] .. first[s + 1] - 1 */
+  long prologue, states, prologue_grads, state_grads; /* numbers in the buffers that are not the caller's */
+  long saved_per_row; /* numbers of the states of a row, which the caller saves behind the prologue; 0: recomputed */
+  long saved_prologue; /* of `prologue`, where the caller saves it; 0: recomputed */
 } Head;
 
-/* Numbers from one row to the next in each memory; 0 where it has no rows. */
+/* Numbers from one row to the next in each buffer; 0 where it has no rows. */
 static inline const long *steps_of(const Head *p) { return (const long *)(p + 1); }
-/* Numbers in each memory that blocks of rows add to; 0 for the others. */
-static inline const long *sums_of(const Head *p) { return steps_of(p) + p->bases; }
-static inline const Flat *tasks_of(const Head *p) { return (const Flat *)(sums_of(p) + p->bases); }
+/* Numbers in each buffer that batch tiles add to; 0 for the others. */
+static inline const long *sums_of(const Head *p) { return steps_of(p) + p->buffers; }
+static inline const EncodedCall *calls_of(const Head *p) { return (const EncodedCall *)(sums_of(p) + p->buffers); }
 
-static void one(const Head *p, const Flat *f, long rows, REAL **bases, REAL *scratch, int add, Ahead *ahead) {
+static void run_call(const Head *p, const EncodedCall *f, long rows, REAL **buffers, REAL *scratch, int add,
+                     Ahead *ahead) {
   const int *all = (const int *)p;
   const long *at = f->tables;
-  Task t = {f->h, f->m, f->n, f->k, f->rows, f->flags, {0}, all + at[0], all + at[1], all + at[2], all + at[3],
+  Call t = {f->h, f->m, f->n, f->k, f->rows, f->flags, {0}, all + at[0], all + at[1], all + at[2], all + at[3],
             all + at[4], all + at[5], all + at[6], all + at[7], all + at[8], ahead};
   memcpy(t.at, f->at, sizeof t.at);
-  contract(&t, rows, bases, scratch, add);
+  contract(&t, rows, buffers, scratch, add);
 }
 
-static void once(const Head *p, int section, REAL **bases, REAL *scratch) {
+static void run_once(const Head *p, int section, REAL **buffers, REAL *scratch) {
   Ahead nothing = {0};
   for (long i = p->first[section]; i < p->first[section + 1]; i++)
-    one(p, tasks_of(p) + i, 1, bases, scratch, 0, &nothing);
+    run_call(p, calls_of(p) + i, 1, buffers, scratch, 0, &nothing);
 }
 
-/* What is to be fetched of the rows that come next, with as many tiles as the last block had. */
-static Ahead ahead_of(const Head *p, REAL **bases, long row, long rows, long tiles) {
+/* What is to be prefetched of the rows that come next, with as many tiles as the last batch tile had. */
+static Ahead ahead_of(const Head *p, REAL **buffers, long row, long rows, long tiles) {
   const long all[] = {p->cores, p->cores + 1, p->cores + 4, p->cores + 5};
   Ahead found = {0};
   long bytes = 0;
   for (int i = 0; i < 4; i++) {
     const long step = steps_of(p)[all[i]] * (long)sizeof(REAL);
-    const char *from = (const char *)bases[all[i]];
+    const char *from = (const char *)buffers[all[i]];
     if (from) found.lines[i] = (Lines){from + row * step, from + (row + rows) * step}, bytes += rows * step;
   }
   if (tiles && bytes <= FETCHED) found.each = bytes / LINE / tiles + 1;
@@ -530,55 +532,54 @@ static Ahead ahead_of(const Head *p, REAL **bases, long row, long rows, long til
 }
 
 /* rows of y += bias, while they are in a cache. */
-static void offset(const Head *p, long rows, REAL *restrict y, const REAL *restrict bias) {
+static void add_bias(const Head *p, long rows, REAL *restrict y, const REAL *restrict bias) {
   const long step = steps_of(p)[p->cores + 1];
   for (long row = 0; row < rows; row++, y += step)
     for (long j = 0; j < step; j++) y[j] += bias[j];
 }
 
-static void blocks(const Head *p, int section, long rows, REAL **bases, const REAL *bias, REAL *scratch) {
-  REAL *here[p->bases];
+static void run_tiles(const Head *p, int section, long rows, REAL **buffers, const REAL *bias, REAL *scratch) {
+  REAL *here[p->buffers];
   long tiles = 0;
   for (long row = 0; row < rows; row += p->block) {
     const long left = rows - row, now = left < p->block ? left : p->block;
     const long next = left - now < p->block ? left - now : p->block;
-    Ahead ahead = ahead_of(p, bases, row + now, next, tiles);
-    for (long i = 0; i < p->bases; i++) here[i] = bases[i] + row * steps_of(p)[i];
+    Ahead ahead = ahead_of(p, buffers, row + now, next, tiles);
+    for (long i = 0; i < p->buffers; i++) here[i] = buffers[i] + row * steps_of(p)[i];
     for (long i = p->first[section]; i < p->first[section + 1]; i++) {
-      const Flat *f = tasks_of(p) + i;
-      one(p, f, now, here, scratch, row && f->flags & ADDS, &ahead);
+      const EncodedCall *f = calls_of(p) + i;
+      run_call(p, f, now, here, scratch, row && f->flags & ADDS, &ahead);
     }
-    if (bias) offset(p, now, here[p->cores + 1], bias);
+    if (bias) add_bias(p, now, here[p->cores + 1], bias);
     tiles = ahead.tiles;
   }
 }
 
-/* -- memory of our own, one piece for each thread that the next call overwrites: fresh memory costs more than a small
- * batch does */
+/* -- a workspace for each thread, which the next call overwrites: fresh memory costs more than a small batch does -- */
 
-typedef struct { long size; char *at; } Room;
-static pthread_key_t rooms;
+typedef struct { long size; char *at; } Workspace;
+static pthread_key_t workspaces;
 
-static void leave(void *room) {
-  free(((Room *)room)->at);
-  free(room);
+static void free_workspace(void *workspace) {
+  free(((Workspace *)workspace)->at);
+  free(workspace);
 }
 
-__attribute__((constructor)) static void open_rooms(void) { pthread_key_create(&rooms, leave); }
-__attribute__((destructor)) static void close_rooms(void) { pthread_key_delete(rooms); }
+__attribute__((constructor)) static void open_workspaces(void) { pthread_key_create(&workspaces, free_workspace); }
+__attribute__((destructor)) static void close_workspaces(void) { pthread_key_delete(workspaces); }
 
 static inline long padded(long numbers) { return (numbers * (long)sizeof(REAL) + LINE - 1) / LINE * LINE / (long)sizeof(REAL); }
 
-/* The packing comes first, then states, their gradients, what the prologue makes, and its gradients. */
-static REAL *room(const Head *p) {
-  const long numbers = MC * KC + KC * NC + padded(p->states) + padded(p->state_slopes) + padded(p->made) +
-                       padded(p->made_slopes);
+/* Packed copies come first, then states, their gradients, what the prologue makes, and its gradients. */
+static REAL *workspace(const Head *p) {
+  const long numbers = MC * KC + KC * NC + padded(p->states) + padded(p->state_grads) + padded(p->prologue) +
+                       padded(p->prologue_grads);
   const long size = numbers * (long)sizeof(REAL);
-  Room *found = pthread_getspecific(rooms);
+  Workspace *found = pthread_getspecific(workspaces);
   if (!found) {
-    found = calloc(1, sizeof(Room));
+    found = calloc(1, sizeof(Workspace));
     if (!found) abort();
-    pthread_setspecific(rooms, found);
+    pthread_setspecific(workspaces, found);
   }
   if (found->size < size) {
     free(found->at);
@@ -589,10 +590,14 @@ static REAL *room(const Head *p) {
   return (REAL *)found->at;
 }
 
-static inline REAL *states_in(REAL *room) { return room + MC * KC + KC * NC; }
-static inline REAL *state_slopes_in(const Head *p, REAL *room) { return states_in(room) + padded(p->states); }
-static inline REAL *made_in(const Head *p, REAL *room) { return state_slopes_in(p, room) + padded(p->state_slopes); }
-static inline REAL *made_slopes_in(const Head *p, REAL *room) { return made_in(p, room) + padded(p->made); }
+static inline REAL *states_in(REAL *workspace) { return workspace + MC * KC + KC * NC; }
+static inline REAL *state_grads_in(const Head *p, REAL *workspace) { return states_in(workspace) + padded(p->states); }
+static inline REAL *prologue_in(const Head *p, REAL *workspace) {
+  return state_grads_in(p, workspace) + padded(p->state_grads);
+}
+static inline REAL *prologue_grads_in(const Head *p, REAL *workspace) {
+  return prologue_in(p, workspace) + padded(p->prologue);
+}
 
 /* -- calls ------------------------------------------------------------------------------------------------------ */
 
@@ -607,38 +612,40 @@ typedef struct {
   int section;
   long rows, parts;
   const REAL *bias;
-  REAL **bases, *sums; /* sums: memory for all parts but the first, where more than one add up */
+  REAL **buffers, *sums; /* sums: memory for all parts but the first, where more than one add up */
   long length;         /* of the sums of one part */
 } Share;
 
 static void share(void *data, long part) {
   const Share *s = data;
   const Head *p = s->p;
-  REAL *bases[p->bases], *mine = room(p), *sums = s->sums + (part - 1) * s->length;
-  const long unit = p->kept ? p->block : 1; /* kept states lie block by block */
+  REAL *buffers[p->buffers], *mine = workspace(p), *sums = s->sums + (part - 1) * s->length;
+  const long unit = p->saved_per_row ? p->block : 1; /* saved states lie tile by tile */
   const long each = (s->rows + s->parts * unit - 1) / (s->parts * unit) * unit, low = part * each;
   const long high = low + each < s->rows ? low + each : s->rows;
   if (low >= high) return;
-  for (long i = 0; i < p->bases; i++) bases[i] = s->bases[i] ? s->bases[i] + low * steps_of(p)[i] : 0;
-  bases[p->cores + 3] = p->kept ? s->bases[p->cores + 2] + padded(p->made) + low * p->kept : states_in(mine);
-  bases[p->cores + 7] = state_slopes_in(p, mine);
-  for (long i = 0; part && s->sums && i < p->bases; i++)
-    if (sums_of(p)[i] && bases[i]) bases[i] = sums, sums += padded(sums_of(p)[i]);
-  blocks(p, s->section, high - low, bases, s->bias, mine);
+  for (long i = 0; i < p->buffers; i++) buffers[i] = s->buffers[i] ? s->buffers[i] + low * steps_of(p)[i] : 0;
+  buffers[p->cores + 3] = p->saved_per_row
+                              ? s->buffers[p->cores + 2] + padded(p->prologue) + low * p->saved_per_row
+                              : states_in(mine);
+  buffers[p->cores + 7] = state_grads_in(p, mine);
+  for (long i = 0; part && s->sums && i < p->buffers; i++)
+    if (sums_of(p)[i] && buffers[i]) buffers[i] = sums, sums += padded(sums_of(p)[i]);
+  run_tiles(p, s->section, high - low, buffers, s->bias, mine);
 }
 
-static void spread(const Head *p, int section, long rows, REAL **bases, const REAL *bias, long threads,
+static void spread(const Head *p, int section, long rows, REAL **buffers, const REAL *bias, long threads,
                    Parallel *parallel, void *host) {
-  Share s = {p, section, rows, 1, bias, bases, 0, 0};
+  Share s = {p, section, rows, 1, bias, buffers, 0, 0};
   const long most = rows / SHARE < threads ? rows / SHARE : threads;
   if (!parallel || most < 2) {
     share(&s, 0);
     return;
   }
   s.parts = most;
-  if (section == BACK) {
-    for (long i = 0; i < p->bases; i++)
-      if (bases[i]) s.length += padded(sums_of(p)[i]);
+  if (section == BACKWARD) {
+    for (long i = 0; i < p->buffers; i++)
+      if (buffers[i]) s.length += padded(sums_of(p)[i]);
     s.sums = calloc((s.parts - 1) * s.length + 1, sizeof(REAL));
     if (!s.sums) abort();
   }
@@ -646,9 +653,9 @@ static void spread(const Head *p, int section, long rows, REAL **bases, const RE
   if (!s.sums) return;
   const REAL *from = s.sums;
   for (long part = 1; part < s.parts; part++)
-    for (long i = 0; i < p->bases; i++)
-      if (sums_of(p)[i] && bases[i]) {
-        for (long j = 0; j < sums_of(p)[i]; j++) bases[i][j] += from[j];
+    for (long i = 0; i < p->buffers; i++)
+      if (sums_of(p)[i] && buffers[i]) {
+        for (long j = 0; j < sums_of(p)[i]; j++) buffers[i][j] += from[j];
         from += padded(sums_of(p)[i]);
       }
   free(s.sums);
@@ -656,42 +663,42 @@ static void spread(const Head *p, int section, long rows, REAL **bases, const RE
 
 /* Asks for large pages where a long array begins to be written: fresh memory that comes in small ones costs more than a
  * layer that reads and writes it once. NumPy does the same from this size on. */
-static void large_pages(const Head *p, long base, long rows, REAL *at) {
+static void large_pages(const Head *p, long buffer, long rows, REAL *at) {
 #ifdef MADV_HUGEPAGE
-  const size_t page = 4096, bytes = (size_t)(rows * steps_of(p)[base]) * sizeof(REAL);
+  const size_t page = 4096, bytes = (size_t)(rows * steps_of(p)[buffer]) * sizeof(REAL);
   if (!at || bytes < 1 << 22) return;
   const size_t from = ((size_t)at + page - 1) / page * page, to = ((size_t)at + bytes) / page * page;
   madvise((void *)from, to - from, MADV_HUGEPAGE);
 #endif
 }
 
-/* y = x W^T + bias. `given` holds cores, x, y, made: what the prologue makes, kept for the backward pass with the states
- * where the piece keeps those, or 0 where no backward pass follows; and the bias, a row as y's, or 0. */
-void forward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
-  const Head *p = (const Head *)piece;
-  REAL *bases[p->bases], *mine = room(p);
-  memset(bases, 0, sizeof bases);
-  memcpy(bases, given, (p->cores + 3) * sizeof *bases);
-  if (!bases[p->cores + 2]) bases[p->cores + 2] = made_in(p, mine);
-  large_pages(p, p->cores + 1, rows, bases[p->cores + 1]);
-  once(p, AHEAD, bases, mine);
-  spread(p, FORTH, rows, bases, given[p->cores + 3], threads, parallel, host);
+/* y = x W^T + bias. `given` holds cores, x, y; memory for what the prologue makes, and for the states where the plan saves
+ * those, both for the backward pass, or 0 where none follows; and the bias, a row as y's, or 0. */
+void forward(const long *encoded, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
+  const Head *p = (const Head *)encoded;
+  REAL *buffers[p->buffers], *mine = workspace(p);
+  memset(buffers, 0, sizeof buffers);
+  memcpy(buffers, given, (p->cores + 3) * sizeof *buffers);
+  if (!buffers[p->cores + 2]) buffers[p->cores + 2] = prologue_in(p, mine);
+  large_pages(p, p->cores + 1, rows, buffers[p->cores + 1]);
+  run_once(p, BEFORE, buffers, mine);
+  spread(p, FORWARD, rows, buffers, given[p->cores + 3], threads, parallel, host);
 }
 
-/* Gradients: dx and those of the cores, where they are given and the piece has tasks for them. What the prologue makes
- * is made again where it was not kept. */
-void backward(const long *piece, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
-  const Head *p = (const Head *)piece;
-  REAL *bases[p->bases], *mine = room(p);
-  memcpy(bases, given, sizeof bases);
-  bases[p->cores + 6] = made_slopes_in(p, mine);
-  if (!bases[p->cores + 2]) {
-    bases[p->cores + 2] = made_in(p, mine);
-    once(p, AHEAD, bases, mine);
+/* Gradients: dx and those of the cores, where they are given and the plan has calls for them. What the prologue makes is
+ * recomputed where it was not saved. */
+void backward(const long *encoded, long rows, REAL *const *given, long threads, Parallel *parallel, void *host) {
+  const Head *p = (const Head *)encoded;
+  REAL *buffers[p->buffers], *mine = workspace(p);
+  memcpy(buffers, given, sizeof buffers);
+  buffers[p->cores + 6] = prologue_grads_in(p, mine);
+  if (!buffers[p->cores + 2]) {
+    buffers[p->cores + 2] = prologue_in(p, mine);
+    run_once(p, BEFORE, buffers, mine);
   }
-  large_pages(p, p->cores + 5, rows, bases[p->cores + 5]);
-  spread(p, BACK, rows, bases, 0, threads, parallel, host);
-  once(p, AFTER, bases, mine);
+  large_pages(p, p->cores + 5, rows, buffers[p->cores + 5]);
+  spread(p, BACKWARD, rows, buffers, 0, threads, parallel, host);
+  run_once(p, AFTER, buffers, mine);
 }
 
 long vector_width(void) { return W; }

@@ -558,7 +558,10 @@ ILL_CONDITIONED = {
 }
 
 
-@pytest.mark.parametrize("name", ILL_CONDITIONED)
+@pytest.mark.parametrize(
+    "name",
+    ["collinear", "product", "ring", "cp", pytest.param("complete", marks=pytest.mark.thorough)],  # the slowest
+)
 def test_cores_that_have_to_change_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (w, net), seed, reached, above = ILL_CONDITIONED[name]
 

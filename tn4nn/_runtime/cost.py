@@ -27,7 +27,7 @@ class Machine:
         scatter: seconds for moving one number out of a vector, in `vector_s`.
         across: how many times slower tiles are whose vectors lie along h or k.
         far_s: seconds for reading a number on a cache line of its own.
-        task_s: seconds for starting a task.
+        task_s: seconds for starting a kernel call.
         call_s: seconds for a call.
         cache_bytes: of a block's states from which memory is felt.
         memory_bytes_per_s: of memory, as streams of rows feel it.
@@ -64,7 +64,7 @@ class Cost:
         macs: multiply-adds (half the FLOPs); a training step counts forward and backward, 3x forward.
         bytes_moved: bytes read and written by all steps.
         peak: bytes of intermediates alive at once in the forward pass, input and output included.
-        saved: bytes kept between forward and backward, the input included, the cores not; 0 for "forward".
+        saved: bytes saved between forward and backward, the input included, the cores not; 0 for "forward".
         predicted_s: seconds by the cost model.
     """
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import presets
-from .._model.layers import Sequential
+from .. import Sequential, presets
 from ._experiment import Experiment, Line, Row, Settings, Unit
 
 # Published, or counted by hand from the published shapes: D -> (both layers, rho).

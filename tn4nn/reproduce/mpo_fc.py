@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import presets
-from .._compression.entanglement import entanglement
+from .. import Run, entanglement, presets
 from .._drawing.figure import GREY, INK, dress, legend, panels, style
-from .._training.train import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, significant, units
 

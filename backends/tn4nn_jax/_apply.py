@@ -146,7 +146,7 @@ def _permuted(x: jax.Array, permutation: np.ndarray[Any, Any]) -> jax.Array:
     if np.array_equal(permutation, np.arange(len(permutation))):
         return x
     order = permutation.astype(np.int32)
-    # Each index stands once: the gradient is a plain scatter, not a sum.
+    # Each index occurs once: the gradient is a plain scatter, not a sum.
     return x.at[..., order].get(mode="promise_in_bounds", unique_indices=True)
 
 
@@ -310,9 +310,9 @@ def _dropout(call: _Call, layer: layers.Dropout, prefix: str, x: jax.Array) -> j
         return x
     if call.key is None:
         raise TN4NNError("Dropout in training needs randomness: pass key=jax.random.key(seed)")
-    kept = jax.random.bernoulli(jax.random.fold_in(call.key, call.draws), 1 - layer.rate, x.shape)
+    stays = jax.random.bernoulli(jax.random.fold_in(call.key, call.draws), 1 - layer.rate, x.shape)
     call.draws += 1
-    return jnp.where(kept, x / (1 - layer.rate), jnp.zeros((), x.dtype))
+    return jnp.where(stays, x / (1 - layer.rate), jnp.zeros((), x.dtype))
 
 
 def _sequential(call: _Call, layer: layers.Sequential, prefix: str, x: jax.Array) -> jax.Array:

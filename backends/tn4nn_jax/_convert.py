@@ -1,4 +1,4 @@
-"""From a trained Equinox model to one with networks in the place of its layers, and back.
+"""Replaces layers of a trained Equinox model by layers on networks, and back.
 
 An Equinox model is a pytree, so a layer is replaced by putting another node there; nothing of how the model is
 called, mapped, differentiated or compiled changes.
@@ -186,7 +186,7 @@ def _calibrate(model: Any, chosen: list[_Found], inputs: Any) -> dict[int, NDArr
 
 
 def _replaced(model: Any, instead: Mapping[int, Any]) -> Any:
-    """The model with other nodes in the place of some, by id."""
+    """The model with some nodes replaced, by id."""
     return jax.tree_util.tree_map(
         lambda node: instead.get(id(node), node), model, is_leaf=lambda node: id(node) in instead
     )
@@ -278,11 +278,11 @@ def convert(
     phase: str = "train",
     seed: int = 0,
 ) -> Any:
-    """A trained Equinox model with tensor networks in the place of its layers, each near the layer that stood there.
+    """A trained Equinox model whose layers are replaced by tensor networks, each close to the layer it replaces.
 
     eqx.nn.Linear, Conv2d and Embedding become `TNLinear`, `TNConv2d` and `TNEmbedding`: pytrees that are called for one
     sample as those are (`layer(x)` or `layer(x, key=key)`), under vmap, jit, grad and Equinox's own filters. Kept are
-    dtypes (float16 and bfloat16 are decomposed in float32), devices, biases, and layers or weights that stand in the
+    dtypes (float16 and bfloat16 are decomposed in float32), devices, biases, and layers or weights that are in the
     model twice, as the same objects; in training, as before, only eqx.nn.Shared keeps them equal. Arrays that stay
     are shared with the source, which is not touched.
 
@@ -325,8 +325,8 @@ def convert(
 
 
 def undo(model: Any) -> Any:
-    """A model with dense Equinox layers in the place of those on networks, with the matrices that the networks now
-    stand for: what was lost stays lost.
+    """A model whose layers on networks are replaced by dense Equinox layers with the matrices that the networks
+    represent now: what was lost stays lost.
 
     Example:
         >>> import equinox as eqx, jax

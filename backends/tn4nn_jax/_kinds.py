@@ -1,4 +1,4 @@
-"""The kinds of Equinox layers that a network can stand in for: one line each in the table of `kinds`."""
+"""The kinds of Equinox layers that a network can replace: one line each in the table of `kinds`."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def dense_module(layer: layers.OnNetwork, weight: Any, bias: Any) -> Any:
-    """eqx.nn.Linear, Conv2d or Embedding with a given weight in the place of a layer on a network."""
+    """eqx.nn.Linear, Conv2d or Embedding with a given weight, which replaces a layer on a network."""
     eqx, t = equinox(), layer.topology
     if isinstance(layer, layers.Embedding):
         return eqx.nn.Embedding(weight=weight)

@@ -1,8 +1,8 @@
 """The native runtime of the CPU as primitives of jax.
 
-Three of them, each with the same function in jax's own operations for whatever is not a plain call on the CPU:
-`apply` makes y and what the backward pass needs again of the cores; `jvp` is its derivative, linear in what moves, and
-only there to be transposed or to be a jvp itself; `vjp` is the transpose of that, all gradients at once.
+There are three, each with the same function in jax's own operations for everything that is not a plain call on the CPU:
+`apply` makes y and what it saves for the backward pass; `jvp` is its derivative, linear in the tangents, and exists
+only to be transposed or differentiated once more; `vjp` is the transpose of that, all gradients at once.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def native_of(plan: Plan) -> Native:
 def available(dtype: Any) -> bool:
     """Whether the native runtime is used for a dtype.
 
-    That is for float32 and float64 on the CPU, where it is jax's only device: XLA cannot split a call that it does not
-    know over several. While jax looks for NaNs, it must see the single operations, and no memory that is kept.
+    That is for float32 and float64 on the CPU, where it is jax's only device: XLA cannot split a custom
+    call over several. While jax looks for NaNs, it must see the single operations, and no memory that only the
+    backward pass reads.
     """
     kind = np.dtype(dtype)
     return kind in (np.float32, np.float64) and _alone() and not _looking() and _handler(kind.itemsize) is not None
@@ -94,7 +95,7 @@ def apply(native: Native, cores: Arrays, x: jax.Array) -> jax.Array:
         cores: in the network's order, of x's dtype.
         x: the rows.
     """
-    y: jax.Array = apply_p.bind(x, *cores, native=native, keep=False)[0]
+    y: jax.Array = apply_p.bind(x, *cores, native=native, save=False)[0]
     return y
 
 
@@ -107,13 +108,13 @@ def _plain(native: Native, x: jax.Array, *cores: jax.Array) -> jax.Array:
     return y
 
 
-def _plain_apply(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
-    return [_plain(native, x, *cores), jnp.zeros(_apply_shapes(x, native=native, keep=keep)[1].shape, x.dtype)]
+def _plain_apply(x: jax.Array, *cores: jax.Array, native: Native, save: bool) -> list[jax.Array]:
+    return [_plain(native, x, *cores), jnp.zeros(_apply_shapes(x, native=native, save=save)[1].shape, x.dtype)]
 
 
 def _plain_jvp(*given: jax.Array, native: Native, moved: tuple[bool, ...]) -> list[jax.Array]:
     count = len(moved)
-    still, moves = given[:count], iter(given[count + 1 :])  # `made` lies between
+    still, moves = given[:count], iter(given[count + 1 :])  # `saved` lies between
     along = [next(moves) if moving else jnp.zeros_like(value) for value, moving in zip(still, moved, strict=True)]
     return [jax.jvp(functools.partial(_plain, native), tuple(still), tuple(along))[1]]
 
@@ -132,33 +133,33 @@ def _call(native: Native, encoded: Any, back: bool, places: Sequence[int], resul
     return call(jnp.asarray(encoded.view(np.int32)), *arrays, at=np.array([back, *places], np.int64))
 
 
-def _cpu_apply(x: jax.Array, *cores: jax.Array, native: Native, keep: bool) -> list[jax.Array]:
+def _cpu_apply(x: jax.Array, *cores: jax.Array, native: Native, save: bool) -> list[jax.Array]:
     buffers = native.recipe.buffers
-    results = _apply_shapes(x, *cores, native=native, keep=keep)
-    # Where nothing is kept, the second result is a number that nobody reads.
+    results = _apply_shapes(x, *cores, native=native, save=save)
+    # Where nothing is saved, the second result is a number that is not read.
     places = [buffers.x, *range(len(cores)), buffers.y, buffers.prologue if native.saved(1) else buffers.y_grad]
-    return list(_call(native, native.training if keep else native.encoded(), False, places, results, x, *cores))
+    return list(_call(native, native.training if save else native.encoded(), False, places, results, x, *cores))
 
 
 def _cpu_vjp(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> list[jax.Array]:
-    (x, *cores), made, gy, buffers = given[:-2], given[-2], given[-1], native.recipe.buffers
+    (x, *cores), saved, gy, buffers = given[:-2], given[-2], given[-1], native.recipe.buffers
     targets = [buffers.x_grad, *buffers.core_grads]
     places = [buffers.x, *range(len(cores)), buffers.prologue if native.saved(1) else buffers.y, buffers.y_grad]
     places += [target for target, needed in zip(targets, wanted, strict=True) if needed]
     results = _vjp_shapes(*given, native=native, wanted=wanted)
-    return list(_call(native, native.encoded(wanted), True, places, results, x, *cores, made, gy))
+    return list(_call(native, native.encoded(wanted), True, places, results, x, *cores, saved, gy))
 
 
 # -- the primitives ----------------------------------------------------------------------------------------------
 
 
-def _apply_shapes(x: Any, *cores: Any, native: Native, keep: bool) -> list[jax.core.ShapedArray]:
+def _apply_shapes(x: Any, *cores: Any, native: Native, save: bool) -> list[jax.core.ShapedArray]:
     y = jax.core.ShapedArray((x.shape[0], native.outputs), x.dtype)
-    return [y, jax.core.ShapedArray((max(1, native.saved(x.shape[0] if keep else 0)),), x.dtype)]
+    return [y, jax.core.ShapedArray((max(1, native.saved(x.shape[0] if save else 0)),), x.dtype)]
 
 
 def _jvp_shapes(*given: Any, native: Native, moved: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
-    return _apply_shapes(*given[: len(moved)], native=native, keep=False)[:1]
+    return _apply_shapes(*given[: len(moved)], native=native, save=False)[:1]
 
 
 def _vjp_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> list[jax.core.ShapedArray]:
@@ -169,7 +170,7 @@ def _vjp_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> list[j
 def _primitive(name: str, shapes: Callable[..., Any], plain: Callable[..., Any], cpu: Callable[..., Any]) -> Any:
     made: Any = Primitive(f"tn4nn_{name}")
     made.multiple_results = True
-    made.def_impl(_compiled(jax.jit(made.bind, static_argnames=("native", "keep", "moved", "wanted"))))
+    made.def_impl(_compiled(jax.jit(made.bind, static_argnames=("native", "save", "moved", "wanted"))))
     made.def_abstract_eval(shapes)
     mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=True))
     mlir.register_lowering(made, _lowered(plain, cpu), platform="cpu")
@@ -202,13 +203,13 @@ jvp_p = _primitive("jvp", _jvp_shapes, _plain_jvp, _plain_jvp)
 vjp_p = _primitive("vjp", _vjp_shapes, _plain_vjp, _cpu_vjp)
 
 
-def _apply_jvp(given: Arrays, along: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
-    y, made = apply_p.bind(*given, native=native, keep=True)
+def _apply_jvp(given: Arrays, along: Sequence[Any], *, native: Native, save: bool) -> tuple[Any, Any]:
+    y, saved = apply_p.bind(*given, native=native, save=True)
     moved = tuple(type(tangent) is not ad.Zero for tangent in along)
     moves = [tangent for tangent, moving in zip(along, moved, strict=True) if moving]
-    (dy,) = jvp_p.bind(*given, made, *moves, native=native, moved=moved)
-    # What is kept of the cores has no derivative of its own: `vjp` is differentiated as a function of the cores.
-    return (y, made), (dy, ad.Zero(jax.core.ShapedArray(made.shape, made.dtype)))
+    (dy,) = jvp_p.bind(*given, saved, *moves, native=native, moved=moved)
+    # What is saved has no derivative of its own: `vjp` is differentiated as a function of the cores.
+    return (y, saved), (dy, ad.Zero(jax.core.ShapedArray(saved.shape, saved.dtype)))
 
 
 def _jvp_transpose(given: Any, *values: Any, native: Native, moved: tuple[bool, ...]) -> list[Any]:
@@ -219,7 +220,7 @@ def _jvp_transpose(given: Any, *values: Any, native: Native, moved: tuple[bool, 
     return [*[None] * (count + 1), *vjp_p.bind(*still, gy, native=native, wanted=moved)]
 
 
-def _apply_transpose(given: Any, *values: Any, native: Native, keep: bool) -> list[Any]:
+def _apply_transpose(given: Any, *values: Any, native: Native, save: bool) -> list[Any]:
     """Of y, where it is linear in x alone, or in one core: what jax.linear_transpose asks for."""
     gy, at = given[0], [ad.is_undefined_primal(value) for value in values]
     if type(gy) is ad.Zero:
@@ -255,15 +256,15 @@ def _mapped(plain: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-def _apply_mapped(given: Arrays, axes: Sequence[Any], *, native: Native, keep: bool) -> tuple[Any, Any]:
+def _apply_mapped(given: Arrays, axes: Sequence[Any], *, native: Native, save: bool) -> tuple[Any, Any]:
     """Many batches through the same cores are one long batch."""
     x, *cores = given
     if any(axis is not None for axis in axes[1:]):
-        rule: tuple[Any, Any] = _mapped(_plain_apply)(given, axes, native=native, keep=keep)
+        rule: tuple[Any, Any] = _mapped(_plain_apply)(given, axes, native=native, save=save)
         return rule
     long = jnp.moveaxis(x, axes[0], 0)
-    y, made = apply_p.bind(long.reshape(-1, long.shape[-1]), *cores, native=native, keep=keep)
-    return (y.reshape(*long.shape[:-1], y.shape[-1]), made), (0, None)
+    y, saved = apply_p.bind(long.reshape(-1, long.shape[-1]), *cores, native=native, save=save)
+    return (y.reshape(*long.shape[:-1], y.shape[-1]), saved), (0, None)
 
 
 ad.primitive_jvps[apply_p] = _apply_jvp

@@ -1,4 +1,4 @@
-"""A tree of named arrays (flax, haiku, one's own dicts) with the cores of networks in the place of its matrices."""
+"""A tree of named arrays (flax, haiku, one's own dicts) with the cores of networks instead of its matrices."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def decompose_params(
     batch: int = 32,
     seed: int = 0,
 ) -> tuple[Any, dict[str, Linear]]:
-    """A tree of named arrays in which dicts of cores stand for some of the matrices, and the layers that read them.
+    """A tree of named arrays in which dicts of cores replace some of the matrices, and the layers that read them.
 
     For models that are functions of a tree: where the function multiplied with a matrix,
     `tn4nn_jax.linear(layers[name], params[...], x)` does it with its cores, for matrices of either layout.

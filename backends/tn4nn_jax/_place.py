@@ -23,7 +23,7 @@ def place(device: Device | None, dtype: str) -> Place:
     """Where jax runs programs, each compiled as a whole.
 
     Raises:
-        BackendError: a device that cost models have no figures for.
+        BackendError: a device without parameters of the cost model.
     """
     where: Device = jax.devices()[0] if device is None else device
     if where.platform not in ("cpu", "gpu"):

@@ -178,7 +178,7 @@ class _Compiled:
         return _LOSSES[self.spec.loss](made, part_y)
 
 
-_KEPT = 32  # models whose compiled steps are kept
+_CACHED = 32  # models whose compiled steps are cached
 _compiled: OrderedDict[str, _Compiled] = OrderedDict()
 
 
@@ -188,7 +188,7 @@ def _compiled_for(model: layers.Layer, spec: TrainSpec) -> _Compiled:
     key = json.dumps([model.to_dict(), settings], sort_keys=True)
     if key not in _compiled:
         _compiled[key] = _Compiled(model, spec)
-        if len(_compiled) > _KEPT:
+        if len(_compiled) > _CACHED:
             _compiled.popitem(last=False)
     _compiled.move_to_end(key)
     return _compiled[key]
@@ -308,21 +308,21 @@ class JaxTrainer:
             ShapeError: the weights are of another model.
         """
         leaves, tree = jax.tree.flatten(self._optimizer)
-        kept = [state[f"optimizer/{i}"] for i in range(len(leaves)) if f"optimizer/{i}" in state]
+        restored = [state[f"optimizer/{i}"] for i in range(len(leaves)) if f"optimizer/{i}" in state]
         extra = sum(name.startswith("optimizer/") for name in state) - len(leaves)
-        if len(kept) != len(leaves) or extra:
+        if len(restored) != len(leaves) or extra:
             raise CheckpointError(
                 f"this state is no state of {self.spec.optimizer!r} in jax: expected {len(leaves)} optimizer "
                 f"arrays, received {len(leaves) + extra}"
             )
-        for i, (array, leaf) in enumerate(zip(kept, leaves, strict=True)):
+        for i, (array, leaf) in enumerate(zip(restored, leaves, strict=True)):
             if array.shape != leaf.shape:
                 raise CheckpointError(f"optimizer/{i}: expected shape {leaf.shape}, received {array.shape}")
         weights = {n.removeprefix("weights/"): a for n, a in state.items() if n.startswith("weights/")}
         self.model.check(weights)
         with self._wide():
             self._take(weights)
-            moved = [to_device(a, leaf.dtype, self._device) for a, leaf in zip(kept, leaves, strict=True)]
+            moved = [to_device(a, leaf.dtype, self._device) for a, leaf in zip(restored, leaves, strict=True)]
             self._optimizer = jax.tree.unflatten(tree, moved)
 
     def slots(self) -> dict[str, tuple[str, int]]:

@@ -1,6 +1,6 @@
 """tn4nn's torch backend: plain nn.Modules with ordinary Parameters.
 
-`TNLinear`, `TNConv2d` and `TNEmbedding` stand where nn.Linear, nn.Conv2d and nn.Embedding stood; they need
+`TNLinear`, `TNConv2d` and `TNEmbedding` replace nn.Linear, nn.Conv2d and nn.Embedding; they need
 nothing else of tn4nn. `convert` puts them into a trained model, `undo` takes them out again.
 """
 

@@ -59,9 +59,9 @@ class SplitAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """See nn.MultiheadAttention; (output, weights), weights None unless `need_weights`."""
         batched = query.dim() == 3
-        turn = batched and not self.batch_first  # (length, batch, features)
+        swap = batched and not self.batch_first  # (length, batch, features)
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        q, k, v = ((t.transpose(0, 1) if turn else t if batched else t[None]) for t in (q, k, v))
+        q, k, v = ((t.transpose(0, 1) if swap else t if batched else t[None]) for t in (q, k, v))
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         if is_causal and attn_mask is None:
             raise TN4NNError("is_causal needs the attn_mask that it is a hint for, as in nn.MultiheadAttention")
@@ -75,7 +75,7 @@ class SplitAttention(nn.Module):
         else:
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         y = heads.transpose(1, 2).flatten(-2)  # (batch, length, features)
-        y = self.out_proj(y.transpose(0, 1) if turn else y if batched else y[0])
+        y = self.out_proj(y.transpose(0, 1) if swap else y if batched else y[0])
         if weights is not None:
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if batched else weights[0]
@@ -103,8 +103,8 @@ def _linear(weight: Tensor, bias: Tensor | None, *owners: Tensor | None) -> nn.L
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, **meta)
     for name, part, owner in zip(("weight", "bias"), (weight, bias), owners, strict=True):
         if part is not None and owner is not None:
-            held = part.detach().clone(memory_format=torch.contiguous_format)
-            made._parameters[name] = nn.Parameter(held, requires_grad=owner.requires_grad)
+            copied = part.detach().clone(memory_format=torch.contiguous_format)
+            made._parameters[name] = nn.Parameter(copied, requires_grad=owner.requires_grad)
     return made
 
 

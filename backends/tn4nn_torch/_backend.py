@@ -1,4 +1,4 @@
-"""The torch backend behind tn4nn's door."""
+"""The torch backend, as tn4nn finds it by its entry point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of the native runtime through C++ instead of Python: compiled once, in the background, where calls are many.
+"""Calls of the native runtime through C++ instead of Python, compiled once, in the background, where calls are many.
 
 A training step through `_native.py` spends some 40 us in Python, as much as the arithmetic of a small layer. The C++ of
 `_calls.cpp` does the same in 3, but takes a compiler 20 to 40 s. So a process that makes many calls starts it, as a
@@ -45,38 +45,40 @@ _LIMIT = 300  # seconds that the compiler may take when it is waited for
 
 
 class _State:
-    """What this process knows of the extension."""
+    """What this process knows about the extension."""
 
     calls = 0
     module: Any = None  # the extension, once it is loaded
-    off = False  # it failed, and is not asked for again
+    off = False  # it failed, and is not tried again
     compiling: subprocess.Popen[bytes] | None = None
 
 
-def ready(held: Native) -> Any:
-    """What the extension holds of a native; None where there is no extension yet."""
+def ready(runtime: Native) -> Any:
+    """The extension's object for a native runtime; None where there is no extension yet."""
     if _State.module is None:
-        if _State.off or not _looked():
+        if _State.off or not _available():
             return None
         _load()
-        return ready(held)
-    if held.host is None:
-        held.host = _held(held)
-    return held.host
+        return ready(runtime)
+    if runtime.host is None:
+        runtime.host = _hosted(runtime)
+    return runtime.host
 
 
-def call(held: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
+def call(runtime: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
     """y = x W^T + bias; None where there is no extension yet."""
-    host = held.host or ready(held)
+    host = runtime.host or ready(runtime)
     if host is None:
         return None
     y: Tensor = _State.module.apply(host, x, cores, bias)
     return y
 
 
-def quick(host: Any, x: Tensor, held: Mapping[str, Any], names: tuple[str, ...], own: tuple[Any, ...]) -> Tensor | None:
+def quick(
+    host: Any, x: Tensor, parameters: Mapping[str, Any], names: tuple[str, ...], own: tuple[Any, ...]
+) -> Tensor | None:
     """The same for a layer, by what `ready` gave; None where its cores are not its own or something watches x."""
-    y: Tensor | None = _State.module.quick(host, x, held, names, own)
+    y: Tensor | None = _State.module.quick(host, x, parameters, names, own)
     return y
 
 
@@ -90,7 +92,7 @@ def build_extension() -> Path:
         where the library lies, in the cache folder.
 
     Raises:
-        BackendError: there is no C++ compiler or no Python.h, or it failed, or what it made gives wrong numbers.
+        BackendError: there is no C++ compiler or no Python.h, or it failed, or its library gives wrong numbers.
     """
     if _State.module is None:
         _State.off = False
@@ -102,7 +104,9 @@ def build_extension() -> Path:
             while not path.exists() and _compiling() and time.monotonic() < end:
                 time.sleep(0.05)
         if not path.exists():
-            raise BackendError(f"the compiler could not build tn4nn's torch extension; it says, in {log}: {_said()}")
+            raise BackendError(
+                f"the compiler could not build tn4nn's torch extension; it says, in {log}: {_log_text()}"
+            )
         _load()
         if _State.off:
             raise BackendError(f"{path} does not load or gives wrong numbers: it is not used")
@@ -119,22 +123,22 @@ def _source() -> str:
 
 @functools.cache
 def _path() -> Path:
-    told = "\n".join([torch.__version__, platform.machine(), str(sysconfig.get_config_var("SOABI")), _source()])
-    return cache_folder() / "kernels" / f"calls-{hashlib.sha256(told.encode()).hexdigest()[:24]}.so"
+    key = "\n".join([torch.__version__, platform.machine(), str(sysconfig.get_config_var("SOABI")), _source()])
+    return cache_folder() / "kernels" / f"calls-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
 
 
 def _log() -> Path:
     return _path().with_suffix(".log")
 
 
-def _said() -> str:
+def _log_text() -> str:
     try:
         return _log().read_text()[:300]
     except OSError:
         return "nothing"
 
 
-def _looked() -> bool:
+def _available() -> bool:
     """Whether the library is there now; the first of many calls without it starts the compiler."""
     if _State.compiling is not None:
         if _compiling():
@@ -151,7 +155,7 @@ def _looked() -> bool:
     if _State.calls == _MANY and not _log().exists():  # else it is being compiled, or could not be
         try:
             _start()
-        except BackendError:  # nobody has asked for it
+        except BackendError:  # nothing depends on it
             _State.off = True
     elif _State.calls % _MANY == 0:
         return _path().exists()
@@ -215,20 +219,21 @@ def _load() -> None:
     _State.module, _State.off = None, True
 
 
-def _held(held: Native) -> Any:
+def _hosted(runtime: Native) -> Any:
     """A recipe in the extension, for as long as what this returns lives."""
-    calls = [address_of(held.library, name) for name in ("forward", "backward")]
-    encoded = [torch.from_numpy(p) for p in (held.encoded(), held.training)]
-    return _State.module.make_runtime(_text(held.recipe), *calls, [held.inputs, held.outputs, *held.numbers], *encoded)
+    calls = [address_of(runtime.library, name) for name in ("forward", "backward")]
+    encoded = [torch.from_numpy(p) for p in (runtime.encoded(), runtime.training)]
+    numbers = [runtime.inputs, runtime.outputs, *runtime.numbers]
+    return _State.module.make_runtime(_text(runtime.recipe), *calls, numbers, *encoded)
 
 
 def _text(made: Recipe) -> str:
-    """A recipe in text, for when C++ asks for more of it."""
+    """A recipe as text, by which C++ asks for more encoded plans."""
     return json.dumps([made.network.to_json(), made.path, made.block, made.itemsize, made.layouts, made.save_states])
 
 
 @functools.lru_cache(maxsize=256)
-def _again(text: str) -> Native:
+def _native_of(text: str) -> Native:
     network, path, block, itemsize, layouts, save = json.loads(text)
     pairs = tuple((int(a), int(b)) for a, b in path)
     made = recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts, save=save)
@@ -239,12 +244,12 @@ def _again(text: str) -> Native:
 
 
 def _encoded(text: str, wanted: Sequence[bool]) -> Tensor:
-    return torch.from_numpy(_again(text).encoded(tuple(wanted)))
+    return torch.from_numpy(_native_of(text).encoded(tuple(wanted)))
 
 
 def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     """Gradients that can be differentiated once more."""
-    program = plan(_again(text).recipe.network, max(1, x.numel() // x.shape[-1]), "train").program
+    program = plan(_native_of(text).recipe.network, max(1, x.numel() // x.shape[-1]), "train").program
 
     def plain(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
         y: Tensor = run(OPS, program, [*cores, rows])
@@ -257,13 +262,13 @@ def _agrees() -> bool:
     """Whether a call and its gradients are those of torch's own operations."""
     planned = plan(low_rank(4, 3).with_rank(2), 5, "train", cache=False)
     net = planned.network
-    held = native(recipe(net, planned.path, 2))
-    if held is None:
+    runtime = native(recipe(net, planned.path, 2))
+    if runtime is None:
         return False
     shapes = [(5, 4), *(tuple(net.sizes[leg] for leg in core.legs) for core in net.topology.cores)]
     with torch.inference_mode(False):  # whatever the first call was made in
         x, *cores = (torch.linspace(-1, 2, math.prod(s)).sin().reshape(s).requires_grad_(True) for s in shapes)
-    host = _held(held)
+    host = _hosted(runtime)
     with torch.inference_mode(False), torch.enable_grad():
         results = (_State.module.apply(host, x, cores, None), run(OPS, planned.program, [*cores, x]))
         found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]

@@ -1,4 +1,4 @@
-"""From a trained torch model to one with networks in the place of its layers, and back.
+"""Replaces layers of a trained torch model by layers on networks, and back.
 
 Rules say which layers and onto what; a plan decomposes them and says what is lost and gained; running it copies the
 model with other layers in it. The source is never changed, and nothing is shared with it.
@@ -104,9 +104,9 @@ def _refuse_strangers(
 
 def _head(model: nn.Module) -> nn.Module | None:
     """What the model itself calls its output embeddings (Hugging Face), else its last linear layer."""
-    told: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    if isinstance(told, nn.Module):
-        return told
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if isinstance(head, nn.Module):
+        return head
     linear = [m for m in model.modules() if (kind := kind_of(m)) is not None and kind.name in ("Linear", "Conv1D")]
     return linear[-1] if linear else None
 
@@ -249,7 +249,7 @@ def plan_conversion(
 
 
 def _replace(found: _Found, result: Decomposition, phase: str, memo: dict[int, Any]) -> None:
-    """Makes the new layers of a weight and puts them into the memo of the copy, where they stand for the old ones."""
+    """Makes the new layers of a weight and puts them into the memo of the copy, where they replace the old ones."""
     first: _Planned | None = None
     for member in found.members:
         kind = kind_of(member)
@@ -263,7 +263,7 @@ def _replace(found: _Found, result: Decomposition, phase: str, memo: dict[int, A
         else:
             for name in network.shapes:
                 made._parameters[name] = first._parameters[name]
-            made.know()
+            made.remember_cores()
         memo[id(member)] = made
         bias: Any = member._parameters.get("bias")
         made._parameters["bias"] = copy.deepcopy(bias, memo)
@@ -290,7 +290,7 @@ def convert(
     phase: str = "train",
     seed: int = 0,
 ) -> nn.Module:
-    """A copy of a trained model with tensor networks in the place of its layers, each near the layer that stood there.
+    """A copy of a trained model whose layers are replaced by tensor networks, each close to the layer it replaces.
 
     nn.Linear, nn.Conv2d, nn.Embedding and Hugging Face's Conv1D become TNLinear, TNConv2d and TNEmbedding: ordinary
     modules with ordinary parameters, so that an ordinary loop trains them on. Kept are device, dtype (float16 and
@@ -340,8 +340,8 @@ def convert(
 
 
 def undo(model: nn.Module) -> nn.Module:
-    """A copy of a model with dense layers in the place of those on networks: nn.Linear, nn.Conv2d and nn.Embedding,
-    with the matrices that the networks now stand for (what was lost stays lost; Conv1D comes back as nn.Linear).
+    """A copy of a model whose layers on networks are replaced by nn.Linear, nn.Conv2d and nn.Embedding with the
+    matrices that the networks represent now (what was lost stays lost; Conv1D comes back as nn.Linear).
 
     Example:
         >>> import torch

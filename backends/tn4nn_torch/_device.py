@@ -1,9 +1,7 @@
-"""What torch can say of a device before anything runs on it: cost-model parameters, dtypes, CUDA graph capture."""
+"""What is known about a torch device before anything runs on it: cost-model parameters, dtypes, graph capture."""
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +32,7 @@ def target(device: torch.device | str, dtype: torch.dtype, *, engine: str | None
     Args:
         device: torch device.
         dtype: torch dtype; a complex one is planned as reals of its size.
-        engine: another library that contracts in place of ours.
+        engine: another library that contracts instead.
     """
     where, name = torch.device(device), str(dtype).removeprefix("torch.")
     if name not in ITEMSIZES:
@@ -49,9 +47,3 @@ def target(device: torch.device | str, dtype: torch.dtype, *, engine: str | None
 def capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured: nothing may be compiled, checked or copied to the device then."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """Warns once a process."""
-    warnings.warn(text, stacklevel=4)

@@ -1,8 +1,9 @@
 """A layer on a GPU as two captured CUDA graphs: one that gives y, one that gives all gradients.
 
 A layer of some twenty small operations costs the host ten times what it costs the GPU. A graph is one launch. Both
-graphs read the cores where they lie, and x (and the gradient of y) from a place of their own; the second makes the
-states of x again. So between two calls nothing is kept but x, and any number of calls may wait for their backward pass.
+graphs read the cores in their own memory, and x (and the gradient of y) from a buffer of the graph; the second
+recomputes the states of x. So nothing but x is saved between two calls, and any number of calls may wait for their
+backward pass.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ class Captured:
         self._cores = [core.detach() for core in cores]
         self._at = _addresses(cores)
         self._lock = threading.Lock()
-        self._there: object = None  # whose x the graphs have
+        self._current: object = None  # the call whose x is in the buffer
         self._stream = torch.cuda.current_stream(x.device)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False):
             self._x = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format).copy_(x)
-            self._forward, self._y = self._captured(self._ahead, pool)
+            self._forward, self._y = self._captured(self._run, pool)
             if any(self._wanted):
                 self._gy = torch.ones_like(self._y)
-                self._way = steps.reverse(self._wanted)
+                self._reverse = steps.reverse(self._wanted)
                 self._shapes: list[torch.Size] = []
                 registers_of(OPS, steps.program.steps, self._inputs(), shapes=self._shapes)
-                self._backward, (self._gx, self._slopes) = self._captured(self._back, pool)
+                self._backward, (self._gx, self._grads) = self._captured(self._back, pool)
 
     def fits(self, cores: Sequence[Tensor]) -> bool:
         """Whether these cores lie where the graphs read them."""
@@ -67,37 +68,37 @@ class Captured:
     def __call__(self, cores: Sequence[Tensor], x: Tensor) -> Tensor:
         """y of shape (rows, product of the output modes)."""
         if torch.is_grad_enabled() and any(self._wanted):
-            made: Tensor = _Replay.apply(self, x, *cores)  # type: ignore[no-untyped-call]
-            return made
-        return self.ahead(x)[0]
+            y: Tensor = _Replay.apply(self, x, *cores)  # type: ignore[no-untyped-call]
+            return y
+        return self.forward(x)[0]
 
-    def ahead(self, x: Tensor) -> tuple[Tensor, object]:
-        """y, in memory of its own; and what says in `back` that x is still there."""
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
+        """y, in memory of its own; and a token by which `back` sees whether x is still in the buffer."""
         with self._lock:
             self._follow()
             self._x.copy_(x)
             self._forward.replay()
-            self._there = object()
-            return self._y.clone(), self._there
+            self._current = object()
+            return self._y.clone(), self._current
 
-    def back(self, x: Tensor, there: object, gy: Tensor) -> list[Tensor | None]:
+    def back(self, x: Tensor, token: object, gy: Tensor) -> list[Tensor | None]:
         """The gradients of the cores and of x that are wanted, in memory of their own."""
         with self._lock:
             self._follow()
-            if self._there is not there:
+            if self._current is not token:
                 self._x.copy_(x)
-                self._there = there
+                self._current = token
             self._gy.copy_(gy)
             self._backward.replay()
             gx = None if self._gx is None else self._gx.to(x.dtype, copy=True)
-            grads = None if self._slopes is None else self._slopes.clone()
+            grads = None if self._grads is None else self._grads.clone()
         wanted = self._wanted[:-1]
         like = [core for core, needed in zip(self._cores, wanted, strict=True) if needed]
         found: Any = iter(() if grads is None else _unflatten_dense_tensors(grads, like))  # type: ignore[no-untyped-call]
         return [*(next(found) if needed else None for needed in wanted), gx]
 
     def plain(self, x: Tensor, *cores: Tensor) -> Tensor:
-        """The same in torch's own operations, differentiable as often as one likes."""
+        """The same in torch's own operations, differentiable any number of times."""
         dtype = self._x.dtype
         y: Tensor = run(OPS, self._steps.program, [*(core.to(dtype) for core in cores), x.to(dtype)])
         return y
@@ -112,16 +113,16 @@ class Captured:
     def _inputs(self) -> list[Tensor]:
         return [*(core.to(self._x.dtype) for core in self._cores), self._x]
 
-    def _ahead(self) -> Tensor:
+    def _run(self) -> Tensor:
         y: Tensor = run(OPS, self._steps.program, self._inputs())
         return y.contiguous()
 
     def _back(self) -> tuple[Tensor | None, Tensor | None]:
         """The gradient of x, and those of the cores in one array, which is one copy afterwards."""
-        steps, kept, inputs = self._steps.program.steps, self._way.kept, self._inputs()
-        needed = max(max(kept) - len(inputs) + 1, 0)  # y itself is not
-        registers = registers_of(OPS, steps[:needed], inputs, kept=kept)
-        grads = back(steps, self._way.wanted, {i: registers[i] for i in kept}, self._shapes, self._gy)
+        steps, saved, inputs = self._steps.program.steps, self._reverse.saved, self._inputs()
+        needed = max(max(saved) - len(inputs) + 1, 0)  # y itself is not
+        registers = registers_of(OPS, steps[:needed], inputs, saved=saved)
+        grads = back(steps, self._reverse.wanted, {i: registers[i] for i in saved}, self._shapes, self._gy)
         flat = [
             grad.reshape(-1).to(core.dtype)
             for grad, core, wanted in zip(grads, self._cores, self._wanted, strict=False)
@@ -139,7 +140,7 @@ class Captured:
                 function()
         self._stream.wait_stream(aside)
         graph: Any = torch.cuda.CUDAGraph()
-        # Other threads, such as those that bring data, go on allocating.
+        # Other threads, such as those that load data, go on allocating.
         with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
             results = function()
         return graph, results
@@ -154,7 +155,7 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, captured: Captured, x: Tensor, *cores: Tensor) -> Tensor:
         ctx.captured = captured
         ctx.save_for_backward(x, *cores)
-        y, ctx.there = captured.ahead(x)
+        y, ctx.token = captured.forward(x)
         return y
 
     @staticmethod
@@ -165,5 +166,5 @@ class _Replay(torch.autograd.Function):
         if torch.is_grad_enabled() or type(gradients[0]) is not Tensor or not gradients[0].is_cuda:
             found = iter(second(captured.plain, (x, *cores), gradients[0], wanted))
             return (None, *(next(found) if needed else None for needed in wanted))
-        *grads, gx = captured.back(x, ctx.there, gradients[0])
+        *grads, gx = captured.back(x, ctx.token, gradients[0])
         return (None, gx, *grads)

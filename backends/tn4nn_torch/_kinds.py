@@ -1,4 +1,4 @@
-"""The kinds of torch layers that a network can stand in for: one line each in the table at the end."""
+"""The kinds of torch layers that a network can replace: one line each in the table at the end."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ KINDS: tuple[Kind, ...] = (
 
 
 def dense_module(module: _Planned, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    """nn.Linear, nn.Conv2d or nn.Embedding with a given weight in the place of a layer on a network."""
+    """nn.Linear, nn.Conv2d or nn.Embedding with a given weight, which replaces a layer on a network."""
     layer, has_bias = module.layer, bias is not None
     meta: Any = {"device": "meta"}  # the weight is given: nothing is drawn
     made: nn.Linear | nn.Conv2d | nn.Embedding

@@ -38,9 +38,13 @@ _DTYPES = {
 }
 _compiling = torch.compiler.is_compiling
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-# Runs while a model is traced, beside the trace; torch gives it no types.
-_untraced: Callable[[_Method], _Method] = torch.compiler.assume_constant_result
-_SHAPES = 64  # that a layer remembers
+_SHAPES = 64  # shapes of x that a layer remembers
+
+
+def _untraced(method: _Method) -> _Method:
+    """Runs a method while a model is traced, outside of the trace."""
+    marked: _Method = torch.compiler.assume_constant_result(method)  # type: ignore[no-untyped-call]
+    return marked
 
 
 def dtype_of(name: str | torch.dtype) -> torch.dtype:
@@ -100,14 +104,14 @@ class _Planned(nn.Module):
         self._tuned = Tuned()
         self._compiled: Any = None  # of the runners, where a trace finds them
         self._whole: Any = None
-        self.know()
+        self.remember_cores()
         if batch is not None and not tune:  # measuring waits for the first call
             self.runners.class_plan(batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What .to(), .cuda(), .double() and the like go through: another device has other prices."""
+        """What .to(), .cuda(), .double() and the like go through: another device has other costs."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.know()
+        self.remember_cores()
         self._quick.clear()
         self._tuned = Tuned()
         self._runners.refresh()
@@ -148,11 +152,11 @@ class _Planned(nn.Module):
         """The cores, in the program's order.
 
         Raises:
-            ShapeError: one that was put in the place of the layer's own (functional_call) has another shape.
+            ShapeError: a core given by functional_call has another shape than the layer's own.
         """
-        held: Any = self._parameters
+        parameters: Any = self._parameters
         try:
-            found: list[Tensor] = [held[name] for name in self._names]
+            found: list[Tensor] = [parameters[name] for name in self._names]
         except KeyError:  # a parametrization or pruning makes it out of others
             found = [getattr(self, name) for name in self._names]
         if _compiling() or any(core is not own for core, own in zip(found, self._own, strict=True)):
@@ -164,19 +168,19 @@ class _Planned(nn.Module):
                     )
         return found
 
-    def know(self) -> None:
-        """Remembers the cores that are here now as its own."""
+    def remember_cores(self) -> None:
+        """Remembers the cores that it has now as its own."""
         self._own = tuple(self._parameters.get(name) for name in self._names)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.know()  # a copy has cores of its own
+        self.remember_cores()  # a copy has cores of its own
 
     @property
     def bias_or_none(self) -> Tensor | None:
         """The bias, where there is one."""
-        held = self._parameters
-        return held["bias"] if "bias" in held else getattr(self, "bias", None)
+        parameters = self._parameters
+        return parameters["bias"] if "bias" in parameters else getattr(self, "bias", None)
 
     def checked(self, x: Tensor) -> Tensor:
         """x, or an error that says what is wrong with it."""
@@ -271,8 +275,8 @@ class _Planned(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the dense layer that this one stands in for, made anew at every look: for code that reads
-        `layer.weight`. Differentiable; writing to it changes nothing."""
+        """The weight of the dense layer that this one replaces, for code that reads `layer.weight`: computed at each
+        access, differentiable; writing to it changes nothing."""
         return self.to_dense()
 
     def extra_repr(self) -> str:
@@ -286,7 +290,7 @@ class TNLinear(_Planned):
     Input shape: (..., in_features). Output shape: (..., out_features).
 
     Args:
-        network: what W stands on.
+        network: of W.
         bias: whether b is there.
         ordering: an Ordering, its name, or a permutation of the input neurons.
         weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
@@ -356,13 +360,13 @@ class TNLinear(_Planned):
         w, order = self.to_dense(), self._buffers["_order"]
         return w if order is None else w[:, torch.argsort(order)]
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in the layer that this one stands in for)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in the layer that this one replaces)
         """(..., in_features) -> (..., out_features)."""
         x = input
         quick = None if _compiling() else self._quick.get((x.shape, x.dtype))
         if quick is not None and self._buffers["_order"] is None:
-            held: Any = self._parameters
-            y = apply_own(quick, x, held, self._names, self._own, self.run_program)
+            parameters: Any = self._parameters
+            y = apply_own(quick, x, parameters, self._names, self._own, self.run_program)
             if y is not None:
                 return y
         if not isinstance(x, Tensor):
@@ -397,8 +401,8 @@ class TNLinear(_Planned):
         """
 
         def array(t: Tensor) -> NDArray[Any]:
-            made: NDArray[Any] = t.detach().cpu().double().numpy()
-            return made
+            numbers: NDArray[Any] = t.detach().cpu().double().numpy()
+            return numbers
 
         cores = {name: array(core) for name, core in zip(self._names, self.cores(), strict=True)}
         where, dtype = self.cores()[0].device, self.cores()[0].dtype
@@ -479,7 +483,7 @@ class TNConv2d(_Planned):
         """The kernel, of shape (out_channels, channels, kh, kw)."""
         return self.to_dense().reshape(self.out_features, self.conv.in_channels, *self.conv.kernel)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in the layer that this one stands in for)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in the layer that this one replaces)
         """(batch, channels, height, width) -> (batch, out_channels, height', width')."""
         x = input
         if x.dim() != 4:

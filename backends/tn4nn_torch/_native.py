@@ -1,8 +1,8 @@
 """The native runtime as a differentiable torch function.
 
 It is used in eager mode on the CPU in float32 and float64; under torch.compile, torch.func, autocast, in a trace or a
-dispatch mode, and for other dtypes a layer runs its program in torch's own operations. Kept for the backward pass are x
-and what the prologue made out of the cores; the states of x are made again, block by block.
+dispatch mode, and for other dtypes a layer runs its program in torch's own operations. Saved for the backward pass are
+x and what the prologue made of the cores; the states of x are recomputed tile by tile, or saved where they are few.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def unwatched(x: Tensor) -> bool:
     return (
         type(x) is Tensor
         and x.is_cpu
-        # What `quiet` asks, without another call
+        # What `quiet` checks, without another call
         and not (transforming() or _modes() or forward_ad._current_level >= 0 or _autocasting("cpu"))
         and _traced() is None
         and _in_memory(x)
@@ -99,20 +99,20 @@ def apply(
             f"bias: expected {native.outputs} numbers of the input's dtype, {x.dtype}, on the CPU, received "
             f"{list(bias.shape)} of {bias.dtype} on {bias.device}"
         )
-    # Here and not in the function: second derivatives go through what it keeps.
+    # Here and not in the function: second derivatives go through what it saves.
     x, cores = x.contiguous(), [core.contiguous() for core in cores]
     bias = None if bias is None else bias.contiguous()
     if _grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, *cores)):
-        made: Tensor = _apply(native, plain, x, bias, *cores)
-        return made
-    return _ahead(native, x, cores, bias, 0)
+        result: Tensor = _apply(native, plain, x, bias, *cores)
+        return result
+    return _forward(native, x, cores, bias, 0)
 
 
-def _ahead(native: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, made: int) -> Tensor:
-    """y; what the prologue made is left at an address."""
+def _forward(native: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, saved: int) -> Tensor:
+    """y; what the backward pass needs is saved at an address."""
     y = x.new_empty(*x.shape[:-1], native.outputs)
     at, offset = [core.data_ptr() for core in cores], 0 if bias is None else bias.data_ptr()
-    native.forward(_rows(x), at, made, x.data_ptr(), y.data_ptr(), _threads(), offset)
+    native.forward(_rows(x), at, saved, x.data_ptr(), y.data_ptr(), _threads(), offset)
     return y
 
 
@@ -123,7 +123,7 @@ def _rows(x: Tensor) -> int:
 def apply_own(
     native: Native,
     x: Tensor,
-    held: Mapping[str, Tensor | None],
+    parameters: Mapping[str, Tensor | None],
     names: tuple[str, ...],
     own: tuple[Tensor | None, ...],
     plain: Callable[[Tensor, Sequence[Tensor]], Tensor],
@@ -133,7 +133,7 @@ def apply_own(
     Args:
         native: what runs.
         x: of shape (..., product of the input modes).
-        held: the parameters of the layer; that of the name "bias" is added.
+        parameters: of the layer, by name; "bias" is added.
         names: of the cores, in the network's order.
         own: the cores that the layer knows.
         plain: as for `apply`.
@@ -141,15 +141,15 @@ def apply_own(
     if _compiling():  # forward was not, but a frame of its own may be, after a graph break
         return None
     if native.host is not None:
-        return quick(native.host, x, held, names, own) if forward_ad._current_level < 0 else None
+        return quick(native.host, x, parameters, names, own) if forward_ad._current_level < 0 else None
     if not unwatched(x):
         return None
     try:
         # The same objects are equal without a look at their numbers; others have none or several truth values.
-        cores: Any = tuple(map(held.__getitem__, names))
+        cores: Any = tuple(map(parameters.__getitem__, names))
         if cores != own:
             return None
-        bias = held["bias"]
+        bias = parameters["bias"]
     except (KeyError, RuntimeError):
         return None
     return apply(native, cores, x, bias, plain)
@@ -158,15 +158,15 @@ def apply_own(
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, native: Native, plain: Any, x: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
-        made = x.new_empty(native.saved(_rows(x)))
+        saved = x.new_empty(native.saved(_rows(x)))
         ctx.native, ctx.plain = native, plain
-        ctx.save_for_backward(x, made, *cores)
-        return _ahead(native, x, cores, bias, made.data_ptr())
+        ctx.save_for_backward(x, saved, *cores)
+        return _forward(native, x, cores, bias, saved.data_ptr())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         native: Native = ctx.native
-        x, made, *cores = ctx.saved_tensors
+        x, saved, *cores = ctx.saved_tensors
         _, _, of_x, of_bias, *of_cores = ctx.needs_input_grad
         wanted, gy = (of_x, *of_cores), gradients[0]
         offset = gy.sum_to_size(native.outputs) if of_bias else None
@@ -181,7 +181,7 @@ class _Native(torch.autograd.Function):
             to = [0 if grad is None else grad.data_ptr() for grad in grads]
             at = [core.data_ptr() for core in cores]
             native.backward(
-                _rows(x), at, made.data_ptr(), x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, _threads()
+                _rows(x), at, saved.data_ptr(), x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, _threads()
             )
         return (None, None, grads[0], offset, *grads[1:])
 

@@ -1,4 +1,4 @@
-"""torch's part in running a program."""
+"""The torch operations that run a program."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ def of_any_rank(rows: Callable[[Tensor, Sequence[Tensor]], Tensor], x: Tensor, c
 def second(plain: Callable[..., Tensor], inputs: Sequence[Tensor], gy: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
     """The gradients of the inputs that are wanted, by a function in torch's own operations: they can be differentiated
     once more, and gy may be a batch of gradients under vmap."""
-    chosen, again = [t for t, needed in zip(inputs, wanted, strict=True) if needed], torch.is_grad_enabled()
+    chosen, graph = [t for t, needed in zip(inputs, wanted, strict=True) if needed], torch.is_grad_enabled()
     with torch.enable_grad():
         y = plain(*inputs)
-    return list(torch.autograd.grad(y, chosen, gy, create_graph=again))
+    return list(torch.autograd.grad(y, chosen, gy, create_graph=graph))

@@ -20,7 +20,7 @@ def place(device: torch.device, dtype: torch.dtype) -> Place:
     """Where torch runs programs, operation by operation.
 
     Raises:
-        BackendError: a device that cost models have no figures for, or a GPU that is not there.
+        BackendError: a device without parameters of the cost model, or a GPU that is not there.
     """
     if device.type not in ("cpu", "cuda"):
         raise BackendError(f"calibrated are the devices 'cpu' and 'cuda', received device={str(device)!r}")

@@ -179,7 +179,7 @@ def _adam(
 # -- one layer --------------------------------------------------------------------------------------------------
 
 
-_HELD = 1 << 28  # bytes of outputs of the original that are held at a time
+_MOST = 1 << 28  # bytes of outputs of the original that are in memory at a time
 
 
 def _called(model: nn.Module, found: Mapping[str, nn.Module], calls: list[Any]) -> dict[str, int]:
@@ -223,7 +223,7 @@ def _inputs(model: nn.Module, layer: nn.Module, times: int, calls: list[Any]) ->
 def _outputs(
     original: nn.Module, modules: Mapping[str, nn.Module], names: list[str], calls: list[Any]
 ) -> dict[str, Tensor]:
-    """All outputs of the first of these layers, and of as many that follow as may be held."""
+    """All outputs of the first of these layers, and of as many that follow as fit into memory."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = {}
     for name in names:
@@ -235,10 +235,10 @@ def _outputs(
     try:
         for number, (args, kwargs) in enumerate(calls):
             original(*args, **kwargs)
-            held = 0
+            occupied = 0
             for position, name in enumerate(list(seen)) if not number else ():
-                held += len(calls) * sum(t.nbytes for t in seen[name])
-                if held > _HELD and position:
+                occupied += len(calls) * sum(t.nbytes for t in seen[name])
+                if occupied > _MOST and position:
                     handles.pop(name).remove()
                     del seen[name]
     finally:
@@ -257,7 +257,7 @@ def _fitted(layer: nn.Module, x: Tensor, y: Tensor, steps: int, lr: float, rows:
     """(error before, error after); trains the layer."""
     before = _error(layer, x, y, rows)
     parameters = [p for p in layer.parameters() if p.requires_grad]
-    held = [p.detach().clone() for p in parameters]
+    start = [p.detach().clone() for p in parameters]
     if not parameters or before == 0 or not steps:
         return before, before
     groups = [
@@ -275,7 +275,7 @@ def _fitted(layer: nn.Module, x: Tensor, y: Tensor, steps: int, lr: float, rows:
     after = _error(layer, x, y, rows)
     if not after < before:  # nan too
         with torch.no_grad():
-            for parameter, value in zip(parameters, held, strict=True):
+            for parameter, value in zip(parameters, start, strict=True):
                 parameter.copy_(value)
         after = before
     return before, after

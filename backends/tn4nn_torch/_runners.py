@@ -142,7 +142,7 @@ class LayerRunners:
         return found
 
     def refresh(self) -> None:
-        """Forgets plans for targets that are described in another way by now, for example after a calibration."""
+        """Forgets plans for targets that are described differently by now, for example after a calibration."""
         self._found = {
             (device, dtype): found
             for (device, dtype), found in self._found.items()

@@ -1,9 +1,9 @@
-"""A program as one function of torch, with a backward pass of its own.
+"""A program as one torch function, with a backward pass of its own.
 
-Autograd has a node for every view and every product: on a GPU the host is what a small layer waits for, and most of a
-training step is spent on these nodes. A program reads each register once, so its backward pass is the same steps turned
-round with no sums between them, and only the operands of products are kept. Where something has to see the single
-operations (torch.compile, torch.func, a trace, a dispatch mode, forward-mode derivatives), torch records them itself.
+Autograd has a node for every view and every product. On a GPU a small layer waits for the host, and most of a training
+step is spent on these nodes. A program reads each register once, so its backward pass is the same steps in reverse with
+no sums between them, and only the operands of products are saved. Where something has to see the single operations
+(torch.compile, torch.func, a trace, a dispatch mode, forward-mode derivatives), torch records them itself.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _PRODUCTS = ("matmul", "multiply")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reverse:
-    """The way back for one choice of inputs whose gradients are wanted.
+    """The backward pass for one choice of inputs whose gradients are wanted.
 
     Attributes:
         wanted: of every register, whether its gradient is.
-        kept: the registers that products need for it.
+        saved: the registers that products need for it.
     """
 
     wanted: tuple[bool, ...]
-    kept: frozenset[int]
+    saved: frozenset[int]
 
 
 @dataclasses.dataclass
@@ -71,7 +71,7 @@ class Steps:
         return plain and any(t.requires_grad for t in arrays) and not torch.is_autocast_enabled(arrays[0].device.type)
 
     def reverse(self, inputs: tuple[bool, ...]) -> Reverse:
-        """The way back to the inputs whose gradients are wanted."""
+        """The backward pass to the inputs whose gradients are wanted."""
         found = self._reverses.get(inputs)
         if found is None:
             found = self._reverses[inputs] = _reverse(self.program.steps, inputs)
@@ -79,13 +79,13 @@ class Steps:
 
 
 def _reverse(steps: Sequence[Step], inputs: Sequence[bool]) -> Reverse:
-    wanted, kept = list(inputs), set[int]()
+    wanted, saved = list(inputs), set[int]()
     for step in steps:
         for position, register in enumerate(step.args):
             if wanted[register] and step.kind in _PRODUCTS:
-                kept.add(step.args[1 - position])
+                saved.add(step.args[1 - position])
         wanted.append(any(wanted[register] for register in step.args))
-    return Reverse(tuple(wanted), frozenset(kept))
+    return Reverse(tuple(wanted), frozenset(saved))
 
 
 class StepsFunction(torch.autograd.Function):
@@ -93,11 +93,11 @@ class StepsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, steps: Steps, *inputs: Tensor) -> Tensor:
-        """The result; the operands of products are kept, and the inputs for second derivatives."""
-        way = steps.reverse(ctx.needs_input_grad[1:])
+        """The result; the operands of products are saved, and the inputs for second derivatives."""
+        reverse = steps.reverse(ctx.needs_input_grad[1:])
         ctx.steps, ctx.shapes = steps, []
-        registers = registers_of(OPS, steps.program.steps, inputs, kept=way.kept, shapes=ctx.shapes)
-        ctx.save_for_backward(*inputs, *(registers[i] for i in sorted(way.kept)))
+        registers = registers_of(OPS, steps.program.steps, inputs, saved=reverse.saved, shapes=ctx.shapes)
+        ctx.save_for_backward(*inputs, *(registers[i] for i in sorted(reverse.saved)))
         y: Tensor = registers[-1]
         # A view that is made in here may not be written to afterwards, as by an activation in place.
         return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride()) if y._is_view() else y
@@ -106,20 +106,20 @@ class StepsFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The gradients that are wanted."""
         steps: Steps = ctx.steps
-        inputs, way = ctx.needs_input_grad[1:], steps.reverse(ctx.needs_input_grad[1:])
+        inputs, reverse = ctx.needs_input_grad[1:], steps.reverse(ctx.needs_input_grad[1:])
         saved = ctx.saved_tensors
         count = len(inputs)
         if torch.is_grad_enabled():
             found = iter(second(lambda *arrays: run(OPS, steps.program, arrays), saved[:count], gradients[0], inputs))
             return (None, *(next(found) if needed else None for needed in inputs))
-        held = dict(zip(sorted(way.kept), saved[count:], strict=True))
-        return (None, *back(steps.program.steps, way.wanted, held, ctx.shapes, gradients[0])[:count])
+        operands = dict(zip(sorted(reverse.saved), saved[count:], strict=True))
+        return (None, *back(steps.program.steps, reverse.wanted, operands, ctx.shapes, gradients[0])[:count])
 
 
 def back(
     steps: Sequence[Step],
     wanted: Sequence[bool],
-    held: dict[int, Tensor],
+    operands: dict[int, Tensor],
     shapes: Sequence[torch.Size],
     gradient: Tensor,
 ) -> list[Tensor | None]:
@@ -133,23 +133,23 @@ def back(
         if step.kind == "reshape":
             grads[a] = g.reshape(shapes[a])
         elif step.kind == "permute":
-            grads[a] = g.permute(_turned(step.param))
+            grads[a] = g.permute(_inverse(step.param))
         else:
             b = step.args[1]
             if step.kind == "matmul":
                 if wanted[a]:
-                    grads[a] = OPS.matmul(g, held[b].mH)
+                    grads[a] = OPS.matmul(g, operands[b].mH)
                 if wanted[b]:
-                    grads[b] = OPS.matmul(held[a].mH, g)
+                    grads[b] = OPS.matmul(operands[a].mH, g)
             else:
                 if wanted[a]:
-                    grads[a] = (g * held[b].conj()).sum_to_size(shapes[a])
+                    grads[a] = (g * operands[b].conj()).sum_to_size(shapes[a])
                 if wanted[b]:
-                    grads[b] = (g * held[a].conj()).sum_to_size(shapes[b])
+                    grads[b] = (g * operands[a].conj()).sum_to_size(shapes[b])
     return grads
 
 
-def _turned(axes: tuple[int, ...]) -> tuple[int, ...]:
+def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(range(len(axes)), key=axes.__getitem__))
 
 

@@ -120,22 +120,22 @@ class TorchTrainer:
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """See `Trainer.weights`."""
-        held = self.net.state_dict()
-        return {name: held[name].detach().cpu().numpy().copy() for name in self.names}
+        state = self.net.state_dict()
+        return {name: state[name].detach().cpu().numpy().copy() for name in self.names}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See `Trainer.state`."""
         found = {f"weights/{name}": array for name, array in self.weights().items()}
         for name, parameter in self.net.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                if value is not None:  # SGD without momentum keeps an empty place
+                if value is not None:  # SGD without momentum has an empty entry
                     found[f"optimizer/{name}/{key}"] = torch.as_tensor(value).detach().cpu().numpy().copy()
         return found
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """See `Trainer.load`."""
-        held = {name: torch.tensor(state[f"weights/{name}"]) for name in self.names}
-        self.net.load_state_dict(held)
+        weights = {name: torch.tensor(state[f"weights/{name}"]) for name in self.names}
+        self.net.load_state_dict(weights)
         for name, parameter in self.net.named_parameters():
             prefix = f"optimizer/{name}/"
             slots: dict[str, Any] = {}

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._device import capturing, graph_dtype, warn_once
+from tn4nn._runtime.compiled import warn_once
+
+from ._device import capturing, graph_dtype
 from ._graphs import Captured
 from ._runners import Runners
 from ._steps import Steps
@@ -28,7 +30,7 @@ _WARM, _ROUNDS, _CALLS = 2, 5, 5
 
 
 class Tuned:
-    """What one layer has found to be fastest. It holds graphs and addresses: a copy of a layer begins with none."""
+    """What was measured to be fastest for one layer. A copy of a layer begins with none: it has other addresses."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], Runner | None] = {}
@@ -64,7 +66,7 @@ class Tuned:
         wanted = tuple(graded and t.requires_grad for t in (*cores, rows))
         key = (rows.shape[0], rows.dtype, dtype, wanted)
         found = self._found.get(key)
-        if capturing(rows.device):  # somebody else's graph, which ours cannot be a part of
+        if capturing(rows.device):  # another graph, which ours cannot be a part of
             return None if isinstance(found, Captured) else found
         if isinstance(found, Captured) and not found.fits(cores):
             del self._found[key]
@@ -89,7 +91,7 @@ class Tuned:
             try:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 yield Captured(steps, cores, rows, dtype, wanted, self._pool)
-            except RuntimeError as error:  # no memory for it, or somebody captures in another thread
+            except RuntimeError as error:  # no memory for it, or another thread captures
                 warn_once(f"tn4nn: no CUDA graph for a layer ({str(error)[:300]}); it runs in single operations")
 
 
@@ -106,11 +108,11 @@ def _fastest(
 
 def _seconds(runner: Runner, rows: Tensor, cores: Sequence[Tensor], wanted: Sequence[bool]) -> float:
     """The median time of a call, with its backward pass where gradients are wanted. Nothing random is drawn."""
-    *held, x = [t.detach().requires_grad_(w) for t, w in zip((*cores, rows), wanted, strict=True)]
-    inputs = [t for t in (*held, x) if t.requires_grad]
+    *own, x = [t.detach().requires_grad_(w) for t, w in zip((*cores, rows), wanted, strict=True)]
+    inputs = [t for t in (*own, x) if t.requires_grad]
 
     def call() -> None:
-        y = runner(held, x)
+        y = runner(own, x)
         if inputs:
             torch.autograd.grad(y, inputs, torch.ones_like(y))
 

@@ -219,7 +219,7 @@ def test_without_a_compiler_it_is_the_program(monkeypatch):
 def test_a_call_of_another_version_or_processor_is_an_error_and_not_a_crash():
     native = _native.native_of(tn.plan(NETWORKS["ring"], 4, "train", runtime="native"))
     x, cores = jnp.ones((4, 36)), [jnp.asarray(c) for c in NETWORKS["ring"].init(0).values()]
-    results = _native._apply_shapes(x, *cores, native=native, keep=False)
+    results = _native._apply_shapes(x, *cores, native=native, save=False)
     buffers = native.recipe.buffers
     good = [buffers.x, *range(len(cores)), buffers.y, buffers.prologue]
     with pytest.raises(Exception, match="another version of tn4nn"):

@@ -191,7 +191,11 @@ def test_catalogue_and_version(monkeypatch, capsys):
             "has ranks of its own: leave",
         ),
         (["cost", "mpo", "--device", "Z80", "--batches", "4"], 1, "unknown GPU 'Z80': expected one of H200, H100"),
-        (["cost", "mpo", "--device", "H100", "--measure"], 1, "device='H100' is priced, with its own figures, and not"),
+        (
+            ["cost", "mpo", "--device", "H100", "--measure"],
+            1,
+            "device='H100' is priced, with its own parameters, and",
+        ),
         (["plan", "mpo", "--runtime", "fast"], 1, "runtime must be one of program, native, received 'fast'"),
         (["plan", "mpo", "--memory", "10"], 1, "no plan of 'mpo'"),
         (["cost", "x...a,ay", "--shapes", "4x2,2x8", "--input-legs", "x"], 1, "an equation with an ellipsis does not"),

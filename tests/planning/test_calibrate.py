@@ -13,7 +13,7 @@ import tn4nn as tn
 from tn4nn._base.errors import BackendError, TN4NNError
 from tn4nn._model.backend import Place, place_of
 from tn4nn._planning import calibrate as calibrating
-from tn4nn._planning.calibrate import FIGURES, PROGRAM_FIGURES, Sample
+from tn4nn._planning.calibrate import NATIVE_PARAMETERS, PROGRAM_PARAMETERS, Sample
 from tn4nn._planning.planner import candidates
 from tn4nn._planning.program import ProgramExecutor
 from tn4nn._planning.request import PlanRequest
@@ -44,8 +44,8 @@ def invented(noise=0.0, count=200):
     rng = np.random.default_rng(0)
     made = []
     for i in range(count):
-        times = dict(zip(FIGURES, rng.exponential(1e-4, len(FIGURES)), strict=True))
-        seconds = sum(TRUE[name] * times[name] for name in FIGURES) * np.exp(noise * rng.standard_normal())
+        times = dict(zip(NATIVE_PARAMETERS, rng.exponential(1e-4, len(NATIVE_PARAMETERS)), strict=True))
+        seconds = sum(TRUE[name] * times[name] for name in NATIVE_PARAMETERS) * np.exp(noise * rng.standard_normal())
         made.append(Sample(str(i), times, seconds))
     return made
 
@@ -57,7 +57,7 @@ def test_the_fit_finds_the_machine_that_made_the_times():
     assert after < 0.12 < before
 
 
-def test_figures_stay_within_ten_times_their_defaults():
+def test_parameters_stay_within_ten_times_their_defaults():
     slow = [sample._replace(measured_s=sample.measured_s * 3) for sample in invented()]
     within = {name: min(10, 3 * factor) for name, factor in TRUE.items()}
     assert calibrating.fitted(slow) == pytest.approx(within, rel=0.1)
@@ -68,9 +68,9 @@ def test_figures_stay_within_ten_times_their_defaults():
 
 
 def test_where_the_fit_is_no_better_the_defaults_stay(monkeypatch):
-    monkeypatch.setattr(calibrating, "fitted", lambda samples: dict.fromkeys(FIGURES, 7.0))
+    monkeypatch.setattr(calibrating, "fitted", lambda samples: dict.fromkeys(NATIVE_PARAMETERS, 7.0))
     factors, before, after = calibrating.judged(invented())
-    assert factors == dict.fromkeys(FIGURES, 1.0)
+    assert factors == dict.fromkeys(NATIVE_PARAMETERS, 1.0)
     assert before == after
 
 
@@ -82,14 +82,14 @@ def test_a_scaled_machine_takes_so_many_times_as_long():
 
 
 @pytest.mark.parametrize("phase", ["forward", "train"])
-def test_the_parts_of_a_prediction_are_the_whole_and_grow_with_their_figures(phase):
+def test_the_parts_of_a_prediction_are_the_whole_and_grow_with_their_parameters(phase):
     net, machine = tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), tn.Machine()
     p = tn.plan(net, 2048, phase, runtime="native", machine=machine, cache=False)
     times = calibrating.native_times(p, machine)
     assert all(seconds > 0 for name, seconds in times.items() if name != "far_s")  # nothing is strided here
     assert sum(times.values()) == pytest.approx(p.cost.predicted_s)
     slow = calibrating.native_times(p, calibrating.scaled(machine, TRUE))
-    assert slow == pytest.approx({name: TRUE[name] * times[name] for name in FIGURES})
+    assert slow == pytest.approx({name: TRUE[name] * times[name] for name in NATIVE_PARAMETERS})
 
 
 def test_the_parts_of_a_plan_that_saves_its_states_are_its_whole():
@@ -100,7 +100,7 @@ def test_the_parts_of_a_plan_that_saves_its_states_are_its_whole():
     assert sum(times.values()) == pytest.approx(p.cost.predicted_s)
 
 
-def test_calibrate_keeps_what_it_found_for_this_processor(native, monkeypatch, tmp_path, capsys):
+def test_calibrate_stores_what_it_found_for_this_processor(native, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     assert tn.calibrated() is None
     from tn4nn import _cli
@@ -145,7 +145,7 @@ def test_no_runtime_and_too_little_time_are_told(native, monkeypatch, tmp_path):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     with pytest.raises(TN4NNError, match=r"dtype 'float32' or 'float64', received dtype='float16': .* backend='torch'"):
         tn.calibrate(dtype="float16")
-    with pytest.raises(TN4NNError, match="seconds were enough for 0 ways: allow more time"):
+    with pytest.raises(TN4NNError, match="seconds were enough for 0 plans: allow more time"):
         tn.calibrate(time_limit=-1.0)
     assert list(tmp_path.glob("machines/*")) == []
 
@@ -153,7 +153,7 @@ def test_no_runtime_and_too_little_time_are_told(native, monkeypatch, tmp_path):
 # -- programs ---------------------------------------------------------------------------------------------------
 
 MPO = tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4)
-SLOW = dict(zip(PROGRAM_FIGURES, (1.7, 0.5, 0.8, 3.0, 2.0, 4.0, 2.5), strict=True))
+SLOW = dict(zip(PROGRAM_PARAMETERS, (1.7, 0.5, 0.8, 3.0, 2.0, 4.0, 2.5), strict=True))
 
 
 def plans(machine, networks=None):
@@ -175,14 +175,14 @@ def few(monkeypatch, tmp_path):
     monkeypatch.setattr(calibrating, "_networks", lambda: iter([(tn.mpo((4, 4), (4, 4)).with_rank(2), (16,))]))
 
 
-@pytest.mark.parametrize("factors", [dict.fromkeys(PROGRAM_FIGURES, 1.0), SLOW, {**SLOW, "macs_per_s": 0.1}])
+@pytest.mark.parametrize("factors", [dict.fromkeys(PROGRAM_PARAMETERS, 1.0), SLOW, {**SLOW, "macs_per_s": 0.1}])
 def test_the_parts_of_a_program_are_its_whole(factors):
     machine = calibrating.scaled(tn.Machine(), factors)
     for p in plans(machine, [(MPO, (1, 1024)), (tn.monarch((32, 32), (32, 32)).with_ranks({}), (16,))]):
         assert sum(calibrating.program_times(p, machine).values()) == pytest.approx(p.cost.predicted_s)
 
 
-def test_copies_take_as_long_as_their_figure_says():
+def test_copies_take_as_long_as_their_parameter_says():
     machine = calibrating.scaled(tn.Machine(), SLOW)
     assert machine.bytes_per_s == tn.Machine().bytes_per_s / 0.5
     assert machine.strided / machine.bytes_per_s == pytest.approx(0.8 * tn.Machine().strided / tn.Machine().bytes_per_s)
@@ -198,7 +198,7 @@ def test_the_fit_finds_the_machine_that_ran_the_programs(monkeypatch):
     assert after < 0.01 < 0.3 < before
     well_known = ("macs_per_s", "strided", "op_s", "step_s")
     assert {name: factors[name] for name in well_known} == pytest.approx({n: SLOW[n] for n in well_known}, rel=0.05)
-    # What a step counts, its multiply-adds or its bytes, has to be asked again.
+    # What a step counts, its multiply-adds or its bytes, depends on the parameters.
     monkeypatch.setattr(calibrating, "_REFITS", 0)
     assert calibrating.judged(samples, tn.Machine())[2] > 2 * after
 
@@ -242,7 +242,9 @@ def test_a_gpu_that_takes_twice_as_long(few, monkeypatch):
     assert f"  {'op_s':<18} {found.machine.op_s:>10.3g}  (default 3e-06)" in str(found)
     assert tn.calibrated("gpu", backend="jax", dtype="bfloat16") == found.machine
     assert set(asked) == {("jax", "gpu", "bfloat16")}
-    assert _devices.kept("torch", "NVIDIA H200", "bfloat16") is None is _devices.kept("jax", "NVIDIA A100", "bfloat16")
+    assert (
+        _devices.stored("torch", "NVIDIA H200", "bfloat16") is None is _devices.stored("jax", "NVIDIA A100", "bfloat16")
+    )
 
 
 def test_nothing_more_is_run_when_the_time_is_over(few, monkeypatch):
@@ -255,7 +257,7 @@ def test_nothing_more_is_run_when_the_time_is_over(few, monkeypatch):
 
     monkeypatch.setattr(calibrating, "place_of", lambda *names: place)
     monkeypatch.setattr(calibrating, "_program_samples", slow)
-    monkeypatch.setattr(calibrating, "PROGRAM_FIGURES", FIGURES)
+    monkeypatch.setattr(calibrating, "PROGRAM_PARAMETERS", NATIVE_PARAMETERS)
     found = tn.calibrate(backend="torch", time_limit=0.2)
     assert found.samples <= 21
     assert found.seconds < 1
@@ -298,7 +300,7 @@ def test_the_programs_of_a_backend_on_the_cpu(name, few):
     placed(name)
     found = tn.calibrate("cpu", backend=name)
     assert found.what == f"programs of {name} on cpu, float32"
-    assert found.figures == PROGRAM_FIGURES
+    assert found.figures == PROGRAM_PARAMETERS
     assert 4 <= found.samples <= 6
     assert found.after <= found.before
     assert tn.calibrated(backend=name) == found.machine
@@ -314,7 +316,7 @@ def test_a_torch_layer_plans_with_what_was_stored_and_an_older_one_goes_on(few):
     before = older.plan(64)
     assert before.request.target.machine is None
     machine = tn.Machine(op_s=1e-3)
-    _devices.keep("torch", "cpu", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(machine)})
+    _devices.store("torch", "cpu", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(machine)})
     newer = TNLinear(MPO, seed=1, dtype="bfloat16")
     assert newer.plan(64).request.target.machine == machine
     assert newer.plan(64).itemsize == 2
@@ -355,7 +357,7 @@ def test_parameters_of_a_gpu_are_those_stored_per_dtype_and_read_once(name, monk
     table = {size: _devices.gpu("NVIDIA H200").machine(size, compiled=name == "jax") for size in (2, 4)}
     assert target("bfloat16") == Target(name, "NVIDIA H200", "bfloat16", ("dense", "program"), table[2])
     own = dataclasses.replace(table[2], macs_per_s=1e15)
-    _devices.keep(name, "NVIDIA H200", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(own)})
+    _devices.store(name, "NVIDIA H200", "bfloat16", {"schema": 1, "machine": dataclasses.asdict(own)})
     assert target("bfloat16").machine == own
     assert target("float16").machine == table[2]
     assert target("float32").machine == table[4]
@@ -369,7 +371,7 @@ def test_costs_are_predicted_with_what_was_stored(monkeypatch, tmp_path):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     before = tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s
     slow = dataclasses.replace(tn.Machine(), tile_macs_per_s=1e6)
-    _devices.keep("native", "cpu", "float32", {"schema": 1, "machine": dataclasses.asdict(slow)})
+    _devices.store("native", "cpu", "float32", {"schema": 1, "machine": dataclasses.asdict(slow)})
     assert tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s > 100 * before
     assert tn.cost(MPO, [64], phases=["forward"], machine=tn.Machine()).rows[0].predicted_s == before
 

@@ -115,7 +115,7 @@ def test_every_layer_of_a_torch_module():
     ("subject", "message"),
     [
         (3, "a cost is of a Network or of a torch module, received int"),
-        (Module(act=Module()), "no linear layer or convolution of this Module stands on a network: put TNLinear"),
+        (Module(act=Module()), "no linear layer or convolution of this Module is on a network: put TNLinear"),
     ],
 )
 def test_subjects_without_a_network(subject, message):
@@ -158,7 +158,7 @@ def test_on_a_gpu_that_is_not_here():
 def test_on_a_gpu_that_was_calibrated(monkeypatch, tmp_path):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     slow = dataclasses.replace(tn.Machine(), macs_per_s=1e9)
-    _machine.keep("torch", "Voodoo 2", "float32", {"schema": _machine.SCHEMA, "machine": dataclasses.asdict(slow)})
+    _machine.store("torch", "Voodoo 2", "float32", {"schema": _machine.SCHEMA, "machine": dataclasses.asdict(slow)})
     report = tn.cost(NET, [64], device="Voodoo 2", cache=False)
     assert by_way(report)[64, "forward", "dense", "program"].predicted_s > 64 * 64 * 64 / 1e9
     with pytest.raises(TN4NNError, match="unknown GPU 'Voodoo 2': expected one of H200, .*or one that was calibrated"):
@@ -166,8 +166,8 @@ def test_on_a_gpu_that_was_calibrated(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"measure": True}, {"machine": tn.Machine()}])
-def test_a_gpu_is_priced_with_its_own_figures_and_not_measured(more):
-    with pytest.raises(TN4NNError, match="device='H100' is priced, with its own figures, and not measured"):
+def test_a_gpu_is_priced_with_its_own_parameters_and_not_measured(more):
+    with pytest.raises(TN4NNError, match="device='H100' is priced, with its own parameters, and not measured"):
         tn.cost(NET, [16], device="H100", **more)
 
 

@@ -1,10 +1,10 @@
-"""The figures of the cost model for a device, fitted to what runs on it: the native runtime, or a backend's programs.
+"""Parameters of the cost model for a device, fitted to what runs on it: the native runtime, or a backend's programs.
 
-The predicted seconds of what runs are a sum, of multiply-adds, tiles, bytes, calls and the like, each times one figure
-of `Machine`. So ways to apply a few networks are run, and these figures are fitted to their times: by least squares of
-the relative errors, each figure within a tenth and ten times its default. The cost model itself says how many of each a
-way has. Of a step of a program it counts either the multiply-adds or the bytes, whichever takes longer, and which that
-is depends on the figures: so programs are fitted again, with what the figures found make of it.
+Predicted seconds are a sum: numbers of multiply-adds, tiles, bytes, calls and the like, each times one parameter of
+`Machine`. So plans of a few networks are run, and these parameters are fitted to their times: by least squares of the
+relative errors, each between a tenth and ten times its default. The cost model itself says how many of each a plan has.
+Of a step of a program it counts either the multiply-adds or the bytes, whichever takes longer. Which of them depends on
+the parameters, so programs are fitted again with the parameters that were found.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .._graph.paths import Path
 from .._model.backend import Place, place_of
 from .._runtime.compiled import vector_bytes
 from .._runtime.cost import Machine
-from .._runtime.devices import SCHEMA, gpu, keep, kept
+from .._runtime.devices import SCHEMA, gpu, store, stored
 from .._runtime.native import runtime
 from .._runtime.program_cost import seconds_of
 from .._runtime.recipe_cost import recipe_cost
@@ -38,54 +38,55 @@ from .planner import candidates
 from .program import ProgramExecutor
 from .request import PHASES, PlanRequest
 
-FIGURES = ("tile_macs_per_s", "tile_s", "vector_s", "far_s", "task_s", "call_s", "memory_bytes_per_s")
-PROGRAM_FIGURES: tuple[str, ...] = ("macs_per_s", "bytes_per_s", "strided", "op_s", "matrix_s", "pass_s", "step_s")
+NATIVE_PARAMETERS = ("tile_macs_per_s", "tile_s", "vector_s", "far_s", "task_s", "call_s", "memory_bytes_per_s")
+PROGRAM_PARAMETERS: tuple[str, ...] = ("macs_per_s", "bytes_per_s", "strided", "op_s", "matrix_s", "pass_s", "step_s")
 NATIVE_DTYPES = {"float32": 4, "float64": 8}
 _RATES = ("tile_macs_per_s", "memory_bytes_per_s", "macs_per_s", "bytes_per_s")  # per second; the others are seconds
-_RANGE = 10.0  # how far from its default a figure may go
-_RIDGE = 3e-4  # pull to the default, for figures that the samples say little about
-_LONGEST = 0.02  # seconds: a way that is predicted to take longer is no sample
+_RANGE = 10.0  # how far from its default a parameter may go
+_RIDGE = 3e-4  # pull to the default, for parameters that the samples say little about
+_LONGEST = 0.02  # seconds: what is predicted to take longer is no sample
 _SHORTEST = 3e-6  # seconds: what takes less is nothing but the call from Python
 _LARGEST = 1 << 30  # bytes: a program that holds more at once is no sample
 _ROUNDS, _ROUND_S = 5, 2e-3  # of a program: how often it is timed, and for how long at the least
 _SEARCH_S = 2.0  # for the orders of a network
 _LARGE_BATCH = 16384  # rows that keep a GPU busy with a small network
-_REFITS = 3  # of programs: what a step counts, with the figures found
-_EACH = 4  # samples for each figure, at the least
-_HELD = 3  # one sample in so many is held out of the fit, drawn with a fixed seed
+_REFITS = 3  # of programs: what a step counts, with the parameters found
+_EACH = 4  # samples for each parameter, at the least
+_HELD_OUT = 3  # one sample in so many is held out of the fit, drawn with a fixed seed
 
 _T = TypeVar("_T")
-Times = dict[str, float]  # figure -> seconds that it explains, at its default
+Times = dict[str, float]  # parameter -> seconds that it explains, at its default
 
 
 class Sample(NamedTuple):
-    """One way that was run.
+    """One plan that was run.
 
     Attributes:
         text: what it is.
-        times: the seconds that each figure explains at its default.
+        times: the seconds that each parameter explains at its default.
         measured_s: the measured seconds.
-        again: the seconds that each figure explains on a machine; None where they only scale with the figures.
+        times_on: the seconds that each parameter explains on a machine; None where they only scale with the
+            parameters.
     """
 
     text: str
     times: Times
     measured_s: float
-    again: Callable[[Machine], Times] | None = None
+    times_on: Callable[[Machine], Times] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What a calibration found; the default figures where no others were better on the ways held out.
+    """What a calibration found; the default parameters where no others were better on the plans held out.
 
     Attributes:
         what: was calibrated: the runtime, the device and the dtype.
-        machine: figures for `plan(machine=...)`.
-        default: the figures before.
+        machine: parameters for `plan(machine=...)`.
+        default: the parameters before.
         figures: names of those that were fitted.
-        before: median of |predicted / measured - 1| over samples that were held out, with the default figures.
-        after: the same with the fitted figures.
-        samples: how many ways were run.
+        before: median of |predicted / measured - 1| over samples that were held out, with the default parameters.
+        after: the same with the fitted parameters.
+        samples: how many plans were run.
         seconds: how long it took.
     """
 
@@ -105,8 +106,8 @@ class Calibration:
     def __str__(self) -> str:
         own, default = self.machine, self.default
         lines = [
-            f"Calibrated on {self.samples} ways in {self.seconds:.1f} s: {self.what}; median error on those held out "
-            f"{self.before:.0%} with the default figures, {self.after:.0%} with these:"
+            f"Calibrated on {self.samples} plans in {self.seconds:.1f} s: {self.what}; median error on those held out "
+            f"{self.before:.0%} with the default parameters, {self.after:.0%} with these:"
         ]
         lines += [
             f"  {name:<18} {getattr(own, name):>10.3g}  (default {getattr(default, name):.3g})" for name in self.figures
@@ -122,12 +123,12 @@ def calibrate(
     time_limit: float = 40.0,
     progress: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """Measures a device for the cost model, and keeps the figures in the cache folder.
+    """Measures a device for the cost model, and stores the parameters in the cache folder.
 
-    Without a backend, the native runtime of this processor, in one thread: native plans read the figures where no
+    Without a backend, the native runtime of this processor, in one thread: native plans read the parameters where no
     `machine=` is passed. With one, the programs that this backend runs on the device, in the threads that it has: its
-    layers plan with the figures from then on, on this device and in this dtype. Run are a few ways to apply each of a
-    dozen small networks, on a GPU of some larger ones too. `calibrated` gives the figures later on.
+    layers plan with the parameters from then on, on this device and in this dtype. A few plans of each of a dozen small
+    networks are run, on a GPU of some larger ones too. `calibrated` gives the parameters later on.
 
     Args:
         device: "cpu", or with a backend its own word for a device ("cuda", "gpu"); None for its default.
@@ -158,20 +159,20 @@ def calibrate(
                 break
         if progress is not None:
             title = f"{network.topology.name}, batch {batch}"
-            progress(f"calibrating: {title}, {len(samples)} ways, {time.perf_counter() - start:.1f} s")
+            progress(f"calibrating: {title}, {len(samples)} plans, {time.perf_counter() - start:.1f} s")
     if len(samples) < _EACH * len(subject.figures):
-        raise TN4NNError(f"{time_limit} seconds were enough for {len(samples)} ways: allow more time")
+        raise TN4NNError(f"{time_limit} seconds were enough for {len(samples)} plans: allow more time")
     factors, before, after = judged(samples, subject.machine)
     found = Calibration(
         subject.what, scaled(subject.machine, factors), subject.machine, subject.figures, before, after, len(samples),
         time.perf_counter() - start,
     )  # fmt: skip
-    keep(backend or "native", subject.name, dtype, found.to_dict())
+    store(backend or "native", subject.name, dtype, found.to_dict())
     return found
 
 
 def calibrated(device: str | None = None, *, backend: str | None = None, dtype: str = "float32") -> Machine | None:
-    """The figures that `calibrate` has kept, or None where there are none that can be read.
+    """The parameters that `calibrate` has stored, or None where there are none that can be read.
 
     Args:
         device: see `calibrate`.
@@ -188,9 +189,9 @@ def calibrated(device: str | None = None, *, backend: str | None = None, dtype: 
     """
     if backend is not None:
         place = place_of(backend, device, dtype)
-        return kept(backend, place.name, place.dtype)
+        return stored(backend, place.name, place.dtype)
     _check_native(device)
-    return kept("native", CPU, dtype)
+    return stored("native", CPU, dtype)
 
 
 # -- what is run ------------------------------------------------------------------------------------------------
@@ -202,10 +203,10 @@ class _Subject(NamedTuple):
     Attributes:
         what: in words.
         name: of the GPU, or "cpu".
-        machine: the default figures.
+        machine: the default parameters.
         figures: names of those that are fitted.
         asked: networks and batches.
-        samples: runs the ways of a network for a batch.
+        samples: runs plans of a network for a batch.
     """
 
     what: str
@@ -228,7 +229,7 @@ def _native(device: str | None, dtype: str) -> _Subject:
     machine = Machine(vector_bytes=vector_bytes())
     asked = [(network, batch) for network, batches in _networks() for batch in batches]
     samples = functools.partial(_samples, dtype=dtype, machine=machine)
-    return _Subject(f"native runtime, {dtype}", CPU, machine, FIGURES, asked, samples)
+    return _Subject(f"native runtime, {dtype}", CPU, machine, NATIVE_PARAMETERS, asked, samples)
 
 
 def _check_native(device: str | None) -> None:
@@ -251,7 +252,7 @@ def _programs(device: str | None, backend: str, dtype: str) -> _Subject:
     order = np.random.default_rng(0).permutation(len(asked))
     samples = functools.partial(_program_samples, place=place, machine=machine)
     what = f"programs of {backend} on {place.name}, {dtype}"
-    return _Subject(what, place.name, machine, PROGRAM_FIGURES, [asked[i] for i in order], samples)
+    return _Subject(what, place.name, machine, PROGRAM_PARAMETERS, [asked[i] for i in order], samples)
 
 
 def _networks() -> Iterator[tuple[Network, tuple[int, ...]]]:
@@ -309,8 +310,8 @@ def _program_samples(network: Network, batch: int, place: Place, machine: Machin
         runs = [place.run_of(p.program, p.input_shapes(), phase) for p in chosen]
         for p, seconds in zip(chosen, clocked(runs, place), strict=True):
             text = f"{network.topology.name}, batch {batch}, {phase}, {p.order}"
-            again = functools.partial(program_times, p)
-            yield Sample(text, again(machine), seconds, again)
+            times_on = functools.partial(program_times, p)
+            yield Sample(text, times_on(machine), seconds, times_on)
 
 
 def _orders(request: PlanRequest) -> list[tuple[str, Path]]:
@@ -340,8 +341,8 @@ def clocked(runs: Sequence[Callable[[], Any]], place: Place) -> list[float]:
 
 
 def program_times(p: Plan, machine: Machine) -> Times:
-    """The predicted seconds of a program that runs all at once, by the figure that they come from."""
-    found = dict.fromkeys(PROGRAM_FIGURES, 0.0)
+    """The predicted seconds of a program that runs all at once, by the parameter that they come from."""
+    found = dict.fromkeys(PROGRAM_PARAMETERS, 0.0)
     passes, start = (3, "step_s") if p.phase == "train" else (1, "pass_s")
     for work in p.work():
         for name, seconds in seconds_of(work, p.itemsize, machine):
@@ -352,9 +353,9 @@ def program_times(p: Plan, machine: Machine) -> Times:
 
 def native_times(p: Plan, machine: Machine) -> Times:
     """The predicted seconds of a native plan, by the parameter that they come from."""
-    nothing = {name: math.inf if name in _RATES else 0.0 for name in FIGURES}
+    nothing = {name: math.inf if name in _RATES else 0.0 for name in NATIVE_PARAMETERS}
     found = {}
-    for name in FIGURES:
+    for name in NATIVE_PARAMETERS:
         alone = dataclasses.replace(machine, **{**nothing, name: getattr(machine, name)})
         found[name] = recipe_cost(p.recipe, p.batch, p.phase, alone).predicted_s
     return found
@@ -365,33 +366,33 @@ def native_times(p: Plan, machine: Machine) -> Times:
 
 def judged(samples: Sequence[Sample], machine: Machine | None = None) -> tuple[dict[str, float], float, float]:
     """The factors of a fit, and the errors without and with them on samples that it has not seen; where they are no
-    better there, no factors. `machine`: with the default figures."""
+    better there, no factors. `machine`: with the default parameters."""
     order = np.random.default_rng(0).permutation(len(samples))
-    held = [samples[i] for i in order[::_HELD]]
-    seen = [samples[i] for place, i in enumerate(order) if place % _HELD]
+    held_out = [samples[i] for i in order[::_HELD_OUT]]
+    seen = [samples[i] for position, i in enumerate(order) if position % _HELD_OUT]
     default: dict[str, float] = dict.fromkeys(samples[0].times, 1.0)
-    before, factors = error(held, default), fitted(seen)
-    for _ in range(_REFITS if samples[0].again else 0):
-        factors = fitted(_again(seen, machine or Machine(), factors))
-    after = error(_again(held, machine or Machine(), factors), factors)
+    before, factors = error(held_out, default), fitted(seen)
+    for _ in range(_REFITS if samples[0].times_on else 0):
+        factors = fitted(_rescaled(seen, machine or Machine(), factors))
+    after = error(_rescaled(held_out, machine or Machine(), factors), factors)
     return (factors, before, after) if after < before else (default, before, before)
 
 
-def _again(samples: Sequence[Sample], machine: Machine, factors: Mapping[str, float]) -> list[Sample]:
-    """The samples with the seconds that each figure explains at its default, where a step counts what takes longer
-    with the figures found."""
+def _rescaled(samples: Sequence[Sample], machine: Machine, factors: Mapping[str, float]) -> list[Sample]:
+    """The samples with the seconds that each parameter explains at its default, where a step counts what takes longer
+    with the parameters found."""
     own = scaled(machine, factors)
     return [
         sample
-        if sample.again is None
-        else sample._replace(times={name: t / factors[name] for name, t in sample.again(own).items()})
+        if sample.times_on is None
+        else sample._replace(times={name: t / factors[name] for name, t in sample.times_on(own).items()})
         for sample in samples
     ]
 
 
 def fitted(samples: Sequence[Sample]) -> dict[str, float]:
-    """How many times longer than by default what each figure stands for takes: least squares of the relative errors
-    in a box, one figure at a time until nothing moves."""
+    """By what factor each parameter makes things slower than by default: least squares of the relative errors in a
+    box, one parameter at a time until nothing moves."""
     names = tuple(samples[0].times)
     a = _relative(samples)
     normal, wanted = a.T @ a / len(a), a.mean(axis=0)
@@ -419,12 +420,12 @@ def _relative(samples: Sequence[Sample]) -> NDArray[np.float64]:
 
 
 def scaled(machine: Machine, factors: Mapping[str, float]) -> Machine:
-    """The machine on which what each figure stands for takes so many times as long."""
+    """The machine on which what each parameter measures takes so many times as long."""
     factors = dict(factors)
-    if "strided" in factors:  # it stands for copies, whose seconds are strided / bytes_per_s
+    if "strided" in factors:  # it measures copies, whose seconds are strided / bytes_per_s
         factors["strided"] /= factors["bytes_per_s"]
-    figures = {
+    parameters = {
         name: getattr(machine, name) / factor if name in _RATES else getattr(machine, name) * factor
         for name, factor in factors.items()
     }
-    return dataclasses.replace(machine, **figures)
+    return dataclasses.replace(machine, **parameters)

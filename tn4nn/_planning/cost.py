@@ -31,7 +31,7 @@ _LONGEST = 1.0  # seconds: what is predicted to take longer is not measured
 
 @dataclasses.dataclass(frozen=True)
 class CostRow:
-    """What one way to apply a network costs for one batch and phase.
+    """What one candidate to apply a network costs for one batch and phase.
 
     Attributes:
         batch: rows of x.
@@ -42,7 +42,7 @@ class CostRow:
         macs: multiply-adds, half the FLOPs.
         bytes_moved: bytes read and written by all steps.
         largest: bytes of the largest array between x, the cores and y; 0 where there is none.
-        saved: bytes kept between forward and backward.
+        saved: bytes saved between forward and backward.
         predicted_s: seconds by the cost model.
         roofline_s: the least seconds for these multiply-adds on this machine: at its peak rate, or at its bandwidth for
             reading and writing x, y and the cores once (in training their gradients too), whichever is longer.
@@ -98,7 +98,7 @@ class CostReport:
         """By phase, the exponents e with which our time (on a CPU the native one), multiply-adds and memory grow as
         batch^e.
 
-        A least-squares line through the logarithms at all batches; empty for one batch alone. Memory is what is kept
+        A least-squares line through the logarithms at all batches; empty for one batch alone. Memory is what is saved
         for backward, in a forward pass the largest array.
         """
         found = {}
@@ -208,11 +208,11 @@ def cost(
 
     Args:
         network: what is applied; or a torch module, for a report on each of its linear layers and convolutions that
-            stand on a network. A row of a convolution is one position of its output.
+            are on a network. A row of a convolution is one position of its output.
         batches: rows of x.
         phases: "forward", "train" or both.
         itemsize: 4 or 8 bytes of a number; on a GPU also 2.
-        machine: figures of the cost model (default: this processor's, where calibrated; else one CPU core).
+        machine: parameters of the cost model (default: this processor's, where calibrated; else one CPU core).
         device: a GPU, which need not be here: "H100", "H200", "H100 PCIe", "A100", or the full name of one that was
             calibrated with torch. Instead of `machine`.
         measure: also run the rows of the native runtime, and numpy's product for dense, on random numbers; the least
@@ -236,8 +236,8 @@ def cost(
         raise TN4NNError("a cost needs at least one batch, received none")
     if device is not None and (measure or machine is not None):
         raise TN4NNError(
-            f"device={device!r} is priced, with its own figures, and not measured: leave out machine= and measure=, or "
-            "run benchmarks/step_time.py on it"
+            f"device={device!r} is priced, with its own parameters, and not measured: leave out machine= and measure=, "
+            "or run benchmarks/step_time.py on it"
         )
     if not isinstance(network, Network):
         options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "device": device, "measure": measure}
@@ -288,7 +288,7 @@ def _layers(module: Any) -> dict[str, Any]:
     }
     if not found:
         raise TN4NNError(
-            f"no linear layer or convolution of this {type(module).__name__} stands on a network: put TNLinear or "
+            f"no linear layer or convolution of this {type(module).__name__} is on a network: put TNLinear or "
             "TNConv2d in it, or use tn4nn_torch.convert"
         )
     return found
@@ -390,7 +390,7 @@ class _Question:
         return max(macs / peak, numbers * self.itemsize / bandwidth)
 
     def _largest(self, p: Plan) -> int:
-        """Bytes of the largest array that a plan makes on its way, of one batch tile."""
+        """Bytes of the largest array that a plan makes before its result, of one batch tile."""
         problem = p.request.problem.at(min(p.block or self.batch, self.batch))
         legs = legs_along(problem.tensors, problem.output, p.path)[len(problem.tensors) : -1]
         return max((math.prod(problem.sizes[leg] for leg in on) for on in legs), default=0) * self.itemsize

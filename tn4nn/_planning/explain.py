@@ -1,4 +1,4 @@
-"""What a plan spends its time on, and what would change that: every figure comes from planning again."""
+"""What a plan spends its time on, and what would change that: every number comes from planning again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .planner import find
 from .program import program_machine
 
 _BONDS = 12  # at most, those of the largest rank
-_ORDERS = 3  # other orders that are told, the best first
+_ORDERS = 3  # other orders that are listed, the best first
 _MODES = 4  # sites that are joined, and that are cut in two
 
 
@@ -58,7 +58,7 @@ class Explanation:
 
     Attributes:
         plan: the plan.
-        parts: its steps, the dearest first.
+        parts: its steps, the slowest first.
         changes: what was planned anew, the fastest first.
     """
 
@@ -94,7 +94,7 @@ def explain(p: Plan, *, machine: Machine | None = None, cache: bool = True) -> E
     """Names the dominating step of a plan, and plans anew what could be different.
 
     Tried are each bond (the twelve of the largest rank) at a rank one lower and at rank 1, a quarter of the batch and
-    four times it (told for as many rows as the plan has), the other runtime, least memory instead of least time, the
+    four times it (for as many rows as the plan has), the other runtime, least memory instead of least time, the
     best three of the other orders, and other modes: where the topology is one of the catalogue with its default
     options, the four smallest pairs of neighbouring sites joined to one, and the four largest sites cut in two, with
     ranks anew for as many parameters, never more. W of other modes is another family of matrices: what it learns may
@@ -102,7 +102,7 @@ def explain(p: Plan, *, machine: Machine | None = None, cache: bool = True) -> E
 
     Args:
         p: the plan, of form "apply" and without a memory cap.
-        machine: figures of the cost model; those that the plan was made with (default: as for `plan`).
+        machine: parameters of the cost model (default: those that the plan was made with).
         cache: False plans anew and stores nothing.
 
     Example:

@@ -33,7 +33,7 @@ class GrowthPoint:
         at: the batch, the rank of all bonds, or the modes on each side.
         params: numbers in the cores.
         macs: multiply-adds.
-        saved: bytes kept for backward; of a forward pass, the peak.
+        saved: bytes saved for backward; of a forward pass, the peak.
         predicted_s: seconds by the cost model, in the native runtime.
         dense_macs: multiply-adds of the dense layer.
         dense_s: its predicted seconds.
@@ -99,9 +99,9 @@ class Growth:
             axis: ([p.at for p in points], {name: [float(getattr(p, name)) for p in points] for name in names})
             for axis, points in self.curves.items()
         }
-        held = {"batch": "", "rank": f", batch {self.batch}", "sites": f", batch {self.batch}, rank {self.rank}"}
+        fixed = {"batch": "", "rank": f", batch {self.batch}", "sites": f", batch {self.batch}, rank {self.rank}"}
         t = self.network.topology
-        return draw_growth(f"{t.name} {t.in_features} -> {t.out_features}, {self.phase}", curves, held, path)
+        return draw_growth(f"{t.name} {t.in_features} -> {t.out_features}, {self.phase}", curves, fixed, path)
 
     def __repr__(self) -> str:
         lines = [f"Growth of {self.network.topology.name!r}, {self.phase}: x^e, fitted through the logarithms"]
@@ -136,7 +136,7 @@ def growth(
         batch: rows, for the curves of rank and sites.
         phase: "forward" or "train".
         itemsize: 4 or 8 bytes of a number.
-        machine: figures of the cost model (default: this processor's, where calibrated; else one CPU core).
+        machine: parameters of the cost model (default: this processor's, where calibrated; else one CPU core).
         cache: False plans anew and stores nothing.
         progress: called with a line of text for each point.
 

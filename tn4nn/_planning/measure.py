@@ -71,18 +71,18 @@ def runs_of(found: Sequence[Plan]) -> list[Callable[[], object]] | None:
 def interleaved(runs: Sequence[Any], least: float = 2e-3, rounds: int = 5) -> list[float]:
     """The least seconds of each, over rounds that go through all that are still in sight of the fastest."""
     best, repeats = [math.inf] * len(runs), [1] * len(runs)
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         ahead = _HOPELESS * min(best, default=math.inf)
         for i, run in enumerate(runs):
-            if best[i] > ahead and turn > 2:  # once may have been the machine's fault
+            if best[i] > ahead and number > 2:  # one slow round may be the machine's fault
                 continue
-            if not turn:
+            if not number:
                 run()  # the very first call meets fresh memory
             start = time.perf_counter()
             for _ in range(repeats[i]):
                 run()
             spent = (time.perf_counter() - start) / repeats[i]
-            if turn:  # the first time only says how long a call takes
+            if number:  # the first time only says how long a call takes
                 best[i] = min(best[i], spent)
             else:
                 repeats[i] = max(1, min(1000, int(least / max(1e-7, spent))))

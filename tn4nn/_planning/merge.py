@@ -26,7 +26,7 @@ def merged(
 ) -> tuple[Network, dict[str, Any]]:
     """The network with its cores merged where that makes a forward pass of so many rows fastest, weights being frozen.
 
-    What is made out of cores alone is made now and not at every call. At a large batch this may be W itself, one core;
+    What depends on cores alone is computed now and not at every call. At a large batch this may be W itself, one core;
     at a small one often the network as it was.
 
     Args:
@@ -60,8 +60,8 @@ def merged(
     for operand in operands:
         leaves = below[operand]
         legs = tuple(sorted(legs_of[operand], key=order.index))
-        held = [arrays[i].astype(np.result_type(arrays[i], np.float64)) for i in leaves]
-        made.append((contract([tensors[i] for i in leaves], held, legs), legs))
+        wide = [arrays[i].astype(np.result_type(arrays[i], np.float64)) for i in leaves]
+        made.append((contract([tensors[i] for i in leaves], wide, legs), legs))
     t = network.topology
     if len(made) == 1 and not t.kept:  # W itself: in the order that a dense layer has
         array, legs = made[0]

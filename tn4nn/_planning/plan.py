@@ -1,4 +1,4 @@
-"""Plan: the order and the way in which a Network is applied to a batch, by which executor, and what that costs."""
+"""Plan: how a Network is applied to a batch: in which order, by which executor, at what cost."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ class Plan:
 
     @functools.cached_property
     def program(self) -> Program:
-        """The path in array operations, worked out when it is first asked for."""
+        """The path in array operations, computed when it is first read."""
         return lowered(self.request.problem, self.path, self.sliced, 0 if self.executor == "native" else self.block)
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """The path as calls of the native kernel, worked out when it is first asked for."""
+        """The path as calls of the native kernel, computed when it is first read."""
         return recipe(
             self.network, self.path, self.block or self.batch, itemsize=self.itemsize, layouts=self.layouts,
             save=self.save,

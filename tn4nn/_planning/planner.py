@@ -1,4 +1,4 @@
-"""The planner: one question, one plan, found once and kept in the one store."""
+"""The planner: one request, one plan, found once and kept in one store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .measure import measured, worth_measuring
 from .plan import Plan, in_bytes, restored_cost
 from .request import PlanRequest
 
-_TOLD = 24  # candidates that a plan names, at most
+_LISTED = 24  # candidates that a plan names, at most
 
 
 def find(request: PlanRequest, *, cache: bool = True, progress: Progress | None = None) -> Plan:
@@ -83,7 +83,7 @@ def _chosen(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> 
         chosen = found[0]
     else:
         chosen = found[0]
-    table = tuple((p.order, p.cost) for p in found[:_TOLD])
+    table = tuple((p.order, p.cost) for p in found[:_LISTED])
     made = dataclasses.replace(chosen, candidates=table)
     if "program" in vars(chosen):
         vars(made)["program"] = chosen.program

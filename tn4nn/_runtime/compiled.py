@@ -1,4 +1,4 @@
-"""C that is compiled on first use and kept in the cache folder, for processors and compilers as they are found."""
+"""C that is compiled on first use, for the processor and compiler at hand, and stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
-    return "\n".join([platform.machine(), platform.processor(), *sorted(told)])
+    described = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), platform.processor(), *sorted(described)])
 
 
 def vector_bytes() -> int:

@@ -16,7 +16,7 @@ from .cost import NativeMachine
 
 Offsets = NDArray[np.int32]
 LAYOUTS = range(5)
-"""Leg orders of a new state: 0, the operand's legs innermost; 1, those that the state keeps innermost; 2, as the next
+"""Leg orders of a new state: 0, the operand's legs innermost; 1, the state's own innermost; 2, as the next
 step sums them, the summed ones innermost; 3, the same with the summed ones outermost; 4, the legs that stay of those
 that both had, innermost in the operand too."""
 
@@ -47,7 +47,7 @@ class Buffers:
         self.count = 2 * cores + 8
 
     def name(self, buffer: int) -> str:
-        """A short name, for reports; `d` stands before gradients."""
+        """A short name, for reports; gradients begin with `d`."""
         first, last = self.x, self.core_grads[0]
         if buffer < first or buffer >= last:
             return f"core{buffer}" if buffer < first else f"dcore{buffer - last}"
@@ -67,8 +67,8 @@ class Contraction(NamedTuple):
         n: of b and c.
         rows: which group counts the rows of the batch, as its slowest leg: "m", "k", "n", or "".
         adds: later blocks of rows add to c instead of writing it.
-        along: which group the vectors lie along: "n"; "h" where it lies in one piece in all three; "k" where it lies in
-            pieces of whole vectors in b, and best in a too.
+        along: which group the vectors lie along: "n"; "h" where it is contiguous in all three; "k" where it is
+            contiguous in runs of whole vectors in b, and best in a too.
     """
 
     a: View

@@ -84,7 +84,7 @@ class Cost:
         macs: multiply-adds (half the FLOPs); a training step counts forward and backward, 3x forward.
         bytes_moved: bytes read and written by all steps.
         peak: bytes of intermediates alive at once in the forward pass, input and output included.
-        saved: bytes kept between forward and backward, the input included, the cores not; 0 for "forward".
+        saved: bytes saved between forward and backward, the input included, the cores not; 0 for "forward".
         predicted_s: seconds by the cost model.
     """
 

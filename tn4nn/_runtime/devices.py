@@ -1,7 +1,7 @@
-"""Parameters of the cost model for devices: what a calibration has kept, else what the GPUs' data sheets say.
+"""Parameters of the cost model for devices: those that a calibration has stored, else those of the GPUs' data sheets.
 
 The shares of a data sheet that a program reaches were measured on an H100 SXM (torch 2.11, CUDA 13); of the other GPUs
-only the data sheets are known. The CPU's figures are the defaults of `Machine`.
+only the data sheets are known. The CPU's parameters are the defaults of `Machine`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .compiled import processor, vector_bytes
 from .cost import Machine
 from .target import CPU, ITEMSIZES
 
-SCHEMA = 1  # of the files that a calibration keeps
+SCHEMA = 1  # of the files that a calibration writes
 
 _REACHED = 0.75  # of the peak of matrix products, by a large one of the vendor's library
 _STREAMED = 0.85  # of the peak of memory
@@ -55,7 +55,7 @@ class Gpu:
         return self.half_macs_per_s if itemsize <= 2 else self.float32_macs_per_s
 
     def machine(self, itemsize: int, *, compiled: bool = False) -> Machine:
-        """What the cost model is to believe for numbers of that many bytes.
+        """Parameters of the cost model for numbers of that many bytes.
 
         Args:
             itemsize: bytes of one number.
@@ -85,18 +85,18 @@ GPUS = {
 
 
 def gpu(name: str) -> Gpu:
-    """The figures of the first GPU whose name is in the device's; of an H100 for all that are not in the table.
+    """The first GPU whose name is part of the device's; an H100 for all that are not in the table.
 
     Example:
         >>> gpu("NVIDIA H200").bytes_per_s
         4800000000000.0
     """
-    return next((figures for part, figures in GPUS.items() if part in name), _H100)
+    return next((card for part, card in GPUS.items() if part in name), _H100)
 
 
 def machine_of(name: str, itemsize: int) -> Machine:
-    """Figures of a GPU that need not be here, for programs that run operation by operation: those that a calibration
-    with torch has kept under this name, else those of its data sheet.
+    """Parameters of a GPU that need not be here, for programs that run operation by operation: those that a calibration
+    with torch has stored under this name, else those of its data sheet.
 
     Raises:
         TN4NNError: neither.
@@ -106,7 +106,7 @@ def machine_of(name: str, itemsize: int) -> Machine:
         True
     """
     dtype = "bfloat16" if itemsize == 2 else f"float{8 * itemsize}"
-    found = kept("torch", name, dtype)
+    found = stored("torch", name, dtype)
     if found is None and not any(part in name for part in GPUS):
         raise TN4NNError(f"unknown GPU {name!r}: expected one of {', '.join(GPUS)}, or one that was calibrated")
     return found or gpu(name).machine(itemsize)
@@ -122,23 +122,23 @@ def machine_for(backend: str, name: str, dtype: str, *, compiled: bool = False) 
         compiled: see `Gpu.machine`.
 
     Returns:
-        What `calibrate` has kept, else those of the GPU's data sheet; None for a CPU that was not calibrated, whose
+        What `calibrate` has stored, else those of the GPU's data sheet; None for a CPU that was not calibrated, whose
         parameters are the defaults.
     """
-    machine = kept(backend, name, dtype)
+    machine = stored(backend, name, dtype)
     if machine is None and name != CPU:
         return gpu(name).machine(ITEMSIZES[dtype], compiled=compiled)
     return machine
 
 
-def kept(runtime: str, name: str, dtype: str) -> Machine | None:
-    """The figures that a calibration has kept for a runtime ("native", or a backend), a device and a dtype; None where
-    there are none that can be read. Looked for on disk once a process."""
+def stored(runtime: str, name: str, dtype: str) -> Machine | None:
+    """The parameters that a calibration has stored for a runtime ("native", or a backend), a device and a dtype; None
+    where there are none that can be read. The disk is read once a process."""
     return _read(_file(runtime, name, dtype))
 
 
-def keep(runtime: str, name: str, dtype: str, found: Mapping[str, Any]) -> None:
-    """Puts a calibration, as plain data, on disk."""
+def store(runtime: str, name: str, dtype: str, found: Mapping[str, Any]) -> None:
+    """Writes a calibration, as plain data, to disk."""
     atomic_write(_file(runtime, name, dtype), json.dumps(found).encode())
     _read.cache_clear()
 
@@ -153,13 +153,13 @@ def _read(path: File) -> Machine | None:
     try:
         data = json.loads(path.read_bytes())
         machine = Machine(**data["machine"])
-        sound = data["schema"] == SCHEMA and all(0 < figure < math.inf for figure in dataclasses.astuple(machine))
+        sound = data["schema"] == SCHEMA and all(0 < number < math.inf for number in dataclasses.astuple(machine))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return machine if sound else None
 
 
 def native_machine(itemsize: int = 4) -> Machine:
-    """Parameters of this processor for the native runtime: those that a calibration has kept, else the defaults with
+    """Parameters of this processor for the native runtime: those that a calibration has stored, else the defaults with
     its vectors."""
-    return kept("native", CPU, f"float{8 * itemsize}") or Machine(vector_bytes=vector_bytes())
+    return stored("native", CPU, f"float{8 * itemsize}") or Machine(vector_bytes=vector_bytes())

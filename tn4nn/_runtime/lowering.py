@@ -14,7 +14,7 @@ from .program import Kind, Program, Step
 
 class _Node(NamedTuple):
     legs: frozenset[str]
-    natural: Legs  # the order in which the node comes without being asked
+    natural: Legs  # the leg order in which the node comes where nothing else is wanted
     children: tuple[int, int] | None
 
 
@@ -42,9 +42,9 @@ class _Lowering:
         flat_input: bool,
     ) -> None:
         self.sizes = sizes
-        keep = {leg for leg in sizes if sizes[leg] != 1 or leg == BATCH}  # size-1 legs need no work at all
-        self.output = tuple(leg for leg in output if leg in keep)
-        self.nodes = [_Node(frozenset(t) & keep, tuple(leg for leg in t if leg in keep), None) for t in tensors]
+        real = {leg for leg in sizes if sizes[leg] != 1 or leg == BATCH}  # size-1 legs need no work at all
+        self.output = tuple(leg for leg in output if leg in real)
+        self.nodes = [_Node(frozenset(t) & real, tuple(leg for leg in t if leg in real), None) for t in tensors]
         self._grow(path)
         self.volumes = [math.prod(sizes[leg] for leg in node.legs) for node in self.nodes]  # elements of each
         self.tried: list[dict[Legs, _Choice]] = [{} for _ in self.nodes]
@@ -245,8 +245,8 @@ class _Lowering:
         rb = self._matrix(rb, s, (k, n), forms[1] != (*shared, *summed, *columns))
         return self._emit("matmul", (ra, rb), (), (*s, m, n))
 
-    def _matrix(self, register: int, shared: tuple[int, ...], shape: tuple[int, int], turned: bool) -> int:
-        if not turned:
+    def _matrix(self, register: int, shared: tuple[int, ...], shape: tuple[int, int], transposed: bool) -> int:
+        if not transposed:
             return self._reshape(register, (*shared, *shape))
         register = self._reshape(register, (*shared, *shape[::-1]))
         axes = (0, 2, 1) if shared else (1, 0)

@@ -1,7 +1,7 @@
 """The native runtime: the calls of a recipe run by `contract.c`, called through ctypes with addresses.
 
 Nothing here knows a framework: arrays are given by address, float32 or float64, contiguous. All calls of a recipe are
-encoded in one array without addresses, the **encoded plan**, which whoever calls the C functions may copy and store.
+encoded in one array without addresses, the **encoded plan**, which a caller of the C functions may copy and store.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def definitions(itemsize: int) -> tuple[str, ...]:
     return f"-DREAL={real}", f"-DWHOLE={whole}", *(f"-D{name}={number}" for name, number in shared.items())
 
 
-# -- a recipe in one encoded --------------------------------------------------------------------------------------
+# -- an encoded plan ----------------------------------------------------------------------------------------------
 
 
 class _Tables:
-    """The tables of a encoded, each once, and where they begin, in 4-byte numbers."""
+    """The tables of an encoded plan, each once, and where they begin, in 4-byte numbers."""
 
     def __init__(self, start: int) -> None:
         self.length = start
@@ -91,18 +91,18 @@ def encode(
     sums: Sequence[int],
     lengths: Sequence[int],
 ) -> Encoded:
-    """A recipe in one encoded; `Head` in the C source says what lies where.
+    """A recipe as an encoded plan; `Head` in the C source defines the format.
 
     Args:
-        sections: calls that run once before, of a block forward, of a block backward, and once after.
+        sections: calls that run once before, of a batch tile forward, of a batch tile backward, and once after.
         sizes: of every leg.
         itemsize: bytes of one number.
-        block: rows that pass at a time.
+        block: rows of a batch tile.
         cores: of the network.
-        steps: for each memory, numbers from one row to the next.
-        sums: for each memory that blocks of rows add to, its length; 0 for the others.
+        steps: for each buffer, numbers from one row to the next.
+        sums: for each buffer that batch tiles add to, its length; 0 for the others.
         lengths: of what the prologue makes, of the states, and of the gradients of both; of the states of a row that
-            the caller keeps, and of what it keeps of the prologue.
+            the caller saves, and of what it saves of the prologue.
     """
     width = vector_bytes() // itemsize
     first = [0]
@@ -129,7 +129,7 @@ def _flat(call: Contraction, sizes: Mapping[str, int], block: int, width: int, t
         (_DOTS, call.along == "k"),
         (_C_FOURS, one.c_run % 4 == 0),
         (_A_RUNS, one.a_run % width == 0),
-        (_A_COLUMNS, one.m_run % 8 == 0),  # in pieces of MR, which is 8 or 4
+        (_A_COLUMNS, one.m_run % 8 == 0),  # in runs of MR, which is 8 or 4
     )
     found = [one.h, one.m, one.n, one.k, _ROWS[call.rows], sum(flag for flag, there in flags if there)]
     found += [n for view in (call.a, call.b, call.c) for n in (view.buffer, view.offset)]
@@ -149,7 +149,7 @@ class Native:
         inputs: numbers of one row of x.
         outputs: numbers of one row of y.
         numbers: of each core.
-        host: what a framework has made of it for itself; a copy starts without.
+        host: what a framework has made of it; a copy starts without.
     """
 
     def __init__(self, recipe: Recipe, library: ctypes.CDLL) -> None:
@@ -168,8 +168,8 @@ class Native:
 
     def saved(self, rows: int) -> int:
         """Numbers that a training step saves beside x: what the prologue makes, and states."""
-        held, block = self.recipe.saved_prologue, self.recipe.block
-        return -(-held // 16) * 16 + -(-rows // block) * block * self.recipe.saved_per_row
+        prologue, block = self.recipe.saved_prologue, self.recipe.block
+        return -(-prologue // 16) * 16 + -(-rows // block) * block * self.recipe.saved_per_row
 
     def encoded(self, wanted: tuple[bool, ...] = ()) -> Encoded:
         """All calls for the gradients of x and of the cores that are wanted, forward pass included: one that saves
@@ -183,7 +183,7 @@ class Native:
         recipe, x = self.recipe, any(wanted[:1])
         buffers = recipe.buffers
         cores = frozenset(i for i, needed in enumerate(wanted[1:]) if needed)
-        again = recipe.recompute() if cores else ()
+        recomputed = recipe.recompute() if cores else ()
         back = recipe.backward(recipe.steps, x, cores) if any(wanted) else ()
         after = recipe.backward(recipe.prologue, False, cores)
         rows = {
@@ -195,7 +195,7 @@ class Native:
         rows[buffers.states] = recipe.saved_per_row if any(wanted) else 0
         memories = (buffers.prologue, buffers.states, buffers.prologue_grads, buffers.state_grads)
         return encode(
-            (recipe.contractions(recipe.prologue), recipe.forward(any(wanted)), (*again, *back), after),
+            (recipe.contractions(recipe.prologue), recipe.forward(any(wanted)), (*recomputed, *back), after),
             recipe.sizes,
             recipe.itemsize,
             block=recipe.block,
@@ -210,7 +210,7 @@ class Native:
         )
 
     def _sums(self) -> list[int]:
-        """Numbers in each memory that rows add to."""
+        """Numbers in each buffer that rows add to."""
         recipe = self.recipe
         written = {view.buffer for step in recipe.steps for view in step.read_grads if not view.row}
         found = [0] * recipe.buffers.count
@@ -289,12 +289,12 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
     long, address = ctypes.c_long, ctypes.c_void_p
     for function in (found.forward, found.backward):
         function.argtypes, function.restype = (address, long, address, long, _PARALLEL, address), None
-    if vector_bytes() % (found.vector_width() * itemsize):  # pieces say where whole vectors of that many bytes lie
+    if vector_bytes() % (found.vector_width() * itemsize):  # encoded plans are for vectors of that many bytes
         return False
     for a_legs, b_legs, c_legs in _CHECKS:
         a, b = (rng.standard_normal([_SIZES[leg] for leg in legs]).astype(dtype) for legs in (a_legs, b_legs))
         expected = np.einsum(f"{a_legs},{b_legs}->{c_legs}", a.astype("f8"), b.astype("f8"))
-        # Memories are cores, x, y: here one core, of which nothing is asked but to be read.
+        # Buffers are cores, x, y: here a core, x and y stand for a, b and c.
         views = [View(i, 0, tuple(legs)) for i, legs in enumerate((a_legs, b_legs, c_legs))]
         made = np.empty(expected.shape, dtype)
         for call in _roles(views, (a_legs, b_legs, c_legs)):

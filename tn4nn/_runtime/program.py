@@ -2,7 +2,7 @@
 
 Registers are numbered: the inputs first, then one for each step. A step is one of four array operations
 that numpy, torch and jax all have (reshape, permute, matmul with one batch axis, broadcast multiply), so a
-backend is these four functions and the loop in `run`. The batch axis stands as -1 in reshapes: a program
+backend is these four functions and the loop in `run`. The batch axis is -1 in reshapes: a program
 found for one batch size runs any other.
 """
 
@@ -89,16 +89,16 @@ def registers_of(
     steps: Iterable[Step],
     inputs: Sequence[Any],
     *,
-    kept: Container[int] = (),
+    saved: Container[int] = (),
     shapes: list[Any] | None = None,
 ) -> list[Any]:
-    """All registers after some steps; None where no later step reads them, unless they are to be kept.
+    """All registers after some steps; None where no later step reads them, unless they are to be saved.
 
     Args:
         ops: the backend's array operations.
         steps: the first of a program, or all.
         inputs: the first registers.
-        kept: registers that stay.
+        saved: registers that stay.
         shapes: takes the shapes of all registers.
     """
     registers: list[Any] = list(inputs)
@@ -118,7 +118,7 @@ def registers_of(
         if shapes is not None:
             shapes.append(made.shape)
         for register in step.frees:
-            if register not in kept:
+            if register not in saved:
                 registers[register] = None
     return registers
 
@@ -131,7 +131,7 @@ def _run_sliced(ops: Ops, program: Program, inputs: Sequence[Any]) -> Any:
     for positions in itertools.product(*(range(size) for size, _ in program.sliced)):
         sliced = list(inputs)
         # Later axes first, so that taking one out does not move the others.
-        cuts = [(r, axis, p) for (_, places), p in zip(program.sliced, positions, strict=True) for r, axis in places]
+        cuts = [(r, axis, p) for (_, axes), p in zip(program.sliced, positions, strict=True) for r, axis in axes]
         for register, axis, position in sorted(cuts, key=lambda cut: -cut[1]):
             sliced[register] = ops.select(sliced[register], axis, position)
         part = run(ops, whole, sliced)

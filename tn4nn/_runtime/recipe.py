@@ -22,7 +22,7 @@ from .._graph.paths import BATCH, Legs, Path, legs_along
 from .._graph.problem import chain_along_x, is_path, tensors_of
 from .contraction import Buffers, Contraction, Shape, View, best_contraction, cached_shape
 
-_SAVED_PROLOGUE = 10**6  # bytes of what the prologue makes that are saved for backward; more is made again
+_SAVED_PROLOGUE = 10**6  # bytes of what the prologue makes that are saved for backward; more is recomputed
 _ALIGNED = 16  # numbers: every intermediate begins at a multiple of so many
 
 
@@ -33,7 +33,7 @@ class RecipeStep(NamedTuple):
     writes: View
     read_grads: tuple[View, View]
     write_grad: View
-    cores: tuple[frozenset[int], frozenset[int]]  # that each of the two is made of
+    cores: tuple[frozenset[int], frozenset[int]]  # of which each of the two is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Recipe:
         steps: steps of x, in order, for a forward pass that saves its states.
         streamed_steps: the same for one that does not: two states take turns in memory.
         lengths: numbers in each buffer that is not the caller's, by buffer.
-        layouts: as they were asked for.
+        layouts: as requested.
         saved_per_row: numbers of the states of a row that a training step saves; 0 where it recomputes them.
         save_states: a training step saves all that it can read later on.
     """
@@ -83,7 +83,7 @@ class Recipe:
     @property
     def saved_prologue(self) -> int:
         """Numbers of what the prologue makes that a training step saves; 0 where there are so many that the backward
-        pass makes them again."""
+        pass recomputes them."""
         made = self.lengths[self.buffers.prologue]
         return made if self.save_states or made * self.itemsize <= _SAVED_PROLOGUE else 0
 
@@ -241,7 +241,7 @@ def _prologue(arrays: _Arrays, chain: Chain, layouts: Mapping[int, Legs]) -> tup
 
 
 def _natural(arrays: _Arrays, node: int, pair: tuple[int, int]) -> Legs:
-    """The order in which the legs of a product come without being asked: shared ones, those of a, those of b."""
+    """The order of the legs of a product where nothing else is wanted: shared ones, those of a, those of b."""
     a, b = (arrays.views[i].legs for i in pair)
     made = arrays.legs[node]
     return tuple(dict.fromkeys(leg for leg in (*(leg for leg in a if leg in b), *a, *b) if leg in made))
@@ -262,12 +262,12 @@ def _layouts(arrays: _Arrays, chain: Chain, final: Legs, codes: tuple[int, ...])
     state, order = arrays.views[arrays.x].legs, list(arrays.sizes)
     for position, (node, (_, operand)) in enumerate(chain):
         code = codes[position] if position < len(codes) else 0
-        held, made = arrays.legs[operand], arrays.legs[node]
+        joined, made = arrays.legs[operand], arrays.legs[node]
         groups = _Groups(
-            tuple(leg for leg in state if leg in held and leg in made),
-            tuple(leg for leg in state if leg not in held),
-            tuple(leg for leg in state if leg in held and leg not in made),
-            tuple(sorted(held - set(state), key=order.index)),
+            tuple(leg for leg in state if leg in joined and leg in made),
+            tuple(leg for leg in state if leg not in joined),
+            tuple(leg for leg in state if leg in joined and leg not in made),
+            tuple(sorted(joined - set(state), key=order.index)),
         )
         if position == len(chain) - 1:
             state = final

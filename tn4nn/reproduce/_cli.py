@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .._base.errors import DataError
+from .. import DataError
 from .._comparison.workers import use_threads
 from ._experiment import FAILS
 from ._page import write_page

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import Linear, Network, plan
 from .._base.clock import Call
-from .._graph.network import Network
 from .._graph.paths import Path, legs_along, path_macs
 from .._graph.problem import Problem
-from .._model.layers import Linear
-from .._planning.layer import plan
 
 ORDERS = ("left to right", "right to left", "W first")
 _LARGEST = 2**28  # elements of all intermediates of a forward pass: 1 GiB in float32

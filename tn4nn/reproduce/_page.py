@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._base.errors import TN4NNError
+from .. import TN4NNError
 from .._base.files import atomic_write
 from .._base.tables import markdown_table
 from .._comparison.summary import machine_line

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from .. import TN4NNError
 from .._base.checks import nearest
-from .._base.errors import TN4NNError
 from ._experiment import Experiment
 
 # Name -> module in this package, in the order of the page. Imported when asked for.

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._base.errors import CheckpointError, TN4NNError
+from .. import CheckpointError, TN4NNError, installed_backends
 from .._base.records import plain, read_record, write_json
 from .._comparison.machine import machine
 from .._drawing.figure import new_figure, saved
-from .._model.backend import installed_backends
 from ._experiment import FAILS, Experiment, Row, Settings
 from ._registry import experiment
 

@@ -10,13 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import Dataset, Epoch, Layer, Run, load_data, train
 from .._drawing.figure import dots, dress, panels
 from .._model.backend import Trainer
-from .._model.layers import Layer
-from .._training.data import Dataset
-from .._training.data import load as load_data
-from .._training.results import Epoch, Run
-from .._training.train import train
 from ._experiment import Line, Row, Settings, Unit, mean_line
 
 if TYPE_CHECKING:

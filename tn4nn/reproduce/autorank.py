@@ -8,14 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import presets
-from .._compression.ranks import grow
-from .._graph.topology import Topology
-from .._model.budget import with_budget
-from .._model.layers import Linear, ReLU
-from .._model.layers import Sequential as Model
-from .._training.autorank import AutoRank
-from .._training.results import Run
+from .. import AutoRank, Linear, ReLU, Run, Topology, grow, presets, with_budget
+from .. import Sequential as Model
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, dataset, draw_accuracies, of, units
 

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import Linear, Network, ReLU, build, catalogue, train
+from .. import Sequential as Model
 from .._drawing.figure import dress, legend, panels, style
-from .._graph.catalogue import build, catalogue
-from .._graph.network import Network
-from .._model.layers import Linear, ReLU
-from .._model.layers import Sequential as Model
-from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 
 if TYPE_CHECKING:

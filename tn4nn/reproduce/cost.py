@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import presets
+from .. import Network, installed_backends, presets
 from .._base.clock import interleaved, ratio
 from .._base.tables import markdown_table
 from .._drawing.figure import COLOURS, INK, dress, legend, panels
-from .._graph.network import Network
-from .._model.backend import installed_backends
 from ._experiment import Experiment, Line, Row, Settings, Unit
 from ._fixed_orders import ORDERS, Cell, calls, costs, names_of
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import presets
+from .. import Sequential, presets
 from .._base.tables import markdown_table
-from .._model.layers import Sequential
 from ._experiment import Experiment, Line, Row, Settings, Unit
 
 # Published, or counted by hand from the published shapes: D -> (both layers, rho).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .. import load_data
 from .._comparison.topologies import candidates_for, model_for
-from .._training.data import load as load_data
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, draw_accuracies, of, units
 

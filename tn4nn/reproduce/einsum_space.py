@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import Layer, Linear, Network, ReLU, Topology, topology, train
+from .. import Sequential as Model
 from .._base.seeds import rng_for
 from .._base.tables import markdown_table
 from .._comparison.settings import LEARNING_RATES
 from .._drawing.figure import COLOURS, GREY, dress, legend, panels
-from .._graph.network import Network
 from .._graph.problem import min_macs
-from .._graph.topology import Topology, topology
-from .._model.layers import Layer, Linear, ReLU
-from .._model.layers import Sequential as Model
-from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 
 if TYPE_CHECKING:

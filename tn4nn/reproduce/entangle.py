@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import presets
+from .. import (
+    Dataset,
+    Entanglement,
+    Epoch,
+    Layer,
+    decompose,
+    entanglement,
+    entanglement_nulls,
+    low_rank,
+    presets,
+    train,
+)
 from .._base.files import atomic_write
 from .._base.tables import markdown_table
-from .._compression.decompose import decompose
-from .._compression.entanglement import Entanglement, entanglement, entanglement_nulls
 from .._drawing.figure import COLOURS, GREY, LINES, dress, legend, panels, style
-from .._graph.catalogue import low_rank
 from .._model.backend import Trainer
-from .._model.layers import Layer
-from .._training.data import Dataset
-from .._training.results import Epoch
-from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import dataset, significant
 from .fc2 import DENSE_LR

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import presets
+from .. import Linear, ReLU, low_rank, presets
+from .. import Sequential as Model
 from .._drawing.figure import INK, dress, legend, panels, style
-from .._graph.catalogue import low_rank
-from .._model.layers import Linear, ReLU
-from .._model.layers import Sequential as Model
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, units
 

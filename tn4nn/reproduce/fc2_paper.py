@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import presets
+from .. import Layer, presets, train
 from .._base.seeds import rng_for
 from .._base.tables import markdown_table
-from .._model.layers import Layer
-from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, dataset, draw_accuracies, of, units
 

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import presets
+from .. import Run, entanglement, presets
 from .._base.tables import markdown_table
-from .._compression.entanglement import entanglement
 from .._drawing.figure import GREY, INK, dress, legend, panels, style
-from .._training.results import Run
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, significant, units
 

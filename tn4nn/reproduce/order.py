@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .. import presets
-from .._graph.ordering import Ordering
-from .._model.layers import Linear, ReLU
-from .._model.layers import Sequential as Model
+from .. import Linear, Ordering, ReLU, presets
+from .. import Sequential as Model
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, draw_accuracies, of, units
 from .fc2 import RECIPE

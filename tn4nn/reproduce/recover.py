@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import presets
+from .. import Dataset, backend, presets, train
 from .._drawing.figure import GREY, LINES, dress, legend, panels, style
-from .._model.backend import backend
-from .._training.data import Dataset
-from .._training.train import train
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import dataset
 from .fc2 import DENSE_LR

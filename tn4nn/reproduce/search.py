@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import search, topology
 from .._drawing.figure import GREY, dress, legend, panels, style
-from .._graph.topology import topology
-from .._search.search import search
 from ._experiment import Experiment, Line, Row, Settings, Unit
 
 if TYPE_CHECKING:

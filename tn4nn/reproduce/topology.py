@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import Candidate, build, compare
 from .._base.tables import markdown_table
-from .._comparison.compare import compare
 from .._comparison.settings import LEARNING_RATES
 from .._comparison.significance import level_with_best
-from .._comparison.topologies import Candidate
 from .._drawing.figure import GREY, dress, legend, panels, style
-from .._graph.catalogue import build
 from ._experiment import Experiment, Line, Row, Settings, Unit
 
 if TYPE_CHECKING:

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import presets
-from .._base.errors import DataError
+from .. import DataError, load_data, presets
 from .._base.files import cache_folder
-from .._training.data import load as load_data
 from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, of, units
 

@@ -74,10 +74,10 @@ def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
         parts = name.split(".")
         # A convolution that became a linear layer is one level deeper, between two reshapes.
         above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-        place = next((one for one in above if one in dense), None)
-        if place is None:
+        twin_name = next((one for one in above if one in dense), None)
+        if twin_name is None:
             raise TopologyError(f"layer {name!r} has no dense twin: expected one of {', '.join(dense) or 'none'}")
-        found.append(Replaced(place, network, network.num_params, dense[place].solid().num_params))
+        found.append(Replaced(twin_name, network, network.num_params, dense[twin_name].solid().num_params))
     return tuple(found)
 
 

@@ -84,8 +84,8 @@ def random_topology(seed: int, *, cores: int = 5) -> Topology:
         for b in range(int(rng.integers(count - 1, count + 3))):
             for core in rng.permutation(count)[: int(rng.choice([2, 2, 2, 3]))]:
                 legs[core].append(f"a{b}")
-    made = [Core(f"core{i}", tuple(rng.permutation(own).tolist())) for i, own in enumerate(legs) if own]
-    return Topology(tuple(made), inputs, outputs, name=f"random{seed}")
+    found = [Core(f"core{i}", tuple(rng.permutation(own).tolist())) for i, own in enumerate(legs) if own]
+    return Topology(tuple(found), inputs, outputs, name=f"random{seed}")
 
 
 def random_network(seed: int, *, cores: int = 5) -> Network:
@@ -100,14 +100,14 @@ def _small(t: Topology, rank: int = 3) -> Network:
 
 
 def _linear_cases() -> list[Case]:
-    made = []
+    cases = []
     for name in cat.catalogue():
         sites = 1 if name == "dense" else 2 if name == "tucker" else 4 if name == "mera" else 3
         net = _small(cat.build(name, 24, 18, sites=sites, pad=False))
-        made.append(Case(f"linear-{name}", layers.Linear(net), (24,)))
+        cases.append(Case(f"linear-{name}", layers.Linear(net), (24,)))
     padded = _small(cat.build("mpo", 23, 29, sites=2))
     block = topology("k x0 a, a k y0, x1 y1", {"k": 2, "x0": 3, "x1": 2}, {"y1": 2, "k": 2, "y0": 5}).with_rank(2)
-    made += [
+    cases += [
         Case("linear-padded", layers.Linear(padded), (23,)),
         Case("linear-kept", layers.Linear(block), (12,)),
         Case(
@@ -120,8 +120,8 @@ def _linear_cases() -> list[Case]:
         Case("linear-leading-axes", layers.Linear(_small(cat.tree((2, 3, 4), (2, 2, 2)))), (5, 24)),
         Case("linear-size-1", layers.Linear(topology("x0 a, a b, b y0", {"x0": 1}, {"y0": 1}).with_rank(2)), (1,)),
     ]
-    made += [Case(f"linear-random-{seed}", _random_linear(seed), _random_shape(seed)) for seed in range(12)]
-    return made
+    cases += [Case(f"linear-random-{seed}", _random_linear(seed), _random_shape(seed)) for seed in range(12)]
+    return cases
 
 
 def _random_linear(seed: int) -> layers.Linear:
@@ -140,8 +140,8 @@ def _other_cases() -> list[Case]:
     plain: dict[str, layers.Layer] = {
         k.__name__.lower(): k() for k in (layers.ReLU, layers.GELU, layers.Tanh, layers.Sigmoid, layers.SiLU)
     }
-    made = [Case(name, layer, (6,)) for name, layer in plain.items()]
-    made += [
+    cases = [Case(name, layer, (6,)) for name, layer in plain.items()]
+    cases += [
         Case("conv", conv, (3, 7, 6), (1, 3)),
         Case("conv-dense", layers.Conv2d(2, 3, kernel=3, padding=1), (2, 5, 5), (1, 3)),
         Case("conv-patches", layers.Conv2d(_small(cat.low_rank(8 * 9, 64), 1), kernel=3), (8, 5, 5), (2,)),
@@ -171,7 +171,7 @@ def _other_cases() -> list[Case]:
             (1, 3),
         ),
     ]  # fmt: skip
-    return made
+    return cases
 
 
 CASES: tuple[Case, ...] = (*_linear_cases(), *_other_cases())
@@ -180,11 +180,11 @@ CASES: tuple[Case, ...] = (*_linear_cases(), *_other_cases())
 def weights_for(model: layers.Layer, seed: int = 0) -> dict[str, Array]:
     """Weights of which none is at a trivial value: biases and statistics are random too."""
     rng = rng_for(seed, "conformance")
-    made: dict[str, Array] = dict(model.init(seed))
+    weights: dict[str, Array] = dict(model.init(seed))
     for name, spec in model.specs().items():
         if spec.role != "core":
-            made[name] = (rng.random(spec.shape) + (0.5 if name.endswith("var") else 0.0)).astype(np.float32)
-    return made
+            weights[name] = (rng.random(spec.shape) + (0.5 if name.endswith("var") else 0.0)).astype(np.float32)
+    return weights
 
 
 def inputs_for(case: Case, batch: int, seed: int = 0) -> Array:

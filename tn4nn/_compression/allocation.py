@@ -3,7 +3,7 @@
 Every matrix has a curve, what it loses (a share of its squared norm, or of that of its outputs) by how many
 parameters it is given; its last point is the dense matrix. Layers act one after the other, so the product of what
 they keep is maximised: small losses add up, and no layer loses everything. On the lower convex hulls of the curves (of
--ln of what is kept) the steepest segment is bought first.
+-ln of the share that is left) the steepest segment is bought first.
 """
 
 from __future__ import annotations

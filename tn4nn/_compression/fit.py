@@ -181,7 +181,7 @@ class Fitter:
         assert self.tree is not None
         swept = self._swept(self._seen, network)
         root = self.tree.topology.cores[self.tree.root].name
-        return -float(np.linalg.norm(swept[root]))  # all others are isometries: what is kept, so what is lost
+        return -float(np.linalg.norm(swept[root]))  # all others are isometries: its norm is that of W'
 
     def lost_at_edges(self, network: Network) -> list[tuple[tuple[str, ...], float]]:
         """The bonds of each edge of the tree, and what W loses there alone, relative; nothing where there is no tree,

@@ -20,6 +20,7 @@ from .._base.seeds import rng_for
 from .._graph.contract import apply
 from .._graph.network import Network
 from .._graph.paths import Legs
+from .._graph.topology import Topology
 from .._graph.tree import Tree, tree_of
 
 Weights = Mapping[str, NDArray[Any]]
@@ -36,6 +37,12 @@ def wide(weights: Weights) -> dict[str, Array]:
 def narrow(weights: Weights, like: Weights) -> dict[str, NDArray[Any]]:
     """Contiguous arrays in the dtypes of the weights that they were made from."""
     return {name: np.ascontiguousarray(weights[name], dtype=np.asarray(a).dtype) for name, a in like.items()}
+
+
+def ends_of(topology: Topology, bond: str) -> list[tuple[str, int]]:
+    """(core, axis) of a bond, for each core that holds it."""
+    cores = [topology.cores[i] for i in topology.holders[bond]]
+    return [(core.name, core.legs.index(bond)) for core in cores]
 
 
 def plain_tree(network: Network, root: str | None, what: str) -> Tree:
@@ -118,18 +125,17 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
         (4.0, 4.0)
     """
     network.check(weights)
-    balanced, cores = wide(weights), network.topology.cores
+    balanced = wide(weights)
     squares = {name: np.real(array * array.conj()) for name, array in balanced.items()}
-    holders = network.topology.holders
-    places = {bond: [(cores[i].name, cores[i].legs.index(bond)) for i in holders[bond]] for bond in network.ranks}
-    scales = {bond: [np.ones(size)] * len(places[bond]) for bond, size in network.ranks.items()}
+    ends = {bond: ends_of(network.topology, bond) for bond in network.ranks}
+    scales = {bond: [np.ones(size)] * len(ends[bond]) for bond, size in network.ranks.items()}
     for _ in range(_PASSES):
-        for bond, where in places.items():
+        for bond, where in ends.items():
             found = _balanced([_norms_along(squares[name], axis) for name, axis in where])
             for (name, axis), scale in zip(where, found, strict=True):
                 squares[name] = squares[name] * _along(scale**2, axis, squares[name].ndim)
             scales[bond] = [old * new for old, new in zip(scales[bond], found, strict=True)]
-    for bond, where in places.items():
+    for bond, where in ends.items():
         for (name, axis), scale in zip(where, scales[bond], strict=True):
             balanced[name] = balanced[name] * _along(scale, axis, balanced[name].ndim)
     return narrow(balanced, weights)

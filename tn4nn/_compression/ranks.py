@@ -22,7 +22,7 @@ from .._base.seeds import rng_for
 from .._graph.network import Network
 from .._graph.topology import Topology
 from .._graph.tree import tree_of
-from .gauge import narrow, wide
+from .gauge import ends_of, narrow, wide
 from .svd import root
 
 Weights = Mapping[str, NDArray[Any]]
@@ -167,7 +167,7 @@ def with_larger_bonds(before: Resized, ranks: Mapping[str, int], seed: int) -> R
     """The same W with larger bonds; see `grow`."""
     weights, changes = dict(before.weights), list(before.changes)
     for bond, size in ranks.items():
-        ends = _ends(before.network.topology, bond)
+        ends = ends_of(before.network.topology, bond)
         for name, axis in ends:
             old = weights[name]
             pad = np.eye(old.shape[axis], size)
@@ -184,12 +184,6 @@ def with_larger_bonds(before: Resized, ranks: Mapping[str, int], seed: int) -> R
 
 def _resized(network: Network, ranks: Mapping[str, int]) -> Network:
     return Network(network.topology, {**network.ranks, **ranks})
-
-
-def _ends(topology: Topology, bond: str) -> list[tuple[str, int]]:
-    """(core, axis) of a bond, for each core that holds it."""
-    cores = [topology.cores[i] for i in topology.holders[bond]]
-    return [(core.name, core.legs.index(bond)) for core in cores]
 
 
 # -- smaller ----------------------------------------------------------------------------------------------------
@@ -226,7 +220,7 @@ class _Bond:
     Schmidt values, and Y V / sqrt(S) beside X U / sqrt(S) the projection onto the largest (balanced truncation)."""
 
     def __init__(self, topology: Topology, weights: Mapping[str, Array], bond: str) -> None:
-        self.ends = _ends(topology, bond)
+        self.ends = ends_of(topology, bond)
         self.sides: tuple[Array, Array] | None = None
         if len(self.ends) == 2:
             tree = tree_of(topology)

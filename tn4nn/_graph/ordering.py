@@ -97,7 +97,7 @@ class Ordering:
         if self.kind == "raster":
             return np.arange(self.size, dtype=np.int64)
         along = _hilbert_distance if self.kind == "hilbert" else _morton_distance
-        # Sorting the points by their place on the curve is walking it and skipping the points outside,
+        # Sorting the points by their position on the curve is walking it and skipping the points outside,
         # without the walk over a square that may be much larger than a long thin rectangle.
         row, column = np.divmod(np.arange(self.size, dtype=np.int64), self.shape[1])
         return np.argsort(along(row, column, max(self.shape))).astype(np.int64)
@@ -321,24 +321,24 @@ def _custom(permutation: object, size: int) -> tuple[int, ...]:
 
 
 def _morton_distance(row: Permutation, column: Permutation, side: int) -> Permutation:
-    """The place of each point on the Z-order curve: the bits of row and column, interleaved."""
-    place = np.zeros_like(row)
+    """The position of each point on the Z-order curve: the bits of row and column, interleaved."""
+    position = np.zeros_like(row)
     for bit in range((side - 1).bit_length()):
-        place |= ((row >> bit) & 1) << (2 * bit + 1) | ((column >> bit) & 1) << (2 * bit)
-    return place
+        position |= ((row >> bit) & 1) << (2 * bit + 1) | ((column >> bit) & 1) << (2 * bit)
+    return position
 
 
 def _hilbert_distance(row: Permutation, column: Permutation, side: int) -> Permutation:
-    """The place of each point on the Hilbert curve that goes from the top left to the top right corner."""
-    place = np.zeros_like(row)
+    """The position of each point on the Hilbert curve that goes from the top left to the top right corner."""
+    position = np.zeros_like(row)
     x, y = column, row
     for bit in reversed(range((side - 1).bit_length())):
         half = 1 << bit
         right, low = (x >> bit) & 1, (y >> bit) & 1
-        place += half * half * ((3 * right) ^ low)
+        position += half * half * ((3 * right) ^ low)
         # Into the quadrant's own frame, in which its part of the curve is the whole curve.
         x, y = x & (half - 1), y & (half - 1)
         mirrored = (low == 0) & (right == 1)
         x, y = np.where(mirrored, half - 1 - x, x), np.where(mirrored, half - 1 - y, y)
         x, y = np.where(low == 0, y, x), np.where(low == 0, x, y)
-    return place
+    return position

@@ -91,7 +91,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
     except (TN4NNError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the model and the arrays in it do not fit: {error}") from error
     found = record.get("plans", {})
-    if isinstance(found, dict):  # a plan that does not fit is found out when it is asked for, and made anew
+    if isinstance(found, dict):  # a plan that does not fit is noticed when it is needed, and searched for again
         plans.adopt(found)
     return model, {name: weights[name] for name in names}
 

@@ -25,7 +25,7 @@ def from_tensornetwork(
 
     A node becomes the core of its name, an edge the leg of its name (or of the axis name, where it dangles), else of a
     number: e0, e1, ... All edges of a CopyNode are one leg, a hyperedge; with one edge among the inputs and one among
-    the outputs it is kept. Arrays of the numpy, pytorch and jax backends are copied to numpy in their dtype.
+    the outputs it is a batch leg. Arrays of the numpy, pytorch and jax backends are copied to numpy in their dtype.
 
     Args:
         nodes: the nodes, CopyNodes among them; a list, where the order of the cores shall be the same each time.

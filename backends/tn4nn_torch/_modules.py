@@ -143,6 +143,12 @@ class _Planned(nn.Module):
         chosen = self._tuned.known(rows)
         return found if chosen is None else dataclasses.replace(found, executor=chosen)
 
+    def replan(self) -> None:
+        """Forgets what was planned and measured: the next call asks anew, after `tn4nn.calibrate` for instance."""
+        self._runners.forget()
+        self._quick.clear()
+        self._tuned = Tuned()
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the cores, in the network's order."""

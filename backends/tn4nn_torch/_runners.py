@@ -129,6 +129,10 @@ class LayerRunners:
         options |= {"engine": self.engine, "batch": planner.batch, "executor": planner.executor}
         return functools.partial(LayerRunners, planner.layer, **options), ()
 
+    def forget(self) -> None:
+        """Lets go of all plans and of what they were lowered to."""
+        self._found.clear()
+
     def at(self, core: Tensor) -> Runners:
         """Those for the device of a core and the dtype in which it is computed: autocast's where that is on."""
         device, dtype = core.device, core.dtype

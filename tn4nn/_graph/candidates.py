@@ -13,7 +13,7 @@ from typing import Any
 from .._base.cache import plans as _store
 from .._base.hashing import fingerprint_of
 from .paths import BATCH, EXHAUSTIVE, SMALL, Path, Progress, find_paths, is_exhaustible, refined_paths, search_paths
-from .problem import Problem, is_path, tree_of_path, x_first
+from .problem import W_FIRST, Problem, is_path, tree_of_path, x_first
 
 VERSION = 1  # raised when the search may find other paths: old entries are then ignored
 SEARCHED_BATCH = 256  # rows at which a large network is searched
@@ -51,7 +51,7 @@ def candidate_paths(
     Example:
         >>> import tn4nn as tn
         >>> [order for order, _ in candidate_paths(Problem(tn.low_rank(64, 64).with_rank(4), "apply", 32))]
-        ['fewest MACs found', 'W first']
+        ['fewest MACs found', 'right to left', 'W first']
     """
     found: Named = {}
     merges = problem.merges() if problem.form == "apply" else ()
@@ -72,7 +72,7 @@ def candidate_paths(
     if problem.macs(first) > TOO_DEAR * least and len(cheap) > 1:
         return cheap
     tree = tree_of_path(first, len(problem.tensors))
-    return [*(named for named in cheap if tree_of_path(named[1], len(problem.tensors)) != tree), ("W first", first)]
+    return [*(named for named in cheap if tree_of_path(named[1], len(problem.tensors)) != tree), (W_FIRST, first)]
 
 
 def _searched(

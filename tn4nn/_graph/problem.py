@@ -15,6 +15,8 @@ from .paths import BATCH, WRITE_MACS, Legs, Path, chain_path, legs_along, path_m
 Form = Literal["apply", "gather", "dense", "kernel"]
 FORMS = ("apply", "gather", "dense", "kernel")
 CHAINS = ("left to right", "right to left")
+W_FIRST = "W first"
+BY_HAND = (*CHAINS, W_FIRST)  # orders that a person would write: of a small network they are in every table
 
 
 def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...], Legs]:

@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from .._graph.paths import Path, Progress
+from .._graph.paths import EXHAUSTIVE, Path, Progress
+from .._graph.problem import BY_HAND
 from .._runtime.contraction import LAYOUTS
 from .._runtime.cost import Cost, Machine
 from .._runtime.devices import native_machine
@@ -59,7 +60,8 @@ class NativeExecutor:
         found: list[Plan] = []
         for i, (order, path) in enumerate(paths, 1):
             best = min((p.cost.predicted_s for p in found), default=math.inf)
-            if request.minimize == "time" and passes * problem.macs(path) > best:
+            named = order in BY_HAND and len(problem.tensors) <= EXHAUSTIVE
+            if request.minimize == "time" and not named and passes * problem.macs(path) > best:
                 continue
             found += self.arranged(request, order, path)
             spent = time.monotonic() - start

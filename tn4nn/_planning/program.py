@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from .._graph.paths import Path, Progress, slice_legs
+from .._graph.paths import EXHAUSTIVE, Path, Progress, slice_legs
+from .._graph.problem import BY_HAND
 from .._runtime.cost import Cost, Machine
 from .._runtime.program import Program
 from .._runtime.program_cost import convolution_cost, program_cost, unfolding_cost
@@ -44,7 +45,8 @@ class ProgramExecutor:
         found: list[Plan] = []
         for order, path in paths:
             best = min((p.cost.predicted_s for p in found), default=math.inf)
-            if request.minimize == "time" and passes * problem.macs(path) > best * machine.macs_per_s:
+            named = order in BY_HAND and len(problem.tensors) <= EXHAUSTIVE
+            if request.minimize == "time" and not named and passes * problem.macs(path) > best * machine.macs_per_s:
                 continue
             found.append(self.plan(request, order, path))
         return sorted(found, key=lambda p: p.cost.score(request.minimize))

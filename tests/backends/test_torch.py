@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers import close
 
 import tn4nn as tn
 from tn4nn._planning import layer as _layer
@@ -43,12 +44,7 @@ def expected(layer, x):
     return x.double() @ w.T + torch.from_numpy(weights["bias"])
 
 
-def close(a, b, tolerance=1e-5):
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
-
-
-def slopes(layer, x):
+def gradients_of(layer, x):
     """Gradients of the sum of squares, by plain autograd."""
     value = x.clone().requires_grad_(True)
     (layer(value) ** 2).sum().backward()
@@ -74,7 +70,7 @@ def test_non_contiguous_empty_and_leading_axes(layer, x):
 
 
 def test_any_subset_may_not_require_gradients(layer, x):
-    whole = slopes(layer, x)
+    whole = gradients_of(layer, x)
     for frozen in layer.network.shapes:
         some = copy.deepcopy(layer)
         dict(some.named_parameters())[frozen].requires_grad_(False)
@@ -96,7 +92,7 @@ def test_gradcheck_and_second_derivatives(layer):
 @pytest.mark.parametrize("how", ["tensor", "parameter", "vmapped", "compiled"])
 def test_a_core_of_the_right_size_and_another_shape_is_refused(x, how):
     layer = TNLinear(NETWORKS["mpo"], seed=1)
-    layer(x)  # planned, and the quick way is open
+    layer(x)  # planned, and the short path is open
     wrong = layer.core0.detach().reshape(layer.core0.shape[::-1])
     assert wrong.shape != layer.core0.shape
     given = {**dict(layer.named_parameters()), "core0": torch.nn.Parameter(wrong) if how == "parameter" else wrong}
@@ -128,7 +124,7 @@ def test_functional_call_uses_what_it_is_given(layer, x):
 def test_func_grad_and_vmap(layer, x):
     parameters = dict(layer.named_parameters())
     loss = lambda p, v: (torch.func.functional_call(layer, p, (v,)) ** 2).sum()  # noqa: E731
-    whole = slopes(layer, x)
+    whole = gradients_of(layer, x)
     found = torch.func.grad(loss)(parameters, x)
     assert all(close(found[name], whole[name]) for name in parameters)
     assert close(torch.vmap(layer)(x), expected(layer, x))
@@ -145,7 +141,7 @@ def test_compile_fullgraph(layer, x):
     (compiled(value) ** 2).sum().backward()
     found = {name: p.grad.clone() for name, p in layer.named_parameters()} | {"x": value.grad}
     layer.zero_grad()
-    whole = slopes(layer, x)
+    whole = gradients_of(layer, x)
     assert all(close(found[name], whole[name]) for name in whole)
     more = torch.cat([x, x + 1, x - 1])
     assert close(compiled(more), expected(layer, more))
@@ -427,6 +423,6 @@ def test_distributed_data_parallel_gives_the_gradients_of_one_process():
     for child in children:
         child.join(60)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 24)).astype(np.float32))
-    whole = slopes(TNLinear(NETWORKS["tree"], seed=0), x)
+    whole = gradients_of(TNLinear(NETWORKS["tree"], seed=0), x)
     for name, gradient in found.items():
         assert close(2 * torch.from_numpy(gradient), whole[name])  # DDP takes the mean over replicas

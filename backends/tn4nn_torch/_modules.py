@@ -213,23 +213,29 @@ class _Planned(nn.Module):
         if self._dense:
             w = self.dense_weight()
             return F.linear(rows, w, None if bias is None else bias.to(w.dtype))
-        if self._padding:
-            rows = F.pad(rows, (0, self._padding))
         cores = self.cores()
-        fast = self._tune(rows, cores) if self.tune else None
-        if fast is not None:
-            y = fast(cores, rows)
-        elif usable(rows) and (found := self._runners.at(cores[0]).native(rows.shape[0])) is not None:
-            if not self._surplus:
-                if not self._padding and len(self._quick) < _SHAPES:
-                    self._quick[rows.shape, rows.dtype] = found
-                return apply(found, cores, rows, None if bias is None else bias.to(rows.dtype), self.run_program)
-            y = apply(found, cores, rows, None, self.run_program)
-        else:
-            y = self.run_program(rows, cores)
+        padded = F.pad(rows, (0, self._padding)) if self._padding else rows
+        native = self._runners.at(cores[0]).native(rows.shape[0]) if usable(padded) else None
+        if native is not None and not self._surplus:  # the kernel adds the bias while y is in a cache
+            if not self._padding:
+                self._remember(rows, native)
+            return apply(native, cores, padded, None if bias is None else bias.to(rows.dtype), self.run_program)
+        y = self._product(native, padded, cores)
         if self._surplus:
             y = y[:, : self.out_features]
         return y if bias is None else y + bias.to(y.dtype)  # of 16 bits under autocast
+
+    def _product(self, native: Native | None, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
+        """(rows, product of the input modes) -> (rows, product of the output modes), by whatever runs it."""
+        if native is not None:
+            return apply(native, cores, rows, None, self.run_program)
+        tuned = self._tune(rows, cores) if self.tune else None
+        return self.run_program(rows, cores) if tuned is None else tuned(cores, rows)
+
+    def _remember(self, x: Tensor, native: Native) -> None:
+        """The next x of this shape needs nothing but the native runtime."""
+        if len(self._quick) < _SHAPES:
+            self._quick[x.shape, x.dtype] = native
 
     def _tune(self, rows: Tensor, cores: Sequence[Tensor]) -> Runner | None:
         features = self.in_features + self._padding + self.out_features + self._surplus
@@ -386,8 +392,9 @@ class TNLinear(_Planned):
         y = self.apply_rows(rows, self.bias_or_none)
         if x.dim() == 2:
             return y
-        if not _compiling() and (rows.shape, rows.dtype) in self._quick and len(self._quick) < _SHAPES:
-            self._quick[x.shape, x.dtype] = self._quick[rows.shape, rows.dtype]
+        known = None if _compiling() else self._quick.get((rows.shape, rows.dtype))
+        if known is not None:
+            self._remember(x, known)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def merge(self, batch: int = 1) -> TNLinear:

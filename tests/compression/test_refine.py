@@ -109,13 +109,13 @@ def test_convolutions():
     assert all(row.after < row.before for row in report)
 
 
-def test_few_outputs_are_held_at_a_time(original, inputs, monkeypatch):
+def test_few_outputs_are_in_memory_at_a_time(original, inputs, monkeypatch):
     from tn4nn_torch import _refine
 
     expected = convert(original, "mpo", budget=0.3)
     model = copy.deepcopy(expected)
     whole = refine(expected, original, inputs, steps=10)
-    monkeypatch.setattr(_refine, "_HELD", 1)
+    monkeypatch.setattr(_refine, "_MOST", 1)
     assert refine(model, original, inputs, steps=10) == whole
 
 

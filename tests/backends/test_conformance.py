@@ -24,7 +24,7 @@ def on_jax(case):
     return pytest.param(case, id=str(case), marks=[] if few else pytest.mark.thorough)
 
 
-@pytest.mark.parametrize("case", map(on_jax, testing.CASES))
+@pytest.mark.parametrize("case", [on_jax(case) for case in testing.CASES])
 def test_jax_conforms(case):
     """Every size of batch in float64, and one in float32: jax compiles each of them by itself."""
     pytest.importorskip("jax")

@@ -203,7 +203,7 @@ def cost(
 
     For each batch and phase: our plan in the native runtime and as a program; the dense layer of the same features as
     one matrix product; W built first, x through the cores from left to right, cotengra's greedy order, and the order
-    with the fewest FLOPs (exhaustive for small networks, the best found for others), these four in the native runtime too.
+    with the fewest FLOPs (exhaustive for small networks, the best found for others), these in the native runtime too.
     On a GPU all of them as programs, operation by operation.
 
     Args:

@@ -352,6 +352,13 @@ def test_tuning_measures_and_takes_the_fastest():
     assert close(TNLinear(net, seed=1, tune=True)(rows_of(net, 16)), plain(net)(rows_of(net, 16)))
 
 
+def test_of_plans_that_measure_alike_the_prediction_decides():
+    found = priced(network("mpo-3"), 16)[:3]
+    times = [dataclasses.replace(p, measured_s=s) for p, s in zip(found, (1.02, 1.0, 1.04), strict=True)]
+    assert measure.fastest_of(sorted(times, key=lambda p: p.measured_s)) is times[0]
+    assert measure.fastest_of(sorted(times[1:], key=lambda p: p.measured_s)) is times[1]
+
+
 def test_two_of_the_eight_that_are_measured_have_other_blocks():
     net = tn.mpo((4, 8, 8, 8, 4), (1, 10, 1, 1, 1)).with_rank(4)
     every = priced(net, 256)

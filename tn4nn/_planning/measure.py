@@ -15,6 +15,7 @@ from .._runtime.native import Native, native
 from .plan import Plan
 
 _MEASURED, _OTHERS = 8, 2  # candidates that are measured; of these, with other batch tiles than the best have
+_TIE = 1.03  # times the fastest: two measurements of one plan differ by as much
 _HOPELESS = 1.3  # times the fastest: a candidate that slow is not run again
 
 
@@ -36,6 +37,14 @@ def measured(found: Sequence[Plan]) -> list[Plan]:
         return list(found)
     made = [dataclasses.replace(p, measured_s=s) for p, s in zip(found, interleaved(runs), strict=True)]
     return sorted(made, key=lambda p: p.measured_s or 0.0)
+
+
+def fastest_of(found: Sequence[Plan]) -> Plan:
+    """The fastest of plans in the order of their measured times; where several are as fast as can be told, the one
+    that is predicted to be fastest."""
+    least = found[0].measured_s or 0.0
+    tied = [p for p in found if (p.measured_s or 0.0) <= _TIE * least]
+    return min(tied, key=lambda p: p.cost.predicted_s)
 
 
 def runs_of(found: Sequence[Plan]) -> list[Callable[[], object]] | None:

@@ -36,7 +36,7 @@ class NativeExecutor:
     """The C runtime of a CPU, in float32 and float64."""
 
     name = "native"
-    version = 18
+    version = 19
 
     def refuses(self, request: PlanRequest) -> str | None:
         """See `Executor`."""

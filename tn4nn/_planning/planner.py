@@ -15,7 +15,7 @@ from .._graph.problem import is_path
 from .._runtime.compiled import processor
 from .._runtime.contraction import LAYOUTS
 from .executors import EXECUTORS, Executor, problem_of, select
-from .measure import measured, worth_measuring
+from .measure import fastest_of, measured, worth_measuring
 from .plan import Plan, in_bytes, restored_cost
 from .request import PlanRequest
 
@@ -80,7 +80,8 @@ def _chosen(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> 
         chosen = _within(request, executor, found)
     elif request.tune:
         found = measured(worth_measuring(found))
-        chosen = found[0]
+        chosen = fastest_of(found)
+        found = [chosen, *(p for p in found if p is not chosen)]
     else:
         chosen = found[0]
     table = tuple((p.order, p.cost) for p in found[:_LISTED])

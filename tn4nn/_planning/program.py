@@ -23,7 +23,7 @@ def program_machine(request: PlanRequest) -> Machine:
 class ProgramExecutor:
     """Array operations of a framework (or another library along the same path)."""
 
-    version = 8
+    version = 9
 
     def __init__(self, name: str) -> None:
         self.name = name

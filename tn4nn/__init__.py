@@ -67,9 +67,6 @@ from ._model.layers import (
     Unflatten,
     model_from_json,
 )
-from ._planning.layer import plan
-from ._planning.plan import Plan
-from ._runtime.cost import Cost, Machine
 from ._training.schedule import learning_rates
 
 if TYPE_CHECKING:
@@ -86,6 +83,9 @@ if TYPE_CHECKING:
     from ._planning.calibrate import Calibration, calibrate, calibrated
     from ._planning.cost import CostReport, CostRow, cost
     from ._planning.growth import Growth, growth
+    from ._planning.layer import plan
+    from ._planning.plan import Plan
+    from ._runtime.cost import Cost, Machine
     from ._search.objective import TrainingLoss
     from ._search.reconnect import Reconnection, reconnect
     from ._search.search import Evaluation, Search, search
@@ -98,9 +98,13 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
+# Planning, training, comparing, data and decomposing bring much that declaring does not need: imported when asked for.
 _LAZY: dict[str, tuple[str, str | None]] = {
     "presets": ("presets", None),  # the module itself
+    "Cost": ("_runtime.cost", "Cost"),
+    "Machine": ("_runtime.cost", "Machine"),
+    "Plan": ("_planning.plan", "Plan"),
+    "plan": ("_planning.layer", "plan"),
     "Calibration": ("_planning.calibrate", "Calibration"),
     "calibrate": ("_planning.calibrate", "calibrate"),
     "calibrated": ("_planning.calibrate", "calibrated"),

@@ -25,7 +25,7 @@ from tn4nn._model import layers
 from tn4nn._runtime.target import Target
 
 from ._device import beside, dtype_of, to_host, wide
-from ._kinds import Kind, dense_module, equinox, kind_of, readers, why_not
+from ._kinds import LayerKind, dense_module, equinox, kind_of, readers, why_not
 from ._modules import JaxModule, made
 from ._target import target
 
@@ -44,7 +44,7 @@ class _Found:
     `members` are layers, the first is the one that is read; `names` are all names of each.
     """
 
-    kind: Kind
+    kind: LayerKind
     members: list[Any] = dataclasses.field(default_factory=list)
     names: list[list[str]] = dataclasses.field(default_factory=list)
     reason: str = ""
@@ -157,7 +157,7 @@ def _watcher(seen: Seen, rows: Callable[[Any, NDArray[Any]], NDArray[Any]], laye
     return watch
 
 
-def _calibrate(model: Any, chosen: list[_Found], inputs: Any) -> dict[int, NDArray[Any]]:
+def _covariances(model: Any, chosen: list[_Found], inputs: Any) -> dict[int, NDArray[Any]]:
     """Position in `chosen` -> covariance of what the matrix sees. Not for embeddings, nor for weights that are tied
     across a transposition, whose two sides see different spaces."""
     seen: dict[int, Seen] = {}
@@ -231,7 +231,7 @@ def plan_conversion(
                 f"layer {weight.name!r} has a shape and no numbers to decompose (eval_shape): load its weights first, "
                 "e.g. with eqx.tree_deserialise_leaves"
             )
-    seen = {} if inputs is None else _calibrate(model, [mine[id(weight)] for weight in chosen], inputs)
+    seen = {} if inputs is None else _covariances(model, [mine[id(weight)] for weight in chosen], inputs)
 
     def make(converted: list[tuple[Weight, Decomposition]]) -> Any:
         instead: dict[int, Any] = {}

@@ -24,7 +24,7 @@ Rows = NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class LayerKind:
     """How a kind of layer is read and replaced.
 
     Attributes:
@@ -72,12 +72,12 @@ def equinox() -> Any:
         ) from None
 
 
-def kind_of(node: Any) -> Kind | None:
+def kind_of(node: Any) -> LayerKind | None:
     """The kind of a layer, or None."""
     return next((kind for kind in kinds() if type(node) is kind.base), None)
 
 
-def why_not(kind: Kind, module: Any) -> str:
+def why_not(kind: LayerKind, module: Any) -> str:
     """Why a layer of a kind cannot be replaced, "" where it can."""
     weight = module.weight
     if not isinstance(weight, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
@@ -149,13 +149,13 @@ def _embedding(module: Any, network: Network, ordering: Ordering | None) -> laye
 
 
 @functools.cache
-def kinds() -> tuple[Kind, ...]:
+def kinds() -> tuple[LayerKind, ...]:
     """All kinds that there are."""
     nn = equinox().nn
     return (
-        Kind("Linear", nn.Linear, _linear_refuses, False, 2, _linear, TNLinear, _flat),
-        Kind("Conv2d", nn.Conv2d, _conv_refuses, False, 4, _conv, TNConv2d, _patches),
-        Kind("Embedding", nn.Embedding, lambda _: "", True, 2, _embedding, TNEmbedding, None),
+        LayerKind("Linear", nn.Linear, _linear_refuses, False, 2, _linear, TNLinear, _flat),
+        LayerKind("Conv2d", nn.Conv2d, _conv_refuses, False, 4, _conv, TNConv2d, _patches),
+        LayerKind("Embedding", nn.Embedding, lambda _: "", True, 2, _embedding, TNEmbedding, None),
     )
 
 

@@ -25,7 +25,7 @@ from tn4nn._graph.network import Network
 from tn4nn._runtime.target import Target
 
 from ._device import target
-from ._kinds import Kind, carry_over, dense_module, kind_of, why_not
+from ._kinds import LayerKind, carry_over, dense_module, kind_of, why_not
 from ._modules import TNEmbedding, _Planned
 
 __all__ = ["ConversionPlan", "Rule", "convert", "plan_conversion", "undo"]
@@ -44,7 +44,7 @@ class _Found:
     `members` are modules, the first is the one that is read; `names` are all names of each.
     """
 
-    kind: Kind
+    kind: LayerKind
     weight: nn.Parameter
     members: list[nn.Module] = dataclasses.field(default_factory=list)
     names: list[list[str]] = dataclasses.field(default_factory=list)
@@ -145,7 +145,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _calibrate(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[int, NDArray[Any]]:
+def _covariances(model: nn.Module, chosen: list[_Found], inputs: object) -> dict[int, NDArray[Any]]:
     """Position in `chosen` -> covariance of what the matrix sees. Not for embeddings, nor for weights that are tied
     across a transposition, whose two sides see different spaces."""
     seen: dict[int, Seen] = {}
@@ -230,7 +230,7 @@ def plan_conversion(
                 f"layer {weight.name!r} is on the meta device and has no numbers to decompose: load its weights first "
                 "(model.to_empty(device='cpu'), then load_state_dict)"
             )
-    seen = {} if inputs is None else _calibrate(model, [mine[id(weight)] for weight in chosen], inputs)
+    seen = {} if inputs is None else _covariances(model, [mine[id(weight)] for weight in chosen], inputs)
 
     def make(converted: list[tuple[Weight, Decomposition]]) -> nn.Module:
         memo: dict[int, Any] = {}
@@ -270,7 +270,7 @@ def _replace(found: _Found, result: Decomposition, phase: str, memo: dict[int, A
         carry_over(member, made, kind.keeps, memo)
 
 
-def _layer(kind: Kind, module: nn.Module, network: Network, result: Decomposition, phase: str) -> _Planned:
+def _layer(kind: LayerKind, module: nn.Module, network: Network, result: Decomposition, phase: str) -> _Planned:
     weight: Any = module._parameters["weight"]
     layer = kind.layer(module, network, result.ordering)
     weights = dict(result.weights)

@@ -23,7 +23,7 @@ _HOOKS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class LayerKind:
     """How a kind of layer is read and replaced.
 
     Attributes:
@@ -52,12 +52,12 @@ class Kind:
         return weight.T if self.transposed else weight.reshape(weight.shape[0], -1)
 
 
-def kind_of(module: nn.Module) -> Kind | None:
+def kind_of(module: nn.Module) -> LayerKind | None:
     """The kind of a module, or None."""
     return next((kind for kind in KINDS if kind.fits(module)), None)
 
 
-def why_not(kind: Kind, module: nn.Module) -> str:
+def why_not(kind: LayerKind, module: nn.Module) -> str:
     """Why a module of a kind cannot be replaced, "" where it can."""
     weight = module._parameters.get("weight")
     if weight is None:
@@ -145,14 +145,14 @@ def _conv(module: nn.Conv2d, network: Network, ordering: Ordering | None) -> lay
     return layers.Conv2d(network, None, size, step, pad, module.bias is not None)
 
 
-KINDS: tuple[Kind, ...] = (
-    Kind("Linear", _same_forward(nn.Linear), lambda _: "", False, _linear, TNLinear, _flat, ()),
-    Kind("Conv1D", _is_hf_conv1d, lambda _: "", True, _linear, TNLinear, _flat, ("nf", "nx")),
-    Kind(
+KINDS: tuple[LayerKind, ...] = (
+    LayerKind("Linear", _same_forward(nn.Linear), lambda _: "", False, _linear, TNLinear, _flat, ()),
+    LayerKind("Conv1D", _is_hf_conv1d, lambda _: "", True, _linear, TNLinear, _flat, ("nf", "nx")),
+    LayerKind(
         "Conv2d", _same_forward(nn.Conv2d), _conv_refuses, False, _conv, TNConv2d, _patches,
         ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
     ),
-    Kind(
+    LayerKind(
         "Embedding", _same_forward(nn.Embedding), _embedding_refuses, True,
         lambda _, network, ordering: layers.Embedding(network), TNEmbedding, None,
         ("num_embeddings", "embedding_dim", "padding_idx"),

@@ -292,8 +292,8 @@ def searches(monkeypatch, tmp_path):
     store, count = PlanCache(tmp_path / "plans"), []
     for module in ("tn4nn._planning.planner", "tn4nn._graph.candidates"):
         monkeypatch.setattr(f"{module}._store", store)
-    run = _paths._Search.run
-    monkeypatch.setattr(_paths._Search, "run", lambda self, **how: (count.append(1), run(self, **how))[1])
+    run = _paths.TreeSearch.run
+    monkeypatch.setattr(_paths.TreeSearch, "run", lambda self, **how: (count.append(1), run(self, **how))[1])
     return count
 
 

@@ -98,7 +98,7 @@ def search_paths(
     thorough: bool = True,
 ) -> list[Path]:
     """What `find_paths` does for larger networks, for three tensors or more: many good paths, best first."""
-    search = _Search(
+    search = TreeSearch(
         *_lettered(tensors, output, sizes), minimize=minimize, seed=seed, time_limit=time_limit, progress=progress
     )
     return search.run(thorough=thorough)
@@ -143,7 +143,7 @@ def refined_paths(
         time_limit: seconds after which annealing is stopped.
         times: that the best is annealed.
     """
-    search = _Search(
+    search = TreeSearch(
         *_lettered(tensors, output, sizes), minimize=minimize, seed=seed, time_limit=time_limit, progress=None
     )
     return search.refine(known, times=times)
@@ -206,7 +206,7 @@ def _letters(tensors: Iterable[Legs]) -> dict[str, str]:
     return {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for legs in tensors for leg in legs))}
 
 
-class _Search:
+class TreeSearch:
     """A search by simulated annealing over contraction trees, best first when it is done.
 
     `run` is the whole of it for a network that nothing is known of; `refine` starts from trees that were found for

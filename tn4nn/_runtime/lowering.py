@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .._graph.paths import BATCH, Legs, Path, legs_along
 from .._graph.problem import Problem
-from .program import Kind, Program, Step
+from .program import Operation, Program, Step
 
 
 class _Node(NamedTuple):
@@ -169,7 +169,7 @@ class _Lowering:
 
     # -- the steps ------------------------------------------------------------------------------------------
 
-    def _emit(self, kind: Kind, args: tuple[int, ...], param: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    def _emit(self, kind: Operation, args: tuple[int, ...], param: tuple[int, ...], shape: tuple[int, ...]) -> int:
         self.steps.append(Step(kind, args, param))
         self.shapes.append(shape)
         return len(self.shapes) - 1

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["reshape", "permute", "matmul", "multiply"]
+Operation = Literal["reshape", "permute", "matmul", "multiply"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Step:
         frees: registers that no later step reads.
     """
 
-    kind: Kind
+    kind: Operation
     args: tuple[int, ...]
     param: tuple[int, ...] = ()
     frees: tuple[int, ...] = ()
@@ -212,7 +212,7 @@ def _multiplied(param: tuple[int, ...], a: _Array, b: _Array) -> tuple[_Array, W
     return _Array(shape, strides), Work(shape, macs, a.numbers + b.numbers + macs, _NO_GEMM, False)
 
 
-_TRACED: dict[Kind, Callable[..., tuple[_Array, Work]]] = {
+_TRACED: dict[Operation, Callable[..., tuple[_Array, Work]]] = {
     "reshape": _reshaped,
     "permute": _permuted,
     "matmul": _matrix_product,

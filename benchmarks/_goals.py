@@ -83,16 +83,16 @@ def _few_bonds(cell: Cell) -> bool:
 def means(cells: Iterable[Cell]) -> dict[str, Any]:
     """Geometric means of peer / ours and ours / dense, over all cells and over chi <= 4 at batch >= 32."""
     cells = list(cells)
-    made: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     groups: dict[str, Callable[[Cell], bool]] = {"all": lambda _: True, "chi<=4, batch>=32": _few_bonds}
     for label, belongs in groups.items():
         for framework in ("torch", "jax"):
             for key in ("peer_vs_ours", "vs_dense"):
                 ratios = [r for c in cells if belongs(c) and (r := _ratio(c, key, framework)) is not None]
-                made[f"{framework}: {key}, {label}"] = {"mean": geometric_mean(ratios), "cells": len(ratios)}
+                result[f"{framework}: {key}, {label}"] = {"mean": geometric_mean(ratios), "cells": len(ratios)}
         ratios = [r for c in cells if belongs(c) and (r := _faster(c)) is not None]
-        made[f"the faster of both: peer_vs_ours, {label}"] = {"mean": geometric_mean(ratios), "cells": len(ratios)}
-    return made
+        result[f"the faster of both: peer_vs_ours, {label}"] = {"mean": geometric_mean(ratios), "cells": len(ratios)}
+    return result
 
 
 def goals(cells: Iterable[Cell]) -> dict[str, Goal]:

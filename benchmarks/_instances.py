@@ -101,14 +101,14 @@ def generated() -> Found:
     """From the generators of the package einsum-benchmark: its instances themselves are not part of the wheel."""
     yield Absent("einsum-benchmark's 168 instances", "they are downloaded on first use, not shipped in the wheel")
     try:
-        from einsum_benchmark import generators as made
+        from einsum_benchmark import generators as result
     except ImportError as error:
         yield Absent("einsum-benchmark's generators", f"needs {error.name}")
         return
-    yield _of_text("lattice-4x4", *made.structured.lattice((4, 4), d_min=2))
-    yield _of_text("lattice-4x4x4", *made.structured.lattice((4, 4, 4), d_min=2))
-    yield _of_text("lattice-8x8-cyclic", *made.structured.lattice((8, 8), cyclic=True, d_min=2))
-    yield _of_text("einsum-tree-64", *made.structured.tree(n=64, d_min=2, d_max=4, seed=1))
+    yield _of_text("lattice-4x4", *result.structured.lattice((4, 4), d_min=2))
+    yield _of_text("lattice-4x4x4", *result.structured.lattice((4, 4, 4), d_min=2))
+    yield _of_text("lattice-8x8-cyclic", *result.structured.lattice((8, 8), cyclic=True, d_min=2))
+    yield _of_text("einsum-tree-64", *result.structured.tree(n=64, d_min=2, d_max=4, seed=1))
 
 
 def _of_text(name: str, equation: str, shapes: Any) -> Instance:

@@ -71,9 +71,9 @@ class Contraction:
 
     def cost(self, path: Path) -> PathCost:
         """What a path costs."""
-        made = [self._elements(legs) for legs in legs_along(self.tensors, self.output, path)[len(self.tensors) :]]
+        result = [self._elements(legs) for legs in legs_along(self.tensors, self.output, path)[len(self.tensors) :]]
         macs = path_macs(self.tensors, self.output, self.sizes, path)
-        return PathCost(macs, sum(made), sum(sorted(made)[-2:]))
+        return PathCost(macs, sum(result), sum(sorted(result)[-2:]))
 
     def _elements(self, legs: frozenset[str]) -> int:
         return math.prod(self.sizes[leg] for leg in legs)

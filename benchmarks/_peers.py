@@ -185,8 +185,8 @@ def _graphed(cell: Cell) -> Runner:
 
     layer = Layer()
     x = torch.tensor(cell.x, requires_grad=cell.train, **cell.on_torch)
-    made = torch.cuda.make_graphed_callables(layer, (x,))
-    return TorchRunner(cell, made, list(layer.parameters()), cell.macs(cell.layer.cost(cell.best_path).macs))
+    result = torch.cuda.make_graphed_callables(layer, (x,))
+    return TorchRunner(cell, result, list(layer.parameters()), cell.macs(cell.layer.cost(cell.best_path).macs))
 
 
 def _engine(name: str) -> Callable[[Cell], Runner]:
@@ -342,8 +342,8 @@ def _tensorkrowch(cell: Cell) -> Runner:
             super().__init__(name="layer")
             self.sites = []
             for i, (array, legs) in enumerate(zip(cell.cores, cores, strict=True)):
-                made = tk.ParamNode(axes_names=legs, name=f"core{i}", network=self, tensor=torch.tensor(array))
-                self.sites.append(made)
+                result = tk.ParamNode(axes_names=legs, name=f"core{i}", network=self, tensor=torch.tensor(array))
+                self.sites.append(result)
             self.ends: dict[str, Any] = {}
             for node, legs in zip(self.sites, cores, strict=True):
                 self._join(node, legs)
@@ -363,11 +363,11 @@ def _tensorkrowch(cell: Cell) -> Runner:
             self.x_node.tensor = data
 
         def contract(self) -> Any:
-            made = [*self.sites, self.x_node]
+            result = [*self.sites, self.x_node]
             for a, b in path:
-                made.append(made[a] @ made[b])
-            names = made[-1].axes_names
-            return tk.permute(made[-1], tuple(names.index(leg) for leg in output))
+                result.append(result[a] @ result[b])
+            names = result[-1].axes_names
+            return tk.permute(result[-1], tuple(names.index(leg) for leg in output))
 
     layer = Layer().to(**cell.on_torch)
     layer.trace(torch.zeros(batch, *inputs, **cell.on_torch))

@@ -178,22 +178,22 @@ class JaxRunner:
         """See Runner."""
         import jax
 
-        made = None
+        result = None
         for _ in range(times):
-            made = self.call(*self.arguments)
+            result = self.call(*self.arguments)
             if self.cell.device == "cpu":  # a GPU is given the next call before it has done this one, as torch does
-                jax.block_until_ready(made)
-        jax.block_until_ready(made)
+                jax.block_until_ready(result)
+        jax.block_until_ready(result)
 
     def check(self) -> None:
         """See Runner."""
         import jax
 
-        made = self.call(*self.arguments)
-        y = _single(made[0] if self.cell.train else made)
+        result = self.call(*self.arguments)
+        y = _single(result[0] if self.cell.train else result)
         self.cell.check_output(y)
         if self.cell.train:
-            by_parameters, by_x = made[1]
+            by_parameters, by_x = result[1]
             values = [self.arguments[1], *jax.tree.leaves(self.arguments[0])]
             gradients = [by_x, *jax.tree.leaves(by_parameters)]
             pairs: list[tuple[Array, Array]] = [

@@ -97,8 +97,8 @@ def _entry(name: str, problem: Contraction, found: Found) -> Row:
 
 
 def _largest(problem: Contraction, path: Tree) -> int:
-    made = legs_along(problem.tensors, problem.output, path)[len(problem.tensors) :]
-    return max(math.prod(problem.sizes[leg] for leg in legs) for legs in made)
+    result = legs_along(problem.tensors, problem.output, path)[len(problem.tensors) :]
+    return max(math.prod(problem.sizes[leg] for leg in legs) for legs in result)
 
 
 # -- under a memory cap --------------------------------------------------------------------------------------

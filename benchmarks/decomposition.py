@@ -72,8 +72,8 @@ def trained(n: int, epochs: int) -> tuple[Array, str]:
 def matrices(n: int, epochs: int) -> tuple[dict[str, Array], str]:
     """Name -> matrix in float32, and how the trained one was made."""
     layer, said = trained(n, epochs)
-    made = {"trained": layer, "kernel": kernel(n), "random": np.random.default_rng(1).standard_normal((n, n))}
-    return {name: np.asarray(w, np.float32) for name, w in made.items()}, said
+    result = {"trained": layer, "kernel": kernel(n), "random": np.random.default_rng(1).standard_normal((n, n))}
+    return {name: np.asarray(w, np.float32) for name, w in result.items()}, said
 
 
 # -- the others --------------------------------------------------------------------------------------------------
@@ -119,10 +119,10 @@ class Format:
 
 def _chain(cores: Sequence[Array]) -> Array:
     """Cores (left, ..., right) one after the other: their open legs, in order."""
-    made = cores[0]
+    result = cores[0]
     for core in cores[1:]:
-        made = np.tensordot(made, core, 1)
-    return made.reshape(made.shape[1:-1])
+        result = np.tensordot(result, core, 1)
+    return result.reshape(result.shape[1:-1])
 
 
 def _size(cores: Sequence[Any]) -> int:
@@ -138,10 +138,10 @@ def _tltorch(kind: str) -> Callable[[Array, Format], Found]:
         rank: Any = fmt.rank if kind != "Tucker" else [fmt.rank] * (len(outs) + len(ins))
         if kind == "BlockTT":
             rank = [1, *[fmt.rank] * (len(outs) - 1), 1]
-        made = tltorch.TensorizedTensor.from_matrix(torch.from_numpy(w), outs, ins, rank=rank, factorization=kind)
+        result = tltorch.TensorizedTensor.from_matrix(torch.from_numpy(w), outs, ins, rank=rank, factorization=kind)
 
         def found() -> tuple[Array, int]:
-            return made.to_matrix().detach().numpy(), sum(p.numel() for p in made.parameters())
+            return result.to_matrix().detach().numpy(), sum(p.numel() for p in result.parameters())
 
         return found
 
@@ -165,8 +165,8 @@ def _tensorkrowch(w: Array, fmt: Format) -> Found:
 def _quimb(w: Array, fmt: Format) -> Found:
     import quimb.tensor as qtn
 
-    made = qtn.MatrixProductOperator.from_dense(w, dims=list(fmt.modes[0]), max_bond=fmt.rank, cutoff=0.0)
-    return lambda: (made.to_dense(), _size(made.arrays))
+    result = qtn.MatrixProductOperator.from_dense(w, dims=list(fmt.modes[0]), max_bond=fmt.rank, cutoff=0.0)
+    return lambda: (result.to_dense(), _size(result.arrays))
 
 
 def _torchtt(w: Array, fmt: Format) -> Found:
@@ -175,8 +175,8 @@ def _torchtt(w: Array, fmt: Format) -> Found:
 
     outs, ins = fmt.modes
     shape = list(zip(outs, ins, strict=True))
-    made = torchtt.TT(torch.from_numpy(w).reshape(*outs, *ins), shape=shape, eps=1e-12, rmax=fmt.rank)
-    return lambda: (made.full().reshape(w.shape).numpy(), _size(made.cores))
+    result = torchtt.TT(torch.from_numpy(w).reshape(*outs, *ins), shape=shape, eps=1e-12, rmax=fmt.rank)
+    return lambda: (result.full().reshape(w.shape).numpy(), _size(result.cores))
 
 
 def _tensorly_ring(w: Array, fmt: Format) -> Found:
@@ -186,11 +186,11 @@ def _tensorly_ring(w: Array, fmt: Format) -> Found:
     outs, ins = fmt.modes
     shape = [a * b for a, b in zip(outs, ins, strict=True)]
     tensor = tl.tensor(np.ascontiguousarray(fmt.pairs(w).reshape(shape)))
-    made = tensor_ring_als(tensor, [fmt.rank] * (len(outs) + 1), random_state=0)
+    result = tensor_ring_als(tensor, [fmt.rank] * (len(outs) + 1), random_state=0)
 
     def found() -> tuple[Array, int]:
-        full = tl.to_numpy(made.to_tensor()).reshape([side for pair in zip(outs, ins, strict=True) for side in pair])
-        return fmt.unpaired(full), _size(made.factors)
+        full = tl.to_numpy(result.to_tensor()).reshape([side for pair in zip(outs, ins, strict=True) for side in pair])
+        return fmt.unpaired(full), _size(result.factors)
 
     return found
 
@@ -278,8 +278,8 @@ def _timed(w: Array, calls: dict[str, Callable[[], Found]], seconds: float) -> l
     for turn in range(max(1, min(ROUNDS, int(seconds / max(total, 1e-9))))):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name].append(_clock(calls[name])[0])
-    for name, made in found.items():
-        dense, params = made()
+    for name, result in found.items():
+        dense, params = result()
         took_by = _measure.spread(times[name]).to_dict()
         figures = {"params": params, "error": _error(w, dense), "rounds": len(times[name]), "seconds": took_by}
         rows.append({"library": name, "status": "ok", **figures})
@@ -287,10 +287,10 @@ def _timed(w: Array, calls: dict[str, Callable[[], Found]], seconds: float) -> l
 
 
 def measure(
-    made: dict[str, Array], shared: Sequence[Format], own: Sequence[tn.Topology], seconds: float
+    matrices: dict[str, Array], shared: Sequence[Format], own: Sequence[tn.Topology], seconds: float
 ) -> Iterator[Row]:
     """One entry for each matrix and topology."""
-    for name, w in made.items():
+    for name, w in matrices.items():
         for fmt in shared:
             calls: dict[str, Callable[[], Found]] = {"tn4nn": lambda w=w, f=fmt: _ours(w, f.topology, f.params)}
             for other, call in fmt.others.items():
@@ -477,9 +477,9 @@ def main(
     console = console if console.is_terminal else Console(width=140)
     n, params = (64, 600) if quick else (1024, 12_800)
     sites, thirds, halves = ((4,) * 3, (4,) * 3, (8, 8)) if quick else ((4,) * 5, (8, 8, 16), (32, 32))
-    made, said = matrices(n, 1 if quick else 3)
+    result, said = matrices(n, 1 if quick else 3)
     entries: list[Row] = []
-    for entry in measure(made, formats(n, sites, thirds, halves, params), alone(sites), 1.0 if quick else 20.0):
+    for entry in measure(result, formats(n, sites, thirds, halves, params), alone(sites), 1.0 if quick else 20.0):
         entries.append(entry)
         took = {row["library"]: row["seconds"]["median"] for row in entry["rows"] if row["status"] == "ok"}
         console.print(f"{entry['matrix']}, {entry['topology']}: {took}", style="dim", markup=False)
@@ -487,9 +487,9 @@ def main(
     if refine:
         side, modes = (64, (4,) * 3) if quick else (256, (4,) * 4)
         small = {
-            "trained": made["trained"][:side, :side],
+            "trained": result["trained"][:side, :side],
             "kernel": kernel(side),
-            "random": made["random"][:side, :side],
+            "random": result["random"][:side, :side],
         }
         makers = (tn.ring, tn.peps, tn.mera, tn.cp, tn.complete)
         least_s = 0.2 if quick else 2.0

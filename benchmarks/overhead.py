@@ -126,11 +126,11 @@ def main(json_file: Annotated[Path | None, typer.Option("--json", help="Write ev
     """Measures overheads."""
     console = Console()
     console = console if console.is_terminal else Console(width=120)
-    made = {"calls": calls(), "plans": plans()}
+    result = {"calls": calls(), "plans": plans()}
     table = Table(title="A call at batch 1")
     for name in ("layer", "phase", "us", "nn.Linear us", "ratio", "goal"):
         table.add_column(name)
-    for row in made["calls"]:
+    for row in result["calls"]:
         ratio, limit = row["ours_s"] / row["dense_s"], LIMITS[row["cores"]]
         verdict = f"<= {limit}: {'holds' if ratio <= limit else 'DOES NOT HOLD'}" if row["phase"] == "forward" else ""
         table.add_row(
@@ -145,12 +145,12 @@ def main(json_file: Annotated[Path | None, typer.Option("--json", help="Write ev
     table = Table(title="Planning a training step at batch 256")
     for name in ("network", "runtime", "cold s", "warm ms", "import s"):
         table.add_column(name)
-    for row in made["plans"]:
+    for row in result["plans"]:
         figures = (f"{row['cold_s']:.2f}", f"{row['warm_s'] * 1e3:.2f}", f"{row['import_s']:.2f}")
         table.add_row(row["what"], row["runtime"], *figures)
     console.print(table)
     if json_file is not None:
-        data = {"machine": _measure.machine(), "versions": _measure.versions(), **made}
+        data = {"machine": _measure.machine(), "versions": _measure.versions(), **result}
         json_file.write_text(json.dumps(data, indent=1) + "\n")
 
 

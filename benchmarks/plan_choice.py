@@ -70,16 +70,16 @@ def _key(p: tn.Plan) -> tuple[Any, ...]:
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Over all cells: how often a choice is within 10% and 30% of the best, and the worst."""
-    made: dict[str, Any] = {"cells": len(cells), "median_error": statistics.median(c["error"] for c in cells)}
+    result: dict[str, Any] = {"cells": len(cells), "median_error": statistics.median(c["error"] for c in cells)}
     for name in ("first", "tuned"):
         ratios = [c[name] for c in cells]
-        made[name] = {
+        result[name] = {
             "within_10_percent": sum(r <= 1.1 for r in ratios) / len(ratios),
             "within_30_percent": sum(r <= 1.3 for r in ratios) / len(ratios),
             "mean": _measure.geometric_mean(ratios),
             "worst": max(ratios),
         }
-    return made
+    return result
 
 
 def main(
@@ -91,12 +91,12 @@ def main(
     console, cells = Console(), []
     console = console if console.is_terminal else Console(width=120)
     for case, batch, phase in _workset.questions(quick, only):
-        made = cell(case, batch, phase)
-        cells.append(made)
+        result = cell(case, batch, phase)
+        cells.append(result)
         console.print(
-            f"{_workset.label(case.name, batch, phase):32} {made['candidates']:3} candidates, "
-            f"best {made['seconds'] * 1e3:9.3f} ms: first {made['first']:.2f}, "
-            f"tuned {made['tuned']:.2f}, error {made['error']:.0%}",
+            f"{_workset.label(case.name, batch, phase):32} {result['candidates']:3} candidates, "
+            f"best {result['seconds'] * 1e3:9.3f} ms: first {result['first']:.2f}, "
+            f"tuned {result['tuned']:.2f}, error {result['error']:.0%}",
             highlight=False,
         )
         if json_file is not None:

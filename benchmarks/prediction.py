@@ -85,8 +85,8 @@ def cell(question: Question, machines: dict[str, tn.Machine], place: Place | Non
     """Predicted and measured seconds by machine, in the native runtime or as programs at a place, and the figure that
     most of the prediction comes from; None where that takes too long."""
     net, rank, batch, phase = question
-    made: dict[str, Any] = {"topology": net.topology.name, "rank": rank, "params": net.num_params}
-    made |= {"batch": batch, "phase": phase}
+    result: dict[str, Any] = {"topology": net.topology.name, "rank": rank, "params": net.num_params}
+    result |= {"batch": batch, "phase": phase}
     found: dict[Any, float] = {}
     for name, machine in machines.items():
         if place is None:
@@ -105,12 +105,12 @@ def cell(question: Question, machines: dict[str, tn.Machine], place: Place | Non
                 found[key] = seconds(runs[0])
             else:
                 [found[key]] = clocked([place.run_of(p.program, p.input_shapes(), phase)], place)
-        made[name] = {
+        result[name] = {
             "predicted_s": p.cost.predicted_s,
             "measured_s": found[key],
             "figure": max(parts, key=lambda figure: parts[figure]),
         }
-    return made
+    return result
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -133,18 +133,18 @@ def judged(found: list[dict[str, float]]) -> dict[str, Any]:
 
 def summary(cells: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """By machine: over all cells, and by topology, batch, phase, and the figure that dominates the prediction."""
-    made: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name in names:
         kinds: dict[str, dict[str, list[dict[str, float]]]] = {}
         for one in cells:
             for kind in ("topology", "batch", "phase"):
                 kinds.setdefault(kind, {}).setdefault(str(one[kind]), []).append(one[name])
             kinds.setdefault("figure", {}).setdefault(one[name]["figure"], []).append(one[name])
-        made[name] = judged([one[name] for one in cells])
-        made[name]["by"] = {
+        result[name] = judged([one[name] for one in cells])
+        result[name]["by"] = {
             kind: {value: judged(found) for value, found in groups.items()} for kind, groups in kinds.items()
         }
-    return made
+    return result
 
 
 def main(
@@ -167,16 +167,16 @@ def main(
         cells: list[dict[str, Any]] = []
         left_out = 0
         for question in questions(tn.catalogue() if only is None else only.split(",")):
-            made = cell(question, machines, place)
-            if made is None:
+            result = cell(question, machines, place)
+            if result is None:
                 left_out += 1
                 continue
-            cells.append(made)
+            cells.append(result)
             told = "  ".join(
-                f"{name} {made[name]['predicted_s'] * 1e3:9.4g} / {made[name]['measured_s'] * 1e3:9.4g} ms"
+                f"{name} {result[name]['predicted_s'] * 1e3:9.4g} / {result[name]['measured_s'] * 1e3:9.4g} ms"
                 for name in machines
             )
-            title = f"{made['topology']} rank {made['rank']}, batch {made['batch']}, {made['phase']}"
+            title = f"{result['topology']} rank {result['rank']}, batch {result['batch']}, {result['phase']}"
             console.print(f"{title:44} {told}", highlight=False)
     found = summary(cells, list(machines))
     table = Table(title=f"Predicted against measured: {calibration.what}")

@@ -230,12 +230,12 @@ def _refusals(data: Results) -> Iterator[str]:
 
 def beside(folder: Path) -> str:
     """The sections of plan_choice.json, prediction.json and scaling.json, where they stand in the results' folder."""
-    made = [
+    result = [
         _choice(folder / "plan_choice.json"),
         _prediction(folder / "prediction.json"),
         _scaling(folder / "scaling.json"),
     ]
-    return "\n".join(line for lines in made for line in lines)
+    return "\n".join(line for lines in result for line in lines)
 
 
 def _other(path: Path) -> dict[str, Any] | None:

@@ -50,11 +50,11 @@ def measure(original: Any, rule: Row, data: tn.Dataset, epochs: int) -> Row:
     found: Row = {}
     for name, sample in (("plain", None), ("inputs", torch.as_tensor(data.x_train[:SAMPLE]))):
         start = time.perf_counter()
-        made = convert(original, {"0": rule}, inputs=sample)
-        layer: Any = made.get_submodule("0")
-        figures: Row = {"seconds": time.perf_counter() - start, "converted": accuracy(made, data)}
-        train_on(made, data, 0, epochs)
-        found |= {"params": layer.network.num_params, name: figures | {"trained on": accuracy(made, data)}}
+        result = convert(original, {"0": rule}, inputs=sample)
+        layer: Any = result.get_submodule("0")
+        figures: Row = {"seconds": time.perf_counter() - start, "converted": accuracy(result, data)}
+        train_on(result, data, 0, epochs)
+        found |= {"params": layer.network.num_params, name: figures | {"trained on": accuracy(result, data)}}
     return found
 
 

@@ -72,16 +72,16 @@ def measure_cell(cell: Cell, peers: list[Peer], settings: _measure.Settings) -> 
     """All rows of one cell, and ours against the others."""
     rows, runners = [], {}
     for peer in peers:
-        made, runner = _prepared(peer, cell)
-        rows.append(made)
+        result, runner = _prepared(peer, cell)
+        rows.append(result)
         if runner is not None:
             runners[peer.name] = runner
     times: dict[str, list[float]] = {}
     if runners:
         times, repeats = _measure.interleaved(runners, settings)
-        for made in rows:
-            if made["peer"] in runners:
-                _fill(made, cell, runners[made["peer"]], times[made["peer"]], repeats[made["peer"]])
+        for result in rows:
+            if result["peer"] in runners:
+                _fill(result, cell, runners[result["peer"]], times[result["peer"]], repeats[result["peer"]])
     network, case = cell.network, cell.data.case
     return {
         "case": case.name,
@@ -101,12 +101,12 @@ def measure_cell(cell: Cell, peers: list[Peer], settings: _measure.Settings) -> 
 
 def _prepared(peer: Peer, cell: Cell) -> tuple[dict[str, Any], Runner | None]:
     """A row, and a runner whose values were found right, where there is one."""
-    made: dict[str, Any] = {"peer": peer.name, "framework": peer.framework, "role": peer.role, "reason": ""}
+    result: dict[str, Any] = {"peer": peer.name, "framework": peer.framework, "role": peer.role, "reason": ""}
     missing = peer.missing()
     if missing:
-        return {**made, "status": "not installed", "reason": f"needs {', '.join(missing)}"}, None
+        return {**result, "status": "not installed", "reason": f"needs {', '.join(missing)}"}, None
     if cell.device != "cpu" and peer.framework == "jax" and not _jax_has(cell.device):
-        return {**made, "status": "skipped", "reason": f"jax has no device {cell.device}"}, None
+        return {**result, "status": "skipped", "reason": f"jax has no device {cell.device}"}, None
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
@@ -114,15 +114,15 @@ def _prepared(peer: Peer, cell: Cell) -> tuple[dict[str, Any], Runner | None]:
             runner = peer.make(cell)
             runner.check()
     except CannotExpressError as error:
-        return {**made, "status": "cannot express", "reason": str(error)}, None
+        return {**result, "status": "cannot express", "reason": str(error)}, None
     except SkippedError as error:
-        return {**made, "status": "skipped", "reason": str(error)}, None
+        return {**result, "status": "skipped", "reason": str(error)}, None
     except WrongError as error:
-        return {**made, "status": "wrong", "reason": str(error)}, None
+        return {**result, "status": "wrong", "reason": str(error)}, None
     except Exception as error:  # a competitor that breaks is a row, not the end of the run
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return {**made, "status": "failed", "reason": reason[:200]}, None
-    return {**made, "status": "ok", "setup_s": round(time.perf_counter() - start, 3)}, runner
+        return {**result, "status": "failed", "reason": reason[:200]}, None
+    return {**result, "status": "ok", "setup_s": round(time.perf_counter() - start, 3)}, runner
 
 
 def _jax_has(device: str) -> bool:
@@ -131,21 +131,21 @@ def _jax_has(device: str) -> bool:
     return bool(jax.default_backend() == {"cuda": "gpu"}.get(device.split(":")[0], device))
 
 
-def _fill(made: dict[str, Any], cell: Cell, runner: Runner, times: list[float], repeats: int) -> None:
-    made["time"] = _measure.spread(times).to_dict()
-    made["rounds"], made["repeats"] = len(times), repeats
-    made["macs"] = runner.macs
+def _fill(row: dict[str, Any], cell: Cell, runner: Runner, times: list[float], repeats: int) -> None:
+    row["time"] = _measure.spread(times).to_dict()
+    row["rounds"], row["repeats"] = len(times), repeats
+    row["macs"] = runner.macs
     limit = None if runner.macs is None else cell.limits.seconds(runner.macs, cell.least_bytes)
-    made["limit_s"] = limit
-    made["share_of_limit"] = None if limit is None else limit / made["time"]["median"]
-    made["notes"] = runner.notes
+    row["limit_s"] = limit
+    row["share_of_limit"] = None if limit is None else limit / row["time"]["median"]
+    row["notes"] = runner.notes
     for name in ("saved_bytes", "peak_bytes"):
         try:
-            made[name] = getattr(runner, name)()
+            row[name] = getattr(runner, name)()
         except Exception as error:  # a figure that cannot be had is no reason to lose the times
-            made[name], made["notes"] = (
+            row[name], row["notes"] = (
                 None,
-                {**made["notes"], name: f"{type(error).__name__}: {error}"[:200]},
+                {**row["notes"], name: f"{type(error).__name__}: {error}"[:200]},
             )
 
 

@@ -259,8 +259,8 @@ def _pool(layer: layers.MaxPool | layers.AvgPool, x: jax.Array, start: float, re
     _float_input(layer, x)
     layer.out_shape(x.shape[1:])
     kernel, stride = layer.window
-    made: jax.Array = lax.reduce_window(x, start, reduce, (1, 1, *kernel), (1, 1, *stride), "VALID")
-    return made
+    result: jax.Array = lax.reduce_window(x, start, reduce, (1, 1, *kernel), (1, 1, *stride), "VALID")
+    return result
 
 
 def _flatten(call: _Call, layer: layers.Flatten, prefix: str, x: jax.Array) -> jax.Array:
@@ -332,13 +332,13 @@ def _residual(call: _Call, layer: layers.Residual, prefix: str, x: jax.Array) ->
 
 
 def _parallel(call: _Call, layer: layers.Parallel, prefix: str, x: jax.Array) -> jax.Array:
-    made = [_forward(call, child, _join(prefix, name), x) for name, child in layer.children()]
+    result = [_forward(call, child, _join(prefix, name), x) for name, child in layer.children()]
     if layer.combine == "concat":
-        return jnp.concatenate(made, axis=1)
-    if len({y.shape for y in made}) > 1:
-        raise ShapeError(f"Parallel: branches to add differ in shape: {[y.shape for y in made]}")
-    total = made[0]
-    for y in made[1:]:
+        return jnp.concatenate(result, axis=1)
+    if len({y.shape for y in result}) > 1:
+        raise ShapeError(f"Parallel: branches to add differ in shape: {[y.shape for y in result]}")
+    total = result[0]
+    for y in result[1:]:
         total = total + y
     return total
 

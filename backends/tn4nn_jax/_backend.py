@@ -15,7 +15,7 @@ from tn4nn._model.layers import Layer
 from tn4nn._runtime.target import Target
 
 from ._device import checked_dtype, device_of, to_host
-from ._modules import JaxModule, Options, made, run_options
+from ._modules import JaxModule, Options, build_module, run_options
 from ._place import place
 from ._target import target
 from ._trainer import JaxTrainer
@@ -59,7 +59,7 @@ class JaxBackend:
             >>> module([[1.0, 2.0, 3.0, 4.0]]).shape
             (1, 2)
         """
-        module: JaxModule = made(
+        module: JaxModule = build_module(
             JaxModule,
             model,
             weights,

@@ -26,7 +26,7 @@ from tn4nn._runtime.target import Target
 
 from ._device import beside, dtype_of, to_host, wide
 from ._kinds import LayerKind, dense_module, equinox, kind_of, readers, why_not
-from ._modules import JaxModule, made
+from ._modules import JaxModule, build_module
 from ._target import target
 
 __all__ = ["ConversionPlan", "Rule", "convert", "plan_conversion", "undo"]
@@ -170,16 +170,16 @@ def _covariances(model: Any, chosen: list[_Found], inputs: Any) -> dict[int, NDA
         instead.update({id(member): _Watched(member, _watcher(seen[i], rows, member)) for member in one.members})
     watched = equinox().nn.inference_mode(_replaced(model, instead))
     if callable(inputs):
-        made = inputs(watched)
+        result = inputs(watched)
     elif isinstance(inputs, jax.Array | np.ndarray):
-        made = jax.vmap(watched)(jnp.asarray(inputs))
+        result = jax.vmap(watched)(jnp.asarray(inputs))
     else:
         raise TN4NNError(
             "inputs is a batch that the model is mapped over, or a function that runs the model it is given, "
             f"received {type(inputs).__name__}"
         )
     untyped: Any = jax
-    untyped.block_until_ready(made)
+    untyped.block_until_ready(result)
     untyped.effects_barrier()  # until every callback has run
     found = {i: watcher.covariance() for i, watcher in seen.items()}
     return {i: covariance for i, covariance in found.items() if covariance is not None}
@@ -260,7 +260,7 @@ def _made(found: _Found, result: Decomposition, batch: int, phase: str) -> dict[
         has_bias = "bias" in layer.specs()
         if has_bias:
             weights["bias"] = np.zeros(network.out_features, np.float32)  # the old one takes its place
-        module: JaxModule = made(kind.make, layer, weights, batch=batch, phase=phase, dtype=dtype)
+        module: JaxModule = build_module(kind.make, layer, weights, batch=batch, phase=phase, dtype=dtype)
         cores = cores or {name: beside(module.weights[name], found.weight) for name in network.shapes}
         bias = {"bias": member.bias.reshape(-1)} if has_bias else {}
         new[id(member)] = module.updated({**cores, **bias})
@@ -342,7 +342,7 @@ def undo(model: Any) -> Any:
     return _replaced(model, instead)
 
 
-def _dense_weight(module: JaxModule, made: dict[tuple[Any, ...], jax.Array]) -> jax.Array:
+def _dense_weight(module: JaxModule, dense: dict[tuple[Any, ...], jax.Array]) -> jax.Array:
     """The weight of a layer on a network; layers that share their cores get the same one."""
     layer = module.model
     assert isinstance(layer, layers.OnNetwork)
@@ -353,7 +353,7 @@ def _dense_weight(module: JaxModule, made: dict[tuple[Any, ...], jax.Array]) -> 
     table = isinstance(layer, layers.Embedding)
     stored: Network = transposed(network) if table else network
     key = (*map(id, cores.values()), stored.fingerprint)
-    if key not in made:
+    if key not in dense:
         matrix = network.to_dense({name: to_host(core) for name, core in cores.items()})
         if isinstance(layer, layers.Linear) and layer.ordering is not None:
             matrix = matrix[:, layer.ordering.inverse]
@@ -361,5 +361,5 @@ def _dense_weight(module: JaxModule, made: dict[tuple[Any, ...], jax.Array]) -> 
             matrix = matrix.reshape(layer.topology.out_features, layer.in_channels, *layer.kernel)
         first = next(iter(cores.values()))
         with wide(first.dtype == np.float64):
-            made[key] = beside(jnp.array(matrix.T if table else matrix, dtype=first.dtype), first)
-    return made[key]
+            dense[key] = beside(jnp.array(matrix.T if table else matrix, dtype=first.dtype), first)
+    return dense[key]

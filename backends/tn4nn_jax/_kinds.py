@@ -174,5 +174,5 @@ def dense_module(layer: layers.OnNetwork, weight: Any, bias: Any) -> Any:
         bias = None if bias is None else bias[:, None, None]
     else:
         shell = eqx.filter_eval_shape(eqx.nn.Linear, t.in_features, t.out_features, use_bias=has_bias, key=key)
-    made = eqx.tree_at(lambda m: m.weight, shell, weight)  # nothing was drawn: the shell has shapes alone
-    return made if bias is None else eqx.tree_at(lambda m: m.bias, made, bias)
+    result = eqx.tree_at(lambda m: m.weight, shell, weight)  # nothing was drawn: the shell has shapes alone
+    return result if bias is None else eqx.tree_at(lambda m: m.bias, result, bias)

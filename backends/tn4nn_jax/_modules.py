@@ -248,9 +248,9 @@ def plans(module: JaxModule, rows: int) -> dict[str, Plan]:
 
 
 def _unflatten(cls: type[Any], options: Options, weights: dict[str, Any]) -> Any:
-    made = object.__new__(cls)  # jax also puts things in that are no arrays: nothing may look at them
-    made.weights, made.options = weights, options
-    return made
+    result = object.__new__(cls)  # jax also puts things in that are no arrays: nothing may look at them
+    result.weights, result.options = weights, options
+    return result
 
 
 def _register(cls: type[JaxModule]) -> None:
@@ -278,7 +278,7 @@ def check_host(model: layers.Layer, x: np.ndarray[Any, Any]) -> None:
         check_tokens(x, layer)
 
 
-def made(
+def build_module(
     cls: type[Any],
     model: layers.Layer,
     weights: Mapping[str, Any] | None,
@@ -364,7 +364,7 @@ class TNLinear(JaxModule):
         **options: Any,
     ) -> None:
         model = layers.Linear(network, bias=bias, ordering=ordering)
-        self.__dict__.update(made(JaxModule, model, weights, seed=seed, **options).__dict__)
+        self.__dict__.update(build_module(JaxModule, model, weights, seed=seed, **options).__dict__)
 
 
 class TNConv2d(JaxModule):
@@ -407,7 +407,7 @@ class TNConv2d(JaxModule):
         **options: Any,
     ) -> None:
         model = layers.Conv2d(network, kernel=kernel, stride=stride, padding=padding, bias=bias)
-        self.__dict__.update(made(JaxModule, model, weights, seed=seed, **options).__dict__)
+        self.__dict__.update(build_module(JaxModule, model, weights, seed=seed, **options).__dict__)
 
     def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
         """y for a batch of images, or for one."""
@@ -443,4 +443,4 @@ class TNEmbedding(JaxModule):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.__dict__.update(made(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__)
+        self.__dict__.update(build_module(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__)

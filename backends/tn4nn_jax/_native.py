@@ -62,9 +62,9 @@ def native_of(plan: Plan) -> Native:
     """The native runtime of a plan whose executor is "native"."""
     key = (plan.network.fingerprint, plan.path, plan.layouts, plan.block, plan.save, plan.itemsize)
     if key not in _KNOWN:
-        made = _native.native(plan.recipe)
-        assert made is not None  # `available` has seen the compiler
-        _KNOWN[key] = made
+        result = _native.native(plan.recipe)
+        assert result is not None  # `available` has seen the compiler
+        _KNOWN[key] = result
     return _KNOWN[key]
 
 
@@ -168,13 +168,13 @@ def _vjp_shapes(*given: Any, native: Native, wanted: tuple[bool, ...]) -> list[j
 
 
 def _primitive(name: str, shapes: Callable[..., Any], plain: Callable[..., Any], cpu: Callable[..., Any]) -> Any:
-    made: Any = Primitive(f"tn4nn_{name}")
-    made.multiple_results = True
-    made.def_impl(_compiled(jax.jit(made.bind, static_argnames=("native", "save", "moved", "wanted"))))
-    made.def_abstract_eval(shapes)
-    mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=True))
-    mlir.register_lowering(made, _lowered(plain, cpu), platform="cpu")
-    return made
+    result: Any = Primitive(f"tn4nn_{name}")
+    result.multiple_results = True
+    result.def_impl(_compiled(jax.jit(result.bind, static_argnames=("native", "save", "moved", "wanted"))))
+    result.def_abstract_eval(shapes)
+    mlir.register_lowering(result, mlir.lower_fun(plain, multiple_results=True))
+    mlir.register_lowering(result, _lowered(plain, cpu), platform="cpu")
+    return result
 
 
 def _compiled(jitted: Callable[..., Any]) -> Callable[..., Any]:

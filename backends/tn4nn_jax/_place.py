@@ -48,8 +48,8 @@ def _run_of(
     with wide(dtype == "float64"):
         arrays = [to_device(rng.standard_normal(shape), dtype, device) for shape in shapes]
         if phase == "train":
-            made = jax.eval_shape(forward, *arrays)
-            arrays.insert(0, to_device(np.ones(made.shape), dtype, device))
+            result = jax.eval_shape(forward, *arrays)
+            arrays.insert(0, to_device(np.ones(result.shape), dtype, device))
     compiled = jax.jit(step if phase == "train" else forward)
 
     def call() -> Any:

@@ -84,8 +84,8 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
         mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
         square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
         hats = corrected(beta1, count, mean), corrected(beta2, count, square)
-        made = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *hats)
-        return made, _AdamState(count, mean, square)
+        result = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *hats)
+        return result, _AdamState(count, mean, square)
 
     return optax.GradientTransformation(init, update)
 
@@ -94,8 +94,8 @@ def _add_decay(decay: Mapping[str, float]) -> optax.GradientTransformation:
     """Adds decay * weight to what passes, with a decay for each name."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Arrays, Any]:
-        made = {n: u + decay[n] * params[n] if decay.get(n) else u for n, u in updates.items()}
-        return made, state
+        result = {n: u + decay[n] * params[n] if decay.get(n) else u for n, u in updates.items()}
+        return result, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -160,8 +160,8 @@ class _Compiled:
         key = jax.random.fold_in(jax.random.key(seed), number) if self.has_dropout else None
 
         def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
-            made, new = self._applied(params, states, picked_x, key, train=True)
-            return _LOSSES[self.spec.loss](made, picked_y)[0], new
+            result, new = self._applied(params, states, picked_x, key, train=True)
+            return _LOSSES[self.spec.loss](result, picked_y)[0], new
 
         (loss, states), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates: Any
@@ -174,8 +174,8 @@ class _Compiled:
         self, params: Arrays, states: Arrays, x: jax.Array, y: jax.Array, start: jax.Array, rows: int
     ) -> tuple[jax.Array, jax.Array]:
         part_x, part_y = (lax.dynamic_slice_in_dim(a, start, rows) for a in (x, y))
-        made, _ = self._applied(params, states, part_x, None, train=False)
-        return _LOSSES[self.spec.loss](made, part_y)
+        result, _ = self._applied(params, states, part_x, None, train=False)
+        return _LOSSES[self.spec.loss](result, part_y)
 
 
 _CACHED = 32  # models whose compiled steps are cached

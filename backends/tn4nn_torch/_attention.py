@@ -100,12 +100,12 @@ class SplitAttention(nn.Module):
 def _linear(weight: Tensor, bias: Tensor | None, *owners: Tensor | None) -> nn.Linear:
     """nn.Linear with a copy of a weight and a bias; they need gradients where their owners do."""
     meta: Any = {"device": "meta"}  # nothing is drawn
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, **meta)
+    result = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, **meta)
     for name, part, owner in zip(("weight", "bias"), (weight, bias), owners, strict=True):
         if part is not None and owner is not None:
             copied = part.detach().clone(memory_format=torch.contiguous_format)
-            made._parameters[name] = nn.Parameter(copied, requires_grad=owner.requires_grad)
-    return made
+            result._parameters[name] = nn.Parameter(copied, requires_grad=owner.requires_grad)
+    return result
 
 
 def split_attention(model: nn.Module) -> nn.Module:
@@ -130,7 +130,7 @@ def split_attention(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward:
-            made = SplitAttention(module)
-            carry_over(module, made, (), memo)
-            memo[id(module)] = made
+            result = SplitAttention(module)
+            carry_over(module, result, (), memo)
+            memo[id(module)] = result
     return copy.deepcopy(model, memo)

@@ -68,8 +68,8 @@ class TorchBackend:
     def forward(self, module: nn.Module, x: NDArray[Any]) -> NDArray[Any]:
         """See `Backend.forward`."""
         with torch.no_grad():
-            made: Tensor = module.eval()(self._tensor(module, x))
-        return to_host(made)
+            result: Tensor = module.eval()(self._tensor(module, x))
+        return to_host(result)
 
     def gradients(
         self, module: nn.Module, x: NDArray[Any], gy: NDArray[Any]

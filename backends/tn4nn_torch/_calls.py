@@ -227,17 +227,17 @@ def _hosted(runtime: Native) -> Any:
     return _State.module.make_runtime(_text(runtime.recipe), *calls, numbers, *encoded)
 
 
-def _text(made: Recipe) -> str:
+def _text(lowered: Recipe) -> str:
     """A recipe as text, by which C++ asks for more encoded plans."""
-    return json.dumps([made.network.to_json(), made.path, made.block, made.itemsize, made.layouts, made.save_states])
+    network = lowered.network.to_json()
+    return json.dumps([network, lowered.path, lowered.block, lowered.itemsize, lowered.layouts, lowered.save_states])
 
 
 @functools.lru_cache(maxsize=256)
 def _native_of(text: str) -> Native:
     network, path, block, itemsize, layouts, save = json.loads(text)
     pairs = tuple((int(a), int(b)) for a, b in path)
-    made = recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts, save=save)
-    found = native(made)
+    found = native(recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts, save=save))
     if found is None:
         raise BackendError("the native runtime is gone: was the cache folder changed?")
     return found

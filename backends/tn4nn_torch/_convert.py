@@ -255,19 +255,19 @@ def _replace(found: _Found, result: Decomposition, phase: str, memo: dict[int, A
         kind = kind_of(member)
         assert kind is not None
         network = result.network if kind.transposed == found.kind.transposed else transposed(result.network)
-        made = _layer(kind, member, network, result, phase)
+        replacement = _layer(kind, member, network, result, phase)
         if first is None:
-            first = made
-            for core in made.cores():
+            first = replacement
+            for core in replacement.cores():
                 core.requires_grad_(found.weight.requires_grad)
         else:
             for name in network.shapes:
-                made._parameters[name] = first._parameters[name]
-            made.remember_cores()
-        memo[id(member)] = made
+                replacement._parameters[name] = first._parameters[name]
+            replacement.remember_cores()
+        memo[id(member)] = replacement
         bias: Any = member._parameters.get("bias")
-        made._parameters["bias"] = copy.deepcopy(bias, memo)
-        carry_over(member, made, kind.keeps, memo)
+        replacement._parameters["bias"] = copy.deepcopy(bias, memo)
+        carry_over(member, replacement, kind.keeps, memo)
 
 
 def _layer(kind: LayerKind, module: nn.Module, network: Network, result: Decomposition, phase: str) -> _Planned:
@@ -355,22 +355,22 @@ def undo(model: nn.Module) -> nn.Module:
         )
     """
     memo: dict[int, Any] = {}
-    made: dict[tuple[Any, ...], nn.Parameter] = {}
+    result: dict[tuple[Any, ...], nn.Parameter] = {}
     for module in model.modules():
         if isinstance(module, _Planned):
             bias: Any = copy.deepcopy(module.bias_or_none, memo)
-            new = dense_module(module, _dense_weight(module, made), bias)
+            new = dense_module(module, _dense_weight(module, result), bias)
             memo[id(module)] = new
             carry_over(module, new, (), memo)
     return copy.deepcopy(model, memo)
 
 
-def _dense_weight(module: _Planned, made: dict[tuple[Any, ...], nn.Parameter]) -> nn.Parameter:
+def _dense_weight(module: _Planned, dense: dict[tuple[Any, ...], nn.Parameter]) -> nn.Parameter:
     """The weight of a layer on a network; layers that share their cores get the same one."""
     cores = module.cores()
     stored = transposed(module.network) if isinstance(module, TNEmbedding) else module.network
     key = (*map(id, cores), stored.fingerprint)
-    if key not in made:
+    if key not in dense:
         weight = module.weight.detach().clone(memory_format=torch.contiguous_format)
-        made[key] = nn.Parameter(weight, requires_grad=any(core.requires_grad for core in cores))
-    return made[key]
+        dense[key] = nn.Parameter(weight, requires_grad=any(core.requires_grad for core in cores))
+    return dense[key]

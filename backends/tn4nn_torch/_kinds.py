@@ -167,16 +167,16 @@ def dense_module(module: _Planned, weight: nn.Parameter, bias: nn.Parameter | No
     """nn.Linear, nn.Conv2d or nn.Embedding with a given weight, which replaces a layer on a network."""
     layer, has_bias = module.layer, bias is not None
     meta: Any = {"device": "meta"}  # the weight is given: nothing is drawn
-    made: nn.Linear | nn.Conv2d | nn.Embedding
+    result: nn.Linear | nn.Conv2d | nn.Embedding
     if isinstance(layer, layers.Conv2d):
         sizes = (layer.in_channels, module.out_features, layer.kernel, layer.stride, layer.padding)
-        made = nn.Conv2d(*sizes, bias=has_bias, **meta)
+        result = nn.Conv2d(*sizes, bias=has_bias, **meta)
     elif isinstance(layer, layers.Embedding):
-        made = nn.Embedding(module.in_features, module.out_features, **meta)
-        made.padding_idx = getattr(module, "padding_idx", None)
+        result = nn.Embedding(module.in_features, module.out_features, **meta)
+        result.padding_idx = getattr(module, "padding_idx", None)
     else:
-        made = nn.Linear(module.in_features, module.out_features, bias=has_bias, **meta)
-    made.weight = weight
-    if bias is not None and not isinstance(made, nn.Embedding):
-        made.bias = bias
-    return made
+        result = nn.Linear(module.in_features, module.out_features, bias=has_bias, **meta)
+    result.weight = weight
+    if bias is not None and not isinstance(result, nn.Embedding):
+        result.bias = bias
+    return result

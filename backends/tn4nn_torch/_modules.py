@@ -425,8 +425,8 @@ class TNLinear(_Planned):
         if bias is not None:
             weights["bias"] = array(bias)
         options: Any = {"engine": self.engine, "device": where, "dtype": dtype}
-        made = TNLinear(layer, weights=weights, batch=batch, phase="forward", **options)
-        return made.requires_grad_(False)
+        result = TNLinear(layer, weights=weights, batch=batch, phase="forward", **options)
+        return result.requires_grad_(False)
 
 
 def _loaded(layer: Any, _: Any) -> None:
@@ -676,8 +676,8 @@ class ResidualModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The sum."""
         side: Tensor = x if self.shortcut is None else self.shortcut(x)
-        made: Tensor = self.body(x)
-        return made + side
+        result: Tensor = self.body(x)
+        return result + side
 
 
 class ParallelModule(nn.ModuleList):
@@ -689,10 +689,10 @@ class ParallelModule(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum, or the branches side by side."""
-        made = [branch(x) for branch in self]
+        result = [branch(x) for branch in self]
         if self.combine == "concat":
-            return torch.cat(made, dim=1)
-        return torch.stack(made).sum(0)
+            return torch.cat(result, dim=1)
+        return torch.stack(result).sum(0)
 
 
 def plans(model: nn.Module, rows: int) -> dict[str, Plan]:
@@ -751,9 +751,9 @@ def to_module(
     def tensor(array: NDArray[Any]) -> Tensor:
         return torch.tensor(np.asarray(array), dtype=dtype_of(dtype), device=device)
 
-    def made(layer: layers.Layer, prefix: str) -> nn.Module:
+    def built(layer: layers.Layer, prefix: str) -> nn.Module:
         own = {spec.name: weights[prefix + spec.name] for spec in layer.own_specs()}
-        children = [(name, made(child, f"{prefix}{name}.")) for name, child in layer.children()]
+        children = [(name, built(child, f"{prefix}{name}.")) for name, child in layer.children()]
         common: Any = {
             "weights": own, "phase": phase, "minimize": minimize, "tune": tune, "engine": engine, "device": device,
             "dtype": dtype,
@@ -780,4 +780,4 @@ def to_module(
                 return ParallelModule((child for _, child in children), layer.combine)
         raise BackendError(f"the torch backend does not know the layer {type(layer).__name__}")
 
-    return made(model, "")
+    return built(model, "")

@@ -45,6 +45,6 @@ def _run_of(
     return lambda: torch.autograd.grad(steps(arrays), arrays, gy)
 
 
-def _wait(device: torch.device, made: object) -> None:
+def _wait(device: torch.device, result: object) -> None:
     if device.type == "cuda":  # on the CPU everything is there when a call returns
         torch.cuda.synchronize(device)

@@ -69,9 +69,9 @@ def test_suite_catches_a_wrong_gradient():
 def test_suite_catches_a_backend_that_writes_into_the_weights():
     class Off(type(tn.backend("numpy"))):
         def forward(self, module, x):
-            made = super().forward(module, x)
+            result = super().forward(module, x)
             next(iter(module.arrays.values()))[...] = 0
-            return made
+            return result
 
     case = next(c for c in LAYER_CASES if c.name == "linear-mpo")
     with pytest.raises(AssertionError):

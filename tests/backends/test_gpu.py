@@ -57,7 +57,7 @@ def captured(monkeypatch):
     """Makes a layer that goes through graphs for 100 rows, whatever is faster, and its twin in single operations."""
     monkeypatch.setattr(_tuned, "_seconds", lambda runner, *_: 0.0 if isinstance(runner, Captured) else 1.0)
 
-    def made(net, dtype=None):
+    def build(net, dtype=None):
         layer, plain = (TNLinear(net, seed=1, device="cuda", tune=tune) for tune in (True, False))
         with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
             for x in (noise(100, 256), noise(100, 256).requires_grad_(True)):
@@ -67,7 +67,7 @@ def captured(monkeypatch):
         assert layer.plan(100).executor == "graph"
         return layer, plain
 
-    return made
+    return build
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "dense"])

@@ -114,11 +114,11 @@ def test_a_core_of_the_right_size_and_another_shape_is_refused(x, how):
 
 def test_functional_call_uses_what_it_is_given(layer, x):
     other = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
-    made = torch.func.functional_call(layer, other, (x,))
+    result = torch.func.functional_call(layer, other, (x,))
     twin = copy.deepcopy(layer)
     twin.load_state_dict(other)
-    assert close(made, expected(twin, x))
-    assert not close(made, expected(layer, x))
+    assert close(result, expected(twin, x))
+    assert not close(result, expected(layer, x))
 
 
 def test_func_grad_and_vmap(layer, x):
@@ -156,9 +156,9 @@ def test_export(layer, x):
 
 def test_autocast(layer, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = layer(x)
-    assert close(made, expected(layer, x), 0.05)
-    assert made.dtype == torch.bfloat16  # as of nn.Linear
+        result = layer(x)
+    assert close(result, expected(layer, x), 0.05)
+    assert result.dtype == torch.bfloat16  # as of nn.Linear
 
 
 def test_deepcopy_pickle_and_state_dict(layer, x):
@@ -334,10 +334,10 @@ def test_compiled_convolutions(name, dynamic):
     kernel = conv.weight.detach().double()
     for shape in ((3, 8, 6, 6), (9, 8, 16, 7)):
         image = torch.randn(shape, requires_grad=True)
-        made = torch.nn.functional.conv2d(image.double(), kernel, conv.bias.double(), 2, 1)
+        result = torch.nn.functional.conv2d(image.double(), kernel, conv.bias.double(), 2, 1)
         found = compiled(image)
-        assert close(found, made)
-        gradients = [torch.autograd.grad((y**2).sum(), image)[0] for y in (found, made)]
+        assert close(found, result)
+        gradients = [torch.autograd.grad((y**2).sum(), image)[0] for y in (found, result)]
         assert close(*gradients)
 
 

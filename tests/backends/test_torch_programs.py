@@ -53,34 +53,34 @@ def close(a, b, tolerance=1e-10):
 @pytest.mark.parametrize("minimize", ["time", "flops"])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_values_and_gradients_are_autograds_whatever_is_wanted(name, minimize):
-    arrays, made = arrays_of(NETWORKS[name]), program(NETWORKS[name], minimize=minimize)
+    arrays, result = arrays_of(NETWORKS[name]), program(NETWORKS[name], minimize=minimize)
     for frozen in (None, *range(len(arrays))):
         for i, t in enumerate(arrays):
             t.requires_grad_(i != frozen)
-        y, right = Steps(made)(arrays), run(OPS, made, arrays)
+        y, right = Steps(result)(arrays), run(OPS, result, arrays)
         assert y.grad_fn.name() == "StepsFunctionBackward"
         assert torch.equal(y, right)
         assert close(gradients(y, arrays), gradients(right, arrays))
 
 
 def test_complex_numbers():
-    arrays, made = arrays_of(NETWORKS["cp"], dtype=torch.complex128), program(NETWORKS["cp"])
+    arrays, result = arrays_of(NETWORKS["cp"], dtype=torch.complex128), program(NETWORKS["cp"])
     with torch.no_grad():
         for t in arrays:
             t.imag.copy_(t.real.flip(0))
-    assert close(gradients(Steps(made)(arrays), arrays), gradients(run(OPS, made, arrays), arrays))
+    assert close(gradients(Steps(result)(arrays), arrays), gradients(run(OPS, result, arrays), arrays))
 
 
 def test_what_comes_after_may_write_into_the_result():
-    arrays, made = arrays_of(NETWORKS["mpo"]), program(NETWORKS["mpo"])
-    found, right = torch.relu_(Steps(made)(arrays)), torch.relu(run(OPS, made, arrays))
+    arrays, result = arrays_of(NETWORKS["mpo"]), program(NETWORKS["mpo"])
+    found, right = torch.relu_(Steps(result)(arrays)), torch.relu(run(OPS, result, arrays))
     assert torch.equal(found, right)
     assert close(gradients(found, arrays), gradients(right, arrays))
 
 
 def test_second_derivatives_and_batches_of_gradients():
-    arrays, made = arrays_of(NETWORKS["tree"]), program(NETWORKS["tree"])
-    steps = Steps(made)
+    arrays, result = arrays_of(NETWORKS["tree"]), program(NETWORKS["tree"])
+    steps = Steps(result)
     assert torch.autograd.gradgradcheck(lambda *t: steps(t), arrays)
     y = steps(arrays)
     many = torch.eye(y.numel(), dtype=y.dtype).reshape(-1, *y.shape)
@@ -104,8 +104,8 @@ def test_no_more_is_saved_than_autograd_saves():
         return sum(size for at, size in found.items() if at not in own)
 
     for name, net in NETWORKS.items():
-        arrays, made = arrays_of(net, rows=50), program(net, minimize="flops")
-        assert saved(Steps(made), arrays) <= saved(lambda t, p=made: run(OPS, p, t), arrays), name
+        arrays, result = arrays_of(net, rows=50), program(net, minimize="flops")
+        assert saved(Steps(result), arrays) <= saved(lambda t, p=result: run(OPS, p, t), arrays), name
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, in forward_ad
@@ -141,8 +141,8 @@ def graphs(monkeypatch):
     """Lets graphs be captured on the CPU."""
 
     def captured(self, function, pool):
-        made = Replayed(function)
-        return made, made.results
+        result = Replayed(function)
+        return result, result.results
 
     monkeypatch.setattr(Captured, "_captured", captured)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the only one")
@@ -294,10 +294,10 @@ def test_no_graph_of_ours_goes_into_somebody_elses(tuned, graphs, monkeypatch):
 def test_a_copy_of_a_layer_begins_with_no_graphs():
     layer = TNLinear(NETWORKS["mpo"], tune=True)
     layer._tuned._found["key"] = threading.Lock()  # like a graph, it cannot be copied
-    for made in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert not made._tuned._found
+    for result in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert not result._tuned._found
         x = torch.ones(3, 24)
-        assert torch.equal(made(x), layer(x))
+        assert torch.equal(result(x), layer(x))
     assert not layer.double()._tuned._found  # and the cores have moved here
 
 

@@ -92,15 +92,15 @@ def test_every_kind_of_layer_computes_what_stood_there() -> None:
     for layer, shape, kind in cases:
         dense = with_weight(layer, redundant(*layer.weight.shape).reshape(layer.weight.shape))
         x = jax.random.randint(KEY, (5,), 0, 40) if kind is TNEmbedding else jax.random.normal(KEY, (5, *shape))
-        made = convert(dense, full())
-        assert type(made) is kind
+        result = convert(dense, full())
+        assert type(result) is kind
         truth = jax.vmap(dense)(x)
-        for found in (jax.vmap(made)(x), jax.vmap(undo(made))(x)):
+        for found in (jax.vmap(result)(x), jax.vmap(undo(result))(x)):
             np.testing.assert_allclose(found, truth, atol=1e-4)
-        np.testing.assert_allclose(made(x[0], key=KEY), truth[0], atol=1e-4)
-        assert sum(a.size for a in weights_of(made)) < sum(a.size for a in weights_of(dense))
-        assert jax.tree.map(np.shape, weights_of(undo(made))) == jax.tree.map(np.shape, weights_of(dense))
-        assert type(undo(made)) is type(dense)
+        np.testing.assert_allclose(result(x[0], key=KEY), truth[0], atol=1e-4)
+        assert sum(a.size for a in weights_of(result)) < sum(a.size for a in weights_of(dense))
+        assert jax.tree.map(np.shape, weights_of(undo(result))) == jax.tree.map(np.shape, weights_of(dense))
+        assert type(undo(result)) is type(dense)
 
 
 @needs_equinox
@@ -116,8 +116,8 @@ def test_containers_and_attention_run_as_before() -> None:
     )
     x = jax.random.normal(KEY, (3, 1, 8, 8))
     rules = {"layers.0": Rule("low_rank", rank=5), "layers.4": Rule("low_rank", rank=9)}
-    made = convert(image, rules)
-    quiet = [eqx.nn.inference_mode(model) for model in (image, made, undo(made))]
+    result = convert(image, rules)
+    quiet = [eqx.nn.inference_mode(model) for model in (image, result, undo(result))]
     truth, found, dense = (jax.vmap(model)(x) for model in quiet)
     assert float(jnp.abs(found - dense).max()) < 1e-4
     assert float(jnp.linalg.norm(found - truth) / jnp.linalg.norm(truth)) < 0.6
@@ -130,25 +130,25 @@ def test_containers_and_attention_run_as_before() -> None:
 
 @needs_equinox
 def test_transforms_and_filters() -> None:
-    made = convert(net(), "mpo", budget=400, batch=8)
+    result = convert(net(), "mpo", budget=400, batch=8)
     x = jax.random.normal(KEY, (8, 24))
-    dense = undo(made)
+    dense = undo(result)
     truth = jax.vmap(dense)(x)
-    np.testing.assert_allclose(eqx.filter_jit(lambda m, x: jax.vmap(m)(x))(made, x), truth, atol=1e-5)
-    np.testing.assert_allclose(made(x[0]), truth[0], atol=1e-5)
+    np.testing.assert_allclose(eqx.filter_jit(lambda m, x: jax.vmap(m)(x))(result, x), truth, atol=1e-5)
+    np.testing.assert_allclose(result(x[0]), truth[0], atol=1e-5)
 
     def loss(model: Any, x: Any) -> Any:
         return jnp.sum(jax.vmap(model)(x) ** 2)
 
-    value, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))(made, x)
+    value, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))(result, x)
     assert float(value) == pytest.approx(float(loss(dense, x)), rel=1e-4)
     truth_gradients = eqx.filter_grad(loss)(dense, x)
     np.testing.assert_allclose(
         gradients.layers[2].weight, truth_gradients.layers[2].weight, atol=1e-3
     )  # behind the two layers on networks
-    by_x, truth_by_x = jax.grad(loss, argnums=1)(made, x), jax.grad(loss, argnums=1)(dense, x)
+    by_x, truth_by_x = jax.grad(loss, argnums=1)(result, x), jax.grad(loss, argnums=1)(dense, x)
     np.testing.assert_allclose(by_x, truth_by_x, atol=1e-4)
-    arrays, static = eqx.partition(made, eqx.is_inexact_array)
+    arrays, static = eqx.partition(result, eqx.is_inexact_array)
     np.testing.assert_allclose(jax.vmap(eqx.combine(arrays, static))(x), truth, atol=1e-5)
 
 
@@ -156,20 +156,20 @@ def test_transforms_and_filters() -> None:
 def test_sizes_that_do_not_factor_are_padded() -> None:
     layer = drawn(eqx.nn.Linear, 23, 17)
     x = jax.random.normal(KEY, (5, 23))
-    made = convert(layer, Rule("ring", rank=2))
-    assert undo(made).weight.shape == (17, 23)
-    np.testing.assert_allclose(jax.vmap(made)(x), jax.vmap(undo(made))(x), atol=1e-5)
+    result = convert(layer, Rule("ring", rank=2))
+    assert undo(result).weight.shape == (17, 23)
+    np.testing.assert_allclose(jax.vmap(result)(x), jax.vmap(undo(result))(x), atol=1e-5)
 
 
 @needs_equinox
 def test_the_source_is_as_it_was_and_what_stays_is_the_same() -> None:
     model = net()
     before = [np.array(a) for a in weights_of(model)]
-    made = convert(model, {"layers.0": "low_rank"}, budget=200)
+    result = convert(model, {"layers.0": "low_rank"}, budget=200)
     assert all(np.array_equal(a, b) for a, b in zip(before, weights_of(model), strict=True))
-    assert made.layers[1] is not made.layers[0]
-    assert made.layers[1].weight is model.layers[1].weight
-    assert made.activation is model.activation
+    assert result.layers[1] is not result.layers[0]
+    assert result.layers[1].weight is model.layers[1].weight
+    assert result.activation is model.activation
 
 
 @needs_equinox
@@ -179,10 +179,10 @@ def test_an_ordering() -> None:
     order = ordering("hilbert", (4, 4))
     product = np.kron(*np.random.default_rng(0).standard_normal((2, 3, 4)))
     layer = with_weight(eqx.nn.Linear(16, 9, key=KEY), jnp.asarray(product[:, np.argsort(order.permutation)]))
-    made = convert(layer, Rule(tn.mpo((4, 4), (3, 3)), rank=1, ordering="hilbert"))
+    result = convert(layer, Rule(tn.mpo((4, 4), (3, 3)), rank=1, ordering="hilbert"))
     x = jax.random.normal(KEY, (16,))
-    np.testing.assert_allclose(made(x), layer(x), atol=1e-4)
-    np.testing.assert_allclose(undo(made)(x), layer(x), atol=1e-4)
+    np.testing.assert_allclose(result(x), layer(x), atol=1e-4)
+    np.testing.assert_allclose(undo(result)(x), layer(x), atol=1e-4)
 
 
 # -- what is shared stays shared --------------------------------------------------------------------------------
@@ -209,22 +209,22 @@ def test_tied_weights_and_shared_layers_stay_so() -> None:
     rules = {"table": Rule("mpo", sites=2, rank=3), "block": "low_rank"}
     dry = plan_conversion(model, rules, 400, protect_head=False)
     assert [row.name for row in dry.rows] == ["table = head", "block = again"]
-    made = dry.run()
-    assert made.block is made.again
-    cores = [core for core in made.table.weights if core != "bias"]
-    assert all(made.table.weights[n] is made.head.weights[n] for n in cores)
-    dense = undo(made)
+    result = dry.run()
+    assert result.block is result.again
+    cores = [core for core in result.table.weights if core != "bias"]
+    assert all(result.table.weights[n] is result.head.weights[n] for n in cores)
+    dense = undo(result)
     assert dense.head.weight is dense.table.weight
     assert dense.block is dense.again
     tokens = jnp.array([1, 47, 3])
-    np.testing.assert_allclose(jax.vmap(dense)(tokens), jax.vmap(made)(tokens), atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(dense)(tokens), jax.vmap(result)(tokens), atol=1e-5)
     protected = {row.name: row for row in plan_conversion(model, "mpo", 100).rows}
     assert protected["table = head"].reason.startswith("the head is protected")
 
 
 @needs_equinox
 def test_what_cannot_be_replaced_is_left_with_the_reason() -> None:
-    def made() -> dict[str, Any]:
+    def untouched() -> dict[str, Any]:
         return {
         "groups": eqx.nn.Conv2d(4, 4, 3, groups=2, key=KEY), "dilated": eqx.nn.Conv2d(4, 4, 3, dilation=2, key=KEY),
         "circular": eqx.nn.Conv2d(4, 4, 3, padding=1, padding_mode="CIRCULAR", key=KEY),
@@ -241,7 +241,7 @@ def test_what_cannot_be_replaced_is_left_with_the_reason() -> None:
         "absent": with_weight(eqx.nn.Linear(8, 8, key=KEY), None), "zend": eqx.nn.Linear(8, 8, key=KEY),
     }  # fmt: skip
 
-    parts = eqx.filter_eval_shape(made)  # none of them is read
+    parts = eqx.filter_eval_shape(untouched)  # none of them is read
     parts["loose"] = [parts["first"].weight]
     rows = {row.name: row.reason for row in plan_conversion(parts, "low_rank", 1000).rows}
     expected = {
@@ -264,14 +264,14 @@ def test_what_cannot_be_replaced_is_left_with_the_reason() -> None:
 def test_the_dry_run_is_a_table_and_tells_the_truth() -> None:
     model = net()
     dry = plan_conversion(model, {"layers.1": "skip", "*": "low_rank"}, budget=200, batch=10)
-    made = dry.run()
+    result = dry.run()
     rows = {row.name: row for row in dry.rows}
     assert rows["layers.1"].reason == "the rules skip it"
     assert rows["layers.2"].reason == "the head is protected: name it in full, or protect_head=False"
     first = rows["layers.0"]
-    macs = at_rows(made.layers[0].plan(10), 10, "forward").cost.macs  # of what runs, be it more than the fewest
+    macs = at_rows(result.layers[0].plan(10), 10, "forward").cost.macs  # of what runs, be it more than the fewest
     assert (first.before, first.after, first.macs_before, first.macs_after) == (384, 200, 3840, macs)
-    w, new = model.layers[0].weight, undo(made).layers[0].weight
+    w, new = model.layers[0].weight, undo(result).layers[0].weight
     assert first.error == pytest.approx(float(jnp.linalg.norm(w - new) / jnp.linalg.norm(w)), rel=1e-4)
     text = repr(dry)
     line = rf"^layers.0 +Linear +16x24 +low_rank +384 +200 +3,840 +{macs:,} +\d+\.\d\dx +0\.\d{{3}} +convert$"
@@ -291,8 +291,8 @@ def test_a_budget_is_kept_and_filled(name: str, budget: float) -> None:
     after = sum(row.after for row in dry.rows[:2])
     allowed = budget if budget > 1 else int(budget * (24 * 16 + 16 * 16))
     assert 0.8 * allowed < after <= allowed
-    made = dry.run()
-    assert sum(made.layers[i].model.network.num_params for i in range(2)) == after
+    result = dry.run()
+    assert sum(result.layers[i].model.network.num_params for i in range(2)) == after
 
 
 @needs_equinox
@@ -357,14 +357,14 @@ def test_a_convolution_is_calibrated_on_its_patches() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_decomposed_in_full_and_cast_back(dtype: str) -> None:
     model = jax.tree_util.tree_map(lambda a: a.astype(dtype) if eqx.is_array(a) else a, net())
-    made = convert(model, {"layers.0": Rule("low_rank", rank=5)})
-    assert {str(a.dtype) for a in weights_of(made)} == {dtype}
+    result = convert(model, {"layers.0": Rule("low_rank", rank=5)})
+    assert {str(a.dtype) for a in weights_of(result)} == {dtype}
     plain = tn.decompose(np.asarray(model.layers[0].weight, np.float32), tn.low_rank(24, 16), rank=5)
-    found = np.asarray(undo(made).layers[0].weight).astype(np.float32)
-    assert undo(made).layers[0].weight.dtype == dtype
+    found = np.asarray(undo(result).layers[0].weight).astype(np.float32)
+    assert undo(result).layers[0].weight.dtype == dtype
     np.testing.assert_allclose(found, plain.to_dense(), atol=4 * float(jnp.finfo(dtype).eps))
     x = jnp.ones((3, 24), dtype)
-    assert jax.vmap(made)(x).dtype == dtype
+    assert jax.vmap(result)(x).dtype == dtype
 
 
 @needs_equinox
@@ -372,10 +372,10 @@ def test_float64_is_decomposed_in_float64() -> None:
     with jax.enable_x64(True):
         weight = jnp.asarray(np.random.default_rng(0).standard_normal((16, 24)))
         layer = with_weight(eqx.nn.Linear(24, 16, use_bias=False, dtype=jnp.float64, key=KEY), weight)
-        made = convert(layer, Rule("low_rank", rank=9))
-        assert {a.dtype for a in weights_of(made)} == {np.dtype("float64")}
+        result = convert(layer, Rule("low_rank", rank=9))
+        assert {a.dtype for a in weights_of(result)} == {np.dtype("float64")}
         plain = tn.decompose(np.asarray(weight), tn.low_rank(24, 16), rank=9, dtype="float64")
-        np.testing.assert_allclose(undo(made).weight, plain.to_dense(), atol=1e-12)
+        np.testing.assert_allclose(undo(result).weight, plain.to_dense(), atol=1e-12)
 
 
 @needs_equinox
@@ -437,8 +437,8 @@ def test_cores_lie_where_the_weight_lay() -> None:
         mesh = Mesh(np.array(devices), ("i",))
         rows = eqx.tree_at(lambda m: m.weight, one, jax.device_put(one.weight, NamedSharding(mesh, PartitionSpec("i"))))
         for layer, wanted in ((one, {devices[1]}), (rows, set(devices))):
-            made = tn4nn_jax.convert(layer, "low_rank", 130)
-            assert {d for name, a in made.weights.items() if name != "bias" for d in a.devices()} == wanted
+            small = tn4nn_jax.convert(layer, "low_rank", 130)
+            assert {d for name, a in small.weights.items() if name != "bias" for d in a.devices()} == wanted
     """
     run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=4")
 
@@ -451,9 +451,9 @@ def test_an_ordinary_loop_trains_what_was_converted() -> None:
     teacher = net()
     x = jax.random.normal(KEY, (256, 24))
     y = jax.vmap(teacher)(x)
-    made = convert(teacher, "mpo", budget=150, batch=256)
+    result = convert(teacher, "mpo", budget=150, batch=256)
     optimizer = optax.adam(1e-2)
-    state = optimizer.init(eqx.filter(made, eqx.is_inexact_array))
+    state = optimizer.init(eqx.filter(result, eqx.is_inexact_array))
 
     @eqx.filter_jit
     def step(model: Any, state: Any) -> Any:
@@ -463,26 +463,26 @@ def test_an_ordinary_loop_trains_what_was_converted() -> None:
 
     losses = []
     for _ in range(60):
-        made, state, value = step(made, state)
+        result, state, value = step(result, state)
         losses.append(float(value))
     assert losses[-1] < 0.5 * losses[0]
 
 
 @needs_equinox
 def test_files(tmp_path: Any) -> None:
-    made = convert(net(), "mpo", budget=300)
-    layer = made.layers[0]
+    result = convert(net(), "mpo", budget=300)
+    layer = result.layers[0]
     tn.save(tmp_path / "layer", layer.model, tn.backend("jax").weights(layer))
     model, weights = tn.load(tmp_path / "layer")
-    again = eqx.tree_at(lambda m: m.layers[0], made, TNLinear(model.network, weights))
+    again = eqx.tree_at(lambda m: m.layers[0], result, TNLinear(model.network, weights))
     x = jnp.ones((2, 24))
-    np.testing.assert_allclose(jax.vmap(again)(x), jax.vmap(made)(x), rtol=1e-5)  # planned for another batch
+    np.testing.assert_allclose(jax.vmap(again)(x), jax.vmap(result)(x), rtol=1e-5)  # planned for another batch
     file = io.BytesIO()  # Equinox's own
-    eqx.tree_serialise_leaves(file, made)
+    eqx.tree_serialise_leaves(file, result)
     file.seek(0)
-    blank = jax.tree_util.tree_map(lambda a: a * 0 if eqx.is_array(a) else a, made)
+    blank = jax.tree_util.tree_map(lambda a: a * 0 if eqx.is_array(a) else a, result)
     read = eqx.tree_deserialise_leaves(file, blank)
-    np.testing.assert_array_equal(jax.vmap(read)(x), jax.vmap(made)(x))
+    np.testing.assert_array_equal(jax.vmap(read)(x), jax.vmap(result)(x))
 
 
 # -- trees of arrays --------------------------------------------------------------------------------------------

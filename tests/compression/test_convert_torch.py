@@ -98,15 +98,15 @@ def test_every_kind_of_layer_computes_what_stood_there() -> None:
         shape = layer.weight.shape
         with torch.no_grad():
             layer.weight.copy_(redundant(shape[0], layer.weight[0].numel()).reshape(shape))
-        made = convert(layer, full())
-        assert type(made) is kind
-        assert torch.allclose(made(x), layer(x), atol=1e-4), layer
-        assert sum(p.numel() for p in made.parameters()) < sum(p.numel() for p in layer.parameters())
-        back = undo(made)
+        result = convert(layer, full())
+        assert type(result) is kind
+        assert torch.allclose(result(x), layer(x), atol=1e-4), layer
+        assert sum(p.numel() for p in result.parameters()) < sum(p.numel() for p in layer.parameters())
+        back = undo(result)
         assert torch.allclose(back(x), layer(x), atol=1e-4), layer
         if not isinstance(layer, Conv1D):
             assert type(back) is type(layer)
-            assert made.weight.shape == back.weight.shape == shape
+            assert result.weight.shape == back.weight.shape == shape
 
 
 def test_an_ordering_and_an_exact_topology() -> None:
@@ -118,10 +118,10 @@ def test_an_ordering_and_an_exact_topology() -> None:
     assert plan_conversion(model, rule).rows[0].reason == f"no gain: {exact.num_params:,} parameters"
     with torch.no_grad():
         model.weight.copy_(torch.kron(torch.randn(3, 4), torch.randn(3, 4))[:, np.argsort(_hilbert())])
-    made = convert(model, Rule(tn.mpo((4, 4), (3, 3)), rank=1, ordering="hilbert"))
-    assert torch.allclose(made(x), model(x), atol=1e-4)
-    assert torch.allclose(made.weight, model.weight, atol=1e-4)
-    assert torch.allclose(undo(made)(x), model(x), atol=1e-4)
+    result = convert(model, Rule(tn.mpo((4, 4), (3, 3)), rank=1, ordering="hilbert"))
+    assert torch.allclose(result(x), model(x), atol=1e-4)
+    assert torch.allclose(result.weight, model.weight, atol=1e-4)
+    assert torch.allclose(undo(result)(x), model(x), atol=1e-4)
 
 
 def _hilbert() -> Any:
@@ -135,49 +135,49 @@ def test_sizes_that_do_not_factor_are_padded(name: str) -> None:
     model = nn.Linear(23, 17)
     dry = plan_conversion(model, Rule(name, rank=1))
     assert dry.rows[0].converted
-    made, x = dry.run(), torch.randn(5, 23)
-    old, w = model.weight.detach(), made.weight.detach()
+    result, x = dry.run(), torch.randn(5, 23)
+    old, w = model.weight.detach(), result.weight.detach()
     assert w.shape == (17, 23)
     assert dry.rows[0].error == pytest.approx(float((old - w).norm() / old.norm()), rel=1e-3)
-    assert torch.allclose(made(x), nn.functional.linear(x, w, model.bias), atol=1e-5)
+    assert torch.allclose(result(x), nn.functional.linear(x, w, model.bias), atol=1e-5)
 
 
 def test_the_source_is_not_touched_and_nothing_is_shared() -> None:
     model = net()
     before = numbers(model)
-    made = convert(model, "low_rank", budget=0.5)
+    result = convert(model, "low_rank", budget=0.5)
     with torch.no_grad():
-        for p in made.parameters():
+        for p in result.parameters():
             p.add_(1.0)
     assert all(torch.equal(before[name], value) for name, value in numbers(model).items())
     theirs = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    assert not theirs & {p.untyped_storage().data_ptr() for p in made.parameters()}
+    assert not theirs & {p.untyped_storage().data_ptr() for p in result.parameters()}
 
 
 def test_tied_weights_and_shared_modules_stay_so() -> None:
     model = Tied()
-    made = convert(model, {"table": Rule("mpo", sites=2, rank=3), "block": "low_rank"}, 400, protect_head=False)
-    assert made.block is made.again
-    assert all(made.table._parameters[n] is made.head._parameters[n] for n in made.table.network.shapes)
-    assert torch.allclose(made.table.weight, made.head.weight, atol=1e-6)
+    result = convert(model, {"table": Rule("mpo", sites=2, rank=3), "block": "low_rank"}, 400, protect_head=False)
+    assert result.block is result.again
+    assert all(result.table._parameters[n] is result.head._parameters[n] for n in result.table.network.shapes)
+    assert torch.allclose(result.table.weight, result.head.weight, atol=1e-6)
     x = torch.tensor([[1, 47, 3]])
-    dense = undo(made)
+    dense = undo(result)
     assert dense.head.weight is dense.table.weight
     assert dense.block is dense.again
     assert dense.table.padding_idx == 0
-    assert torch.allclose(dense(x), made(x), atol=1e-5)
-    made(x).square().sum().backward()
-    assert all(p.grad is not None for p in made.parameters())
+    assert torch.allclose(dense(x), result(x), atol=1e-5)
+    result(x).square().sum().backward()
+    assert all(p.grad is not None for p in result.parameters())
 
 
 def test_a_tied_bias_stays_tied() -> None:
     model = net()
     model.b = nn.Linear(16, 16)
     model.a.bias = model.b.bias
-    made = convert(model, {"a": "low_rank", "b": "low_rank"}, budget=300)
-    assert type(made.a) is type(made.b) is TNLinear
-    assert made.a.bias is made.b.bias
-    assert made.a.bias is not model.a.bias
+    result = convert(model, {"a": "low_rank", "b": "low_rank"}, budget=300)
+    assert type(result.a) is type(result.b) is TNLinear
+    assert result.a.bias is result.b.bias
+    assert result.a.bias is not model.a.bias
 
 
 def test_mode_hooks_gradients_and_dtype_are_kept() -> None:
@@ -186,53 +186,53 @@ def test_mode_hooks_gradients_and_dtype_are_kept() -> None:
     model.a.register_forward_hook(lambda module, args, y: calls.append(type(module).__name__))
     model.a.weight.requires_grad_(False)
     model.b.eval()
-    made = convert(model, {"a": "low_rank", "b": "low_rank"}, budget=400)
-    made(torch.randn(2, 24))
+    result = convert(model, {"a": "low_rank", "b": "low_rank"}, budget=400)
+    result(torch.randn(2, 24))
     assert calls == ["TNLinear"]
-    assert [p.requires_grad for p in made.a.cores()] == [False, False]
-    assert made.a.bias.requires_grad
-    assert (made.a.training, made.b.training) == (True, False)
-    assert undo(made).a.weight.requires_grad is False
+    assert [p.requires_grad for p in result.a.cores()] == [False, False]
+    assert result.a.bias.requires_grad
+    assert (result.a.training, result.b.training) == (True, False)
+    assert undo(result).a.weight.requires_grad is False
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_are_decomposed_in_full_and_cast_back(dtype: Any) -> None:
     model = net().to(dtype)
     rules = {"a": Rule("low_rank", rank=5)}
-    made = convert(model, rules)
-    assert {p.dtype for p in made.parameters()} == {dtype}
+    result = convert(model, rules)
+    assert {p.dtype for p in result.parameters()} == {dtype}
     plain = tn.decompose(model.a.weight.detach().double().numpy(), tn.low_rank(24, 16), rank=5, dtype="float64")
     eps = torch.finfo(dtype).eps
-    assert np.allclose(made.a.weight.detach().double().numpy(), plain.to_dense(), atol=max(1e-12, 4 * eps))
+    assert np.allclose(result.a.weight.detach().double().numpy(), plain.to_dense(), atol=max(1e-12, 4 * eps))
 
 
 def test_half_precision_is_converted_saved_and_loaded(tmp_path: Any) -> None:
-    made = convert(net().to(torch.bfloat16), {"a": Rule("low_rank", rank=5)})
-    layer = tn.Linear(made.a.network)
-    tn.save(tmp_path / "a", layer, tn.backend("torch").weights(made.a))
+    result = convert(net().to(torch.bfloat16), {"a": Rule("low_rank", rank=5)})
+    layer = tn.Linear(result.a.network)
+    tn.save(tmp_path / "a", layer, tn.backend("torch").weights(result.a))
     model, weights = tn.load(tmp_path / "a")
     again = model.build("torch", weights, dtype="bfloat16").state_dict()
-    assert all(torch.equal(again[name], value) for name, value in made.a.state_dict().items())
+    assert all(torch.equal(again[name], value) for name, value in result.a.state_dict().items())
 
 
 @pytest.mark.parametrize("given", [2, -38])
 def test_padding_tokens_give_no_gradient(given: int) -> None:
     table = nn.Embedding(40, 12, padding_idx=given)
-    made = convert(table, Rule("mpo", sites=2, rank=3))
-    assert made.padding_idx == 2
-    other = copy.deepcopy(made)
+    result = convert(table, Rule("mpo", sites=2, rank=3))
+    assert result.padding_idx == 2
+    other = copy.deepcopy(result)
     noise = torch.randn(5, 12)
-    made(torch.tensor([0, 2, 39, 2, 2])).mul(noise).sum().backward()
+    result(torch.tensor([0, 2, 39, 2, 2])).mul(noise).sum().backward()
     other(torch.tensor([0, 39])).mul(noise[[0, 2]]).sum().backward()
-    for one, two in zip(made.parameters(), other.parameters(), strict=True):
+    for one, two in zip(result.parameters(), other.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, atol=1e-6)
-    only = copy.deepcopy(made)
+    only = copy.deepcopy(result)
     only.zero_grad()
     only(torch.tensor([2, 2])).sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in only.parameters())
-    assert torch.allclose(made(torch.tensor([2])), made.weight[2])  # values are there all the same
+    assert torch.allclose(result(torch.tensor([2])), result.weight[2])  # values are there all the same
     with pytest.raises(tn.ShapeError, match="padding_idx must be a token, from -40 to 39, received 40"):
-        TNEmbedding(made.network, padding_idx=40)
+        TNEmbedding(result.network, padding_idx=40)
 
 
 class Named(nn.Module):
@@ -254,9 +254,9 @@ def test_layers_may_be_called_by_keyword() -> None:
     rows = {row.name: row for row in dry.rows}
     assert [name for name, row in rows.items() if row.converted] == ["table", "conv", "linear"]
     assert rows["linear"].output_error is not None  # calibrated
-    made = dry.run()
-    assert made(tokens).shape == (40, 4)
-    report = refine(made, model, tokens, steps=20)
+    result = dry.run()
+    assert result(tokens).shape == (40, 4)
+    report = refine(result, model, tokens, steps=20)
     assert [row.name for row in report] == ["conv", "linear"]
 
 
@@ -266,17 +266,17 @@ def test_layers_may_be_called_by_keyword() -> None:
 def test_the_dry_run_is_a_table_and_tells_the_truth() -> None:
     model = net()
     dry = plan_conversion(model, {"b": "skip", "*": "low_rank"}, budget=200, batch=10)
-    made = dry.run()
+    result = dry.run()
     rows = {row.name: row for row in dry.rows}
     assert rows["b"].reason == "the rules skip it"
     assert rows["head"].reason == "the head is protected: name it in full, or protect_head=False"
     a = rows["a"]
     assert (a.before, a.after, a.converted) == (384, 200, True)
-    macs = at_rows(made.a.plan(10), 10, "forward").cost.macs  # of what runs, be it more than the fewest
+    macs = at_rows(result.a.plan(10), 10, "forward").cost.macs  # of what runs, be it more than the fewest
     assert (a.macs_before, a.macs_after) == (3840, macs)
-    w, new = model.a.weight.detach(), made.a.weight.detach()
+    w, new = model.a.weight.detach(), result.a.weight.detach()
     assert a.error == pytest.approx(float((w - new).norm() / w.norm()), rel=1e-4)
-    assert sum(p.numel() for p in made.a.cores()) == a.after
+    assert sum(p.numel() for p in result.a.cores()) == a.after
     text = repr(dry)
     line = rf"^a +Linear +16x24 +low_rank +384 +200 +3,840 +{macs:,} +\d+\.\d\dx +0\.\d{{3}} +convert$"
     assert re.search(line, text, re.M)
@@ -396,11 +396,11 @@ def test_a_whole_transformer_is_converted_and_refined() -> None:
     dry = plan_conversion(split, {"*": Rule("low_rank", rank=4)}, inputs=x, protect_head=False)
     assert sum(row.converted for row in dry.rows) == 12
     assert all(row.output_error is not None for row in dry.rows)
-    made = dry.run()
-    report = refine(made, split, x, steps=30)
+    result = dry.run()
+    report = refine(result, split, x, steps=30)
     assert len(report) == 12
     assert all(row.after <= row.before for row in report)
-    made.train()(x).sum().backward()
+    result.train()(x).sum().backward()
 
 
 @pytest.mark.parametrize("option", ["add_bias_kv", "add_zero_attn"])
@@ -414,12 +414,12 @@ def test_attention_that_cannot_be_split_is_an_error(option: str) -> None:
 
 def test_transformer_layers_run_in_both_modes() -> None:
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    made = convert(model, {"linear?": Rule("low_rank", rank=4)}, protect_head=False)
+    result = convert(model, {"linear?": Rule("low_rank", rank=4)}, protect_head=False)
     x = torch.randn(2, 3, 16)
-    made.eval()
+    result.eval()
     with torch.no_grad():
-        fast = made(x)  # torch's fast path reads linear1.weight
-    assert torch.allclose(fast, made(x).detach(), atol=1e-5)
+        fast = result(x)  # torch's fast path reads linear1.weight
+    assert torch.allclose(fast, result(x).detach(), atol=1e-5)
 
 
 # -- the budget -------------------------------------------------------------------------------------------------
@@ -433,8 +433,8 @@ def test_a_budget_is_kept_and_filled(name: str, budget: float) -> None:
     after = sum(row.after for row in dry.rows[:3])
     allowed = budget if budget > 1 else int(budget * 1024)
     assert 0.85 * allowed < after <= allowed
-    made = dry.run()
-    assert sum(p.numel() for i in range(3) for n, p in made[i].named_parameters() if n != "bias") == after
+    result = dry.run()
+    assert sum(p.numel() for i in range(3) for n, p in result[i].named_parameters() if n != "bias") == after
 
 
 def test_the_budget_goes_where_it_helps() -> None:
@@ -486,9 +486,9 @@ def test_calibration_makes_the_outputs_better() -> None:
     x = torch.randn(200, 24) * torch.logspace(0, -2, 24)
     rules = {"0": Rule("low_rank", rank=4)}
     plain, seeing = convert(model, rules), plan_conversion(model, rules, inputs=x)
-    made = seeing.run()
+    result = seeing.run()
     truth = model[0](x).detach()
-    off = [float((m[0](x).detach() - truth).norm()) for m in (plain, made)]
+    off = [float((m[0](x).detach() - truth).norm()) for m in (plain, result)]
     assert off[1] < 0.7 * off[0]
     row = seeing.rows[0]
     centred = truth - model[0].bias.detach()
@@ -567,16 +567,16 @@ def test_an_ordinary_loop_trains_what_was_converted() -> None:
     teacher = net()
     with torch.no_grad():
         y = teacher(x)
-    made = convert(teacher, "mpo", budget=150)
-    twin = copy.deepcopy(made)
-    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+    result = convert(teacher, "mpo", budget=150)
+    twin = copy.deepcopy(result)
+    optimizer = torch.optim.Adam(result.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
-        loss = nn.functional.mse_loss(made(x), y)
+        loss = nn.functional.mse_loss(result(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    twin.load_state_dict(made.state_dict())
-    assert torch.equal(twin(x), made(x))
+    twin.load_state_dict(result.state_dict())
+    assert torch.equal(twin(x), result(x))

@@ -502,8 +502,8 @@ def test_what_steps_are_made_of(name: str, kind: str) -> None:
     rng = np.random.default_rng(0)
 
     def numbers(*shape: int) -> np.ndarray:
-        made = rng.standard_normal(shape)
-        return made + 1j * rng.standard_normal(shape) if kind == "complex" else made
+        result = rng.standard_normal(shape)
+        return result + 1j * rng.standard_normal(shape) if kind == "complex" else result
 
     w, weights = numbers(18, 24), {core: numbers(*shape) for core, shape in net.shapes.items()}
     x = numbers(40, 24) if kind == "weighed" else None
@@ -610,17 +610,17 @@ def test_canonical_forms_about_every_core(name: str) -> None:
     net = built(name).with_rank(3, clip=True)
     weights = {n: a.astype(float) for n, a in net.init(2).items()}
     for center in net.shapes:
-        made = tn.canonicalise(net, weights, center)
-        assert tn.gauge_error(net, weights, made) < 1e-12
-        np.testing.assert_allclose(net.to_dense(made), net.to_dense(weights), atol=1e-12)
+        result = tn.canonicalise(net, weights, center)
+        assert tn.gauge_error(net, weights, result) < 1e-12
+        np.testing.assert_allclose(net.to_dense(result), net.to_dense(weights), atol=1e-12)
         tree = tree_of(net.topology, list(net.shapes).index(center))
         for edge in tree.edges:
             core = net.topology.cores[edge.core]
             axes = [i for i, leg in enumerate(core.legs) if leg != edge.bonds[0]]
-            gram = np.tensordot(made[core.name].conj(), made[core.name], axes=(axes, axes))
+            gram = np.tensordot(result[core.name].conj(), result[core.name], axes=(axes, axes))
             np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-12)
         # So the norm of W is that of the center.
-        assert np.linalg.norm(made[center]) == pytest.approx(np.linalg.norm(net.to_dense(weights)))
+        assert np.linalg.norm(result[center]) == pytest.approx(np.linalg.norm(net.to_dense(weights)))
 
 
 def test_left_and_right_canonical_chains() -> None:
@@ -645,9 +645,9 @@ def test_balance_moves_no_w(name: str) -> None:
     weights = {n: a.astype(float) for n, a in net.init(0).items()}
     first = next(iter(weights))
     weights[first] = weights[first] * 1e6
-    made = tn.balance(net, weights)
-    np.testing.assert_allclose(net.to_dense(made), net.to_dense(weights), rtol=1e-9, atol=1e-9)
-    before, after = ([np.linalg.norm(a) for a in w.values()] for w in (weights, made))
+    result = tn.balance(net, weights)
+    np.testing.assert_allclose(net.to_dense(result), net.to_dense(weights), rtol=1e-9, atol=1e-9)
+    before, after = ([np.linalg.norm(a) for a in w.values()] for w in (weights, result))
     if net.ranks:
         assert max(after) / min(after) < 0.02 * max(before) / min(before)
 
@@ -686,11 +686,11 @@ def test_a_canonical_form_needs_a_tree() -> None:
 @pytest.mark.parametrize("asked", [{"rank": 3}, {"params": 100}, {"error": 0.5}])
 def test_the_first_decomposition_is_made_once(asked: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spectra and every sweep start with it, and with two cores it is all there is."""
-    made = []
-    monkeypatch.setattr(tree_svd, "left_svd", lambda matrix: made.append(1) or left_svd(matrix))
-    monkeypatch.setattr(tree_svd, "singular_values", lambda matrix: made.append(1) or singular_values(matrix))
+    calls = []
+    monkeypatch.setattr(tree_svd, "left_svd", lambda matrix: calls.append(1) or left_svd(matrix))
+    monkeypatch.setattr(tree_svd, "singular_values", lambda matrix: calls.append(1) or singular_values(matrix))
     result = tn.decompose(random(18, 24), tn.low_rank(24, 18), compare_random=False, **asked)
-    assert len(made) == 1
+    assert len(calls) == 1
     spectrum = np.linalg.svd(random(18, 24), compute_uv=False)
     rank = result.network.ranks["a0"]
     assert result.error == pytest.approx(np.linalg.norm(spectrum[rank:]) / np.linalg.norm(spectrum), rel=1e-5)

@@ -54,8 +54,8 @@ def test_the_errors_are_those_of_the_layers(original, inputs):
 
 
 def test_it_is_the_same_again_for_a_seed(original, inputs):
-    made = convert(original, "mpo", budget=0.3)
-    twice = [copy.deepcopy(made) for _ in range(2)]
+    result = convert(original, "mpo", budget=0.3)
+    twice = [copy.deepcopy(result) for _ in range(2)]
     reports = [refine(model, original, [inputs[:200], inputs[200:]], steps=20, seed=3) for model in twice]
     assert reports[0] == reports[1]
     assert all(torch.equal(a, b) for a, b in zip(twice[0].parameters(), twice[1].parameters(), strict=True))

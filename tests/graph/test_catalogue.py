@@ -107,16 +107,16 @@ def test_every_topology_has_a_formula_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "made"),
+    ("text", "expected"),
     [
         ("x0 r, x1 r, y0 r, y1 r", tn.cp(I2, O2)),
         ("x0 x1 y1 r0, r0 x0 y0 y1", tn.btt(I2, O2)),
         ("x0 x1 y1, x0 y0 y1", tn.monarch(I2, O2)),
     ],
 )
-def test_the_same_written_by_hand(text: str, made: tn.Topology) -> None:
-    written = tn.topology(text, made.inputs, made.outputs)
-    assert written.fingerprint == made.fingerprint
+def test_the_same_written_by_hand(text: str, expected: tn.Topology) -> None:
+    written = tn.topology(text, expected.inputs, expected.outputs)
+    assert written.fingerprint == expected.fingerprint
 
 
 def test_monarch_is_block_diagonal_permutation_block_diagonal() -> None:

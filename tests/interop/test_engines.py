@@ -54,9 +54,9 @@ def test_other_layers_on_networks(layer, engine, trained_backend):
     weights = layer.init(0)
     image = np.random.default_rng(0).standard_normal((2, 2, 5, 6)).astype(np.float32)
     x = np.arange(20).reshape(4, 5) if layer is ROWS else image
-    made = layer.build(trained_backend, weights=weights, engine=engine, batch=4)
+    result = layer.build(trained_backend, weights=weights, engine=engine, batch=4)
     expected = tn.backend("numpy").forward(layer.build("numpy", weights=weights), x)
-    near(tn.backend(trained_backend).forward(made, x), expected, "y")
+    near(tn.backend(trained_backend).forward(result, x), expected, "y")
 
 
 def test_it_is_the_engine_that_runs(engine, trained_backend, monkeypatch):

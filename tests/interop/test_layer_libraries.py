@@ -91,9 +91,9 @@ def dense_of(tk, nodes, inputs, outputs):
         for node in nodes
         for axis, edge in zip(node.axes_names, node.edges, strict=True)
     }
-    made = tk.einsum(f"{equation}->{''.join(named[key] for key in order)}", *nodes)
+    result = tk.einsum(f"{equation}->{''.join(named[key] for key in order)}", *nodes)
     rows = int(np.prod([node.shape[node.get_axis_num(axis)] for node, axis in outputs]))
-    return made.tensor.detach().numpy().reshape(rows, -1)
+    return result.tensor.detach().numpy().reshape(rows, -1)
 
 
 def mpo(tk, boundary):

@@ -126,7 +126,7 @@ def random_quimb(qtn):
     mpo = qtn.MPO_rand(4, 3, phys_dim=3, seed=1)
     peps = qtn.PEPS.rand(3, 2, bond_dim=2, seed=2)
     pepo = qtn.PEPO.rand(2, 2, bond_dim=2, seed=3)
-    made = {
+    result = {
         "mpo": (mpo, mpo.lower_inds, mpo.upper_inds),
         "peps": (peps, peps.site_inds[:3], peps.site_inds[3:]),
         "pepo": (pepo, pepo.lower_inds, pepo.upper_inds),
@@ -136,8 +136,8 @@ def random_quimb(qtn):
         tree = qtn.TN_rand_tree(7, 2, phys_dim=2, seed=seed)
         for name, q in (("regular", regular), ("tree", tree)):
             opened = q.outer_inds()
-            made[f"{name}{seed}"] = (q, opened[::2], opened[1::2])
-    return made
+            result[f"{name}{seed}"] = (q, opened[::2], opened[1::2])
+    return result
 
 
 def quimb_dense(q, inputs, outputs):

@@ -41,7 +41,7 @@ EVERY = {
 
 
 @pytest.mark.parametrize(
-    ("layer", "given", "made"),
+    ("layer", "given", "expected"),
     [
         (tn.Linear(NET), (16,), (8,)),
         (tn.Linear(NET), (2, 5, 16), (2, 5, 8)),
@@ -63,11 +63,11 @@ EVERY = {
         (tn.Sequential(tn.Conv2d(1, 2), tn.MaxPool(2), tn.Flatten(), tn.Linear(8, 3)), (1, 6, 6), (3,)),
     ],
 )
-def test_out_shapes_are_those_of_the_oracle(layer: tn.Layer, given, made) -> None:
-    assert layer.out_shape(given) == made
+def test_out_shapes_are_those_of_the_oracle(layer: tn.Layer, given, expected) -> None:
+    assert layer.out_shape(given) == expected
     whole = isinstance(layer, tn.Embedding)
     x = np.zeros((2, *given), dtype=np.int64 if whole else np.float32)
-    assert layer.build("numpy")(x).shape == (2, *made)
+    assert layer.build("numpy")(x).shape == (2, *expected)
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ def results(bench, data, settings):
         patch.setattr("tn4nn_torch.build_extension", lambda: None)  # it takes half a minute, and has tests of its own
         limits = bench["_measure"].probe("cpu")
         cells = list(bench["step_time"].measure(questions, peers, settings, limits))
-    made = bench["step_time"].report(cells, limits, 1, "cpu", True, 0.0)
-    return json.loads(json.dumps(made))
+    result = bench["step_time"].report(cells, limits, 1, "cpu", True, 0.0)
+    return json.loads(json.dumps(result))
 
 
 def test_results(results):
@@ -127,8 +127,8 @@ def test_other_libraries_are_right_or_say_why_not(bench, settings, name, topolog
     peer = bench["_peers"].PEERS[name]
     if peer.missing():
         pytest.skip(f"{name} needs {', '.join(peer.missing())}")
-    made = tn.build(topology, 16, 16, sites=2 if topology in ("btt", "tucker") else 4).with_rank(2)
-    data = bench["_cell"].CaseData(bench["_workset"].Case(topology, 2, lambda: made))
+    result = tn.build(topology, 16, 16, sites=2 if topology in ("btt", "tucker") else 4).with_rank(2)
+    data = bench["_cell"].CaseData(bench["_workset"].Case(topology, 2, lambda: result))
     made_row, runner = bench["step_time"]._prepared(peer, _cell(bench, data, settings))
     assert made_row["status"] in ("ok", "cannot express"), made_row
     assert (runner is None) == (made_row["status"] == "cannot express")
@@ -147,10 +147,10 @@ def test_wrong_values_are_caught(bench, data, settings):
         runner.apply = lambda x: right(x).flip(0)  # rows in another order
         return runner
 
-    made, runner = _row(bench, data, settings, make, "forward")
+    result, runner = _row(bench, data, settings, make, "forward")
     assert runner is None
-    assert made["status"] == "wrong"
-    assert "differs from the oracle" in made["reason"]
+    assert result["status"] == "wrong"
+    assert "differs from the oracle" in result["reason"]
 
 
 def test_wrong_gradients_are_caught(bench, data, settings):
@@ -160,27 +160,27 @@ def test_wrong_gradients_are_caught(bench, data, settings):
         runner.apply = lambda x: right(x).detach() + 0.5 * (right(x) - right(x).detach()) + 0 * weight.sum()
         return runner
 
-    made, _ = _row(bench, data, settings, make)
-    assert made["status"] == "wrong"
-    assert "Euler" in made["reason"]
+    result, _ = _row(bench, data, settings, make)
+    assert result["status"] == "wrong"
+    assert "Euler" in result["reason"]
 
 
 def test_absent_and_broken_competitors_are_rows(bench, data, settings):
     def make(cell):
         raise ZeroDivisionError("no\nmore")
 
-    made, runner = _row(bench, data, settings, make)
-    assert (made["status"], made["reason"], runner) == ("failed", "ZeroDivisionError: no", None)
+    result, runner = _row(bench, data, settings, make)
+    assert (result["status"], result["reason"], runner) == ("failed", "ZeroDivisionError: no", None)
     absent = bench["_peers"].Peer("gone", "torch", "peer", ("no_such_package_here",), make)
-    made, runner = bench["step_time"]._prepared(absent, _cell(bench, data, settings))
-    assert (made["status"], made["reason"]) == ("not installed", "needs no_such_package_here")
+    result, runner = bench["step_time"]._prepared(absent, _cell(bench, data, settings))
+    assert (result["status"], result["reason"]) == ("not installed", "needs no_such_package_here")
 
 
 def test_caps_are_stated(bench, data, settings):
     small = dataclasses.replace(settings, memory=100)
-    made, _ = _row(bench, data, small, bench["_peers"].PEERS["torch-einsum"].make)
-    assert made["status"] == "skipped"
-    assert "the cap is" in made["reason"]
+    result, _ = _row(bench, data, small, bench["_peers"].PEERS["torch-einsum"].make)
+    assert result["status"] == "skipped"
+    assert "the cap is" in result["reason"]
 
 
 def test_expected_rows_are_the_oracles(bench, data, settings):
@@ -254,12 +254,12 @@ def test_the_choice_of_plans_is_measured(bench, monkeypatch):
     monkeypatch.setattr(module, "MOST", 12)
     monkeypatch.setattr(module, "PLACEMENTS", 2)
     case = bench["_workset"].Case("tiny", 2, lambda: tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2))
-    made = module.cell(case, 8, "train")
-    assert made["candidates"] == len(made["predicted_s"]) == len(made["measured_s"]) <= 12
-    assert made["predicted_s"] == sorted(made["predicted_s"])
-    assert made["first"] >= made["tuned"] >= 1
-    assert made["seconds"] == min(made["measured_s"]) > 0
-    assert module.summary([made])["tuned"]["worst"] == made["tuned"]
+    result = module.cell(case, 8, "train")
+    assert result["candidates"] == len(result["predicted_s"]) == len(result["measured_s"]) <= 12
+    assert result["predicted_s"] == sorted(result["predicted_s"])
+    assert result["first"] >= result["tuned"] >= 1
+    assert result["seconds"] == min(result["measured_s"]) > 0
+    assert module.summary([result])["tuned"]["worst"] == result["tuned"]
 
 
 def test_a_goal_says_where_the_plan_computes_more_than_the_dense_layer(bench, results):
@@ -334,12 +334,12 @@ def test_check_refuses_what_cannot_be_compared(bench, results):
 @pytest.fixture(scope="module")
 def contraction(bench):
     """A whole results file of three tiny instances."""
-    made = bench["_instances"]
+    result = bench["_instances"]
     chosen = [
-        made.Instance("tiny", "catalogue", bench["_paths"].of_layer(tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2), 5)),
-        made.Absent("gone", "it is not there"),
+        result.Instance("tiny", "catalogue", bench["_paths"].of_layer(tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2), 5)),
+        result.Absent("gone", "it is not there"),
     ]
-    chosen += [found for found in [made.random_regular(10, 3, 0)] if isinstance(found, made.Instance)]
+    chosen += [found for found in [result.random_regular(10, 3, 0)] if isinstance(found, result.Instance)]
     names = ("greedy (cotengrust)", "optimal (cotengrust)", "hyper (greedy, sbplx)")
     others = [other for other in bench["_optimizers"].others() if other.name in names]
     others.append(bench["_optimizers"].Optimizer("absent", None, "no_such_package_here"))
@@ -385,11 +385,11 @@ def test_page_of_path_optimizers(bench, contraction):
 
 
 def test_instances_of_path_optimizers(bench):
-    made = {each.name: each for each in bench["_instances"].instances(False)}
-    assert {"mpo-64", "complete-16", "wrn-16384x16384", "regular-64-3-0"} <= set(made)
-    assert "numbers" in made["tucker-16"].reason
-    assert len(made["tree-64"].problem.tensors) == 127
-    assert len(list(bench["_instances"].instances(True))) < len(made)
+    result = {each.name: each for each in bench["_instances"].instances(False)}
+    assert {"mpo-64", "complete-16", "wrn-16384x16384", "regular-64-3-0"} <= set(result)
+    assert "numbers" in result["tucker-16"].reason
+    assert len(result["tree-64"].problem.tensors) == 127
+    assert len(list(bench["_instances"].instances(True))) < len(result)
 
 
 # -- prediction ----------------------------------------------------------------------------------------------------
@@ -463,17 +463,17 @@ def test_the_page_has_the_predictions(bench, tmp_path):
 @pytest.fixture(scope="module")
 def decompositions(bench):
     """A whole results file of tiny matrices, and a library that fails."""
-    made = bench["decomposition"]
+    result = bench["decomposition"]
 
     def fails(w, fmt):
         raise ValueError("it cannot")
 
-    shared = made.formats(16, (4, 4), (2, 2, 4), (4, 4), 120)
+    shared = result.formats(16, (4, 4), (2, 2, 4), (4, 4), 120)
     shared[0] = dataclasses.replace(shared[0], others={**shared[0].others, "broken": fails})
-    w = {"kernel": made.kernel(16).astype(np.float32)}
-    entries = list(made.measure(w, shared, made.alone((2, 2, 2, 2))[:2], 0.1))
-    refined = [made.refinement("kernel", w["kernel"], tn.cp((4, 4), (4, 4)), 64, 0.05)]
-    return json.loads(json.dumps(made.report(entries, refined, 16, "nothing")))
+    w = {"kernel": result.kernel(16).astype(np.float32)}
+    entries = list(result.measure(w, shared, result.alone((2, 2, 2, 2))[:2], 0.1))
+    refined = [result.refinement("kernel", w["kernel"], tn.cp((4, 4), (4, 4)), 64, 0.05)]
+    return json.loads(json.dumps(result.report(entries, refined, 16, "nothing")))
 
 
 def test_decompositions(bench, decompositions):
@@ -494,33 +494,35 @@ def test_decompositions(bench, decompositions):
 
 
 def test_decompositions_lose_in_words(bench, decompositions):
-    made = bench["decomposition"]
+    result = bench["decomposition"]
     entries = copy.deepcopy(decompositions["entries"])
     ours, numpy_row = entries[0]["rows"][:2]
     ours["error"] = 1.5 * numpy_row["error"]
-    first = made.verdicts(entries)[0]
+    first = result.verdicts(entries)[0]
     assert not first["holds"]
     data = {**decompositions, "verdicts": [first]}
-    assert any(line.startswith("not on kernel, low_rank: 1.500 times the error of numpy") for line in made.lines(data))
-    assert "| kernel | low_rank | broken | ValueError: it cannot |" in made.page(data)
+    assert any(
+        line.startswith("not on kernel, low_rank: 1.500 times the error of numpy") for line in result.lines(data)
+    )
+    assert "| kernel | low_rank | broken | ValueError: it cannot |" in result.page(data)
 
 
 def test_steps_after_least_squares(bench):
-    made = bench["swamps"]
-    names = [f"{name}, {net.topology.name}" for name, _, net in made.problems()]
+    result = bench["swamps"]
+    names = [f"{name}, {net.topology.name}" for name, _, net in result.problems()]
     assert len(names) == 26
-    net = made.cp3(3, 2)
-    row = made.measure(made.exact(net, 0) + 0.1 * np.random.default_rng(0).standard_normal((3, 9)), net)
+    net = result.cp3(3, 2)
+    row = result.measure(result.exact(net, 0) + 0.1 * np.random.default_rng(0).standard_normal((3, 9)), net)
     assert 0 < row["steps"] <= row["als"] * (1 + 1e-9)
     assert row["als_on"] <= row["als"] * (1 + 1e-9)
 
 
 def test_a_layer_replaced(bench):
-    made = bench["replaced_layer"]
-    assert list(made.onto()) == ["low rank", "mpo, D = 16", "mpo", "tree", "ring", "peps", "cp"]
+    result = bench["replaced_layer"]
+    assert list(result.onto()) == ["low rank", "mpo, D = 16", "mpo", "tree", "ring", "peps", "cp"]
     figures = {"seconds": 1.0, "converted": 90.0, "trained on": 95.0}
     row = {"params": 15_000, "plain": figures, "inputs": {**figures, "converted": 93.0}}
-    title, _, cells = made.table({"dense": 98.0, "rows": {"mpo": row}})
+    title, _, cells = result.table({"dense": 98.0, "rows": {"mpo": row}})
     assert title == "Test accuracy, dense 98.00 %"
     assert cells == [["mpo", "15,000", "90.0", "95.0", "93.0", "95.0"]]
 
@@ -536,18 +538,18 @@ def sentence_row(topology, share, cosine):
 
 
 def test_the_page_of_the_transformer(bench, tmp_path, monkeypatch):
-    made, path = bench["minilm"], tmp_path / "rows.json"
-    monkeypatch.setattr(made, "Embedder", lambda: None)
+    result, path = bench["minilm"], tmp_path / "rows.json"
+    monkeypatch.setattr(result, "Embedder", lambda: None)
     measured = []
 
     def measure(_, name, share, steps, distilled):
         measured.append((name, share))
         return sentence_row(name, share, 0.8 if name == "mpo" else 0.7)
 
-    monkeypatch.setattr(made, "measured", measure)
+    monkeypatch.setattr(result, "measured", measure)
     options = {"json_file": path, "page_file": tmp_path / "page.md", "steps": 5, "distilled": 5}
-    made.main(only="mpo,tree", shares="0.25", **options)
-    made.main(only="tree,mpo", shares="0.5,0.25", **options)
+    result.main(only="mpo,tree", shares="0.25", **options)
+    result.main(only="tree,mpo", shares="0.5,0.25", **options)
     assert measured == [("mpo", 0.25), ("tree", 0.25), ("tree", 0.5), ("mpo", 0.5)]  # no row twice
     assert [(row["topology"], row["share"]) for row in json.loads(path.read_text())["rows"]] == [
         ("mpo", 0.5), ("mpo", 0.25), ("tree", 0.5), ("tree", 0.25)
@@ -558,9 +560,9 @@ def test_the_page_of_the_transformer(bench, tmp_path, monkeypatch):
     assert "not measured: low_rank at 0.5, low_rank at 0.25, low_rank at 0.125, mpo at 0.125" in text
     data = json.loads(path.read_text())
     data["rows"][0]["remark"] = "of another year"
-    assert "* mpo at 0.5: of another year\n" in made.page(data)
+    assert "* mpo at 0.5: of another year\n" in result.page(data)
     options["page_file"].unlink()
-    made.main(only="mpo", shares="0.5", **options)  # nothing to measure: the page of what is there
+    result.main(only="mpo", shares="0.5", **options)  # nothing to measure: the page of what is there
     assert options["page_file"].read_text() == text
     with pytest.raises(typer.BadParameter, match="rows of other settings"):
-        made.main(**{**options, "steps": 6})
+        result.main(**{**options, "steps": 6})

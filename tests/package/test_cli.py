@@ -107,12 +107,25 @@ def test_what_cannot_be_drawn_is_said_before_the_work(monkeypatch, tmp_path, cap
 
 def test_cost_and_its_growth(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    made = [tmp_path / "g.svg", tmp_path / "c.json"]
-    arguments = ["cost", "low_rank", "--in", 64, "--out", 64, "--batches", "4", "--growth", made[0], "--json", made[1]]
+    result = [tmp_path / "g.svg", tmp_path / "c.json"]
+    arguments = [
+        "cost",
+        "low_rank",
+        "--in",
+        64,
+        "--out",
+        64,
+        "--batches",
+        "4",
+        "--growth",
+        result[0],
+        "--json",
+        result[1],
+    ]
     assert call(monkeypatch, *arguments) == 0
     assert "rank^" in capsys.readouterr().out
-    assert made[0].read_text().startswith("<?xml")
-    assert set(json.loads(made[1].read_text())["curves"]["curves"]) == {"batch", "rank"}
+    assert result[0].read_text().startswith("<?xml")
+    assert set(json.loads(result[1].read_text())["curves"]["curves"]) == {"batch", "rank"}
 
 
 def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):
@@ -126,15 +139,15 @@ def test_train_and_its_checkpoint(monkeypatch, tmp_path, capsys):
 def test_decompose(monkeypatch, tmp_path, capsys):
     w = np.kron(np.arange(1.0, 5).reshape(2, 2), np.eye(4))
     np.save(tmp_path / "w.npy", w)
-    made = [tmp_path / "n.safetensors", tmp_path / "d.json"]
-    arguments = ["decompose", tmp_path / "w.npy", "mpo", "--params", 60, "--out", made[0], "--json", made[1]]
+    result = [tmp_path / "n.safetensors", tmp_path / "d.json"]
+    arguments = ["decompose", tmp_path / "w.npy", "mpo", "--params", 60, "--out", result[0], "--json", result[1]]
     assert call(monkeypatch, *arguments) == 0
     assert "compressible: a random matrix of this shape has error" in capsys.readouterr().out
-    record = json.loads(made[1].read_text())
+    record = json.loads(result[1].read_text())
     assert record["params"] <= 60
     assert record["error"] < 1e-6
     assert record["compressible"]
-    net, weights = tn.load(made[0])
+    net, weights = tn.load(result[0])
     assert net.to_dict() == record["network"]
     np.testing.assert_allclose(net.to_dense(weights), w, atol=1e-5)
 

@@ -47,10 +47,10 @@ def differences(name, old, allowed=()):
         return [f"{name} was a {old['kind']} and is a {new['kind']}"]
     kept = [(source, plain(want)) for source, want in new.get("examples", ())]
     lost = [source for source, want in old.get("examples", ()) if (source, plain(want)) not in kept]
-    made = [f"{name}: the example {source!r} is gone" for source in lost]
+    result = [f"{name}: the example {source!r} is gone" for source in lost]
     if old.get("signature") is not None and new["kind"] != "property" and name not in allowed:
-        made += [f"{name}: {text}" for text in changes(old["signature"], new["signature"] or ())]
-    return made
+        result += [f"{name}: {text}" for text in changes(old["signature"], new["signature"] or ())]
+    return result
 
 
 def changes(old, new):

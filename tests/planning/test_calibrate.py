@@ -42,12 +42,12 @@ def native():
 def invented(noise=0.0, count=200):
     """Samples of a machine on which everything takes TRUE times as long as by default."""
     rng = np.random.default_rng(0)
-    made = []
+    result = []
     for i in range(count):
         times = dict(zip(NATIVE_PARAMETERS, rng.exponential(1e-4, len(NATIVE_PARAMETERS)), strict=True))
         seconds = sum(TRUE[name] * times[name] for name in NATIVE_PARAMETERS) * np.exp(noise * rng.standard_normal())
-        made.append(Sample(str(i), times, seconds))
-    return made
+        result.append(Sample(str(i), times, seconds))
+    return result
 
 
 def test_the_fit_finds_the_machine_that_made_the_times():
@@ -270,16 +270,16 @@ def test_what_is_timed_is_the_program(name, dtype, phase):
     place = placed(name, dtype)
     assert (place.name, place.dtype, place.compiled) == ("cpu", dtype, name == "jax")
     p = tn.plan(MPO, 5, phase)
-    made = place.run_of(p.program, p.input_shapes(), phase)()
-    place.wait(made)
+    result = place.run_of(p.program, p.input_shapes(), phase)()
+    place.wait(result)
     if phase == "forward":
-        made = (made,)
+        result = (result,)
     elif name == "jax":
-        made = (made[0], *made[1])  # y, gradients
+        result = (result[0], *result[1])  # y, gradients
     shapes = [(5, 128)] if phase == "forward" else [*[(5, 128)] * (name == "jax"), *p.input_shapes()]
-    assert [tuple(array.shape) for array in made] == shapes
-    assert all(dtype in str(array.dtype) for array in made)
-    assert all(np.any(to_host(array)) for array in made)
+    assert [tuple(array.shape) for array in result] == shapes
+    assert all(dtype in str(array.dtype) for array in result)
+    assert all(np.any(to_host(array)) for array in result)
 
 
 def to_host(array):

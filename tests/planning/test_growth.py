@@ -65,10 +65,10 @@ def test_no_sites_where_the_catalogue_does_not_make_it():
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_the_same_kind_of_topology_over_other_modes(name):
     t = tn.build(name, 64, 64)
-    made = like(t, tuple(t.inputs.values()), tuple(t.outputs.values()))
-    assert made is not None
-    assert made.cores == t.cores
-    assert (made.inputs, made.outputs) == (t.inputs, t.outputs)
+    result = like(t, tuple(t.inputs.values()), tuple(t.outputs.values()))
+    assert result is not None
+    assert result.cores == t.cores
+    assert (result.inputs, result.outputs) == (t.inputs, t.outputs)
 
 
 def test_another_kind_of_the_same_name_is_not_remade():

@@ -208,10 +208,10 @@ def used(net: tn.Network, p: Plan) -> int:
         return sum(n for key, n in owners.items() if key not in cores)
 
     for step in p.program.steps:
-        made = getattr(OPS, step.kind)(
+        result = getattr(OPS, step.kind)(
             *(registers[a] for a in step.args), *([step.param] if step.kind in ("reshape", "permute") else [])
         )
-        registers.append(made)
+        registers.append(result)
         peak = max(peak, alive())
         for register in step.frees:
             registers[register] = None

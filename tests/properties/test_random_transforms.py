@@ -30,14 +30,14 @@ def check_every_plan(seed):
     arrays = [np.ascontiguousarray(core) for core in cores.values()]
     for phase in ("forward", "train"):
         for p in candidates(PlanRequest(net, ROWS, phase, target=Target(executors=("native",)))):
-            made = _native.native(p.recipe)
-            y, gx = np.full((ROWS, made.outputs), np.nan, np.float32), np.full_like(x, np.nan)
-            saved = np.full(max(1, made.saved(ROWS)), np.nan, np.float32)
+            result = _native.native(p.recipe)
+            y, gx = np.full((ROWS, result.outputs), np.nan, np.float32), np.full_like(x, np.nan)
+            saved = np.full(max(1, result.saved(ROWS)), np.nan, np.float32)
             gradients = [np.full_like(a, np.nan) for a in arrays]
             at, to = [a.ctypes.data for a in arrays], [g.ctypes.data for g in gradients]
-            made.forward(ROWS, at, saved.ctypes.data, x.ctypes.data, y.ctypes.data)
+            result.forward(ROWS, at, saved.ctypes.data, x.ctypes.data, y.ctypes.data)
             everything = (True,) * (1 + len(to))
-            made.backward(
+            result.backward(
                 ROWS, at, saved.ctypes.data, x.ctypes.data, gy.ctypes.data, gx.ctypes.data, to, everything
             )  # fmt: skip
             assert all_close([y, gx, *gradients], expected)

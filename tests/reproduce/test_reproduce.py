@@ -272,9 +272,9 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
         pytest.skip("no results here")
     folder = COMMITTED[0].parent
     page = folder.with_name("reproduction.md")
-    made = reproduce.write_page(folder, tmp_path / "page.md").read_text("utf-8")
+    result = reproduce.write_page(folder, tmp_path / "page.md").read_text("utf-8")
     images = f"]({os.path.relpath(folder, tmp_path)}/"
-    assert page.read_text("utf-8") == made.replace(images, "](reproduction/")
+    assert page.read_text("utf-8") == result.replace(images, "](reproduction/")
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

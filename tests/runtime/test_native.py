@@ -540,16 +540,16 @@ def assert_calls_agree(itemsize):
         for m, n, k in ((1, 1, 1), (3, 7, 2), (13, 5, 3), (5, 21, 9), (11, 14, 5), (9, 300, 2), *large):
             sizes = {"m": m, "n": n, "k": k, "h": 21, "q": 32, "p": 3, "4": 4}
             arrays = [rng.standard_normal([sizes[leg] for leg in legs]).astype(dtype) for legs in (a, b)]
-            made = np.full([sizes[leg] for leg in c], np.nan, dtype)
+            result = np.full([sizes[leg] for leg in c], np.nan, dtype)
             views = [_contraction.View(i, 0, tuple(legs)) for i, legs in enumerate((a, b, c))]
             call = _contraction.contraction_of(*views)._replace(along=along)
             call = call._replace(k=tuple(leg for leg in b if leg in call.k))
             zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 6}
             encoded = _native.encode(([call], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
-            given = np.array([*(array.ctypes.data for array in (*arrays, made)), 0, 0])
+            given = np.array([*(array.ctypes.data for array in (*arrays, result)), 0, 0])
             library.forward(encoded.ctypes.data, 1, given.ctypes.data, 1, _native._parallel, None)
             expected = np.einsum(f"{a},{b}->{c}".replace("4", "f"), *(array.astype("f8") for array in arrays))
-            assert np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max(), (a, b, c, m, n, k)
+            assert np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max(), (a, b, c, m, n, k)
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])
@@ -560,8 +560,8 @@ def test_vectors_may_lie_along_every_group(itemsize):
 def test_the_gradient_of_a_small_core_has_its_vectors_along_the_rows():
     net = tn.mpo((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(2)
     p = priced(net, 2048, "train")[0]
-    made = p.recipe
-    back = made.backward(made.steps, True, frozenset(range(5)))
+    result = p.recipe
+    back = result.backward(result.steps, True, frozenset(range(5)))
     assert {call.along for call in back if call.rows == "k"} >= {"k"}
 
 
@@ -625,9 +625,9 @@ def test_a_large_prologue_is_recomputed_instead_of_saved(itemsize, threads):
     net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
     path = next(path for order, path in paths(net, 64) if order == "left to right, cores merged by 2+2")
     layer, other = forced(net, path, 16, itemsize=itemsize), plain(net)
-    made = layer.runners.native(64)
-    assert made.recipe.lengths[made.recipe.buffers.prologue] * itemsize > 10**6
-    assert made.saved(64) == made.recipe.saved_prologue == 0
+    result = layer.runners.native(64)
+    assert result.recipe.lengths[result.recipe.buffers.prologue] * itemsize > 10**6
+    assert result.saved(64) == result.recipe.saved_prologue == 0
     assert _native.native(recipe(net, path, 16, itemsize=itemsize, save=True)).recipe.saved_prologue > 0
     x = rows_of(net, 64 * threads, dtype=np.float32 if itemsize == 4 else np.float64)
     before = torch.get_num_threads()
@@ -712,8 +712,8 @@ def test_rows_that_memory_has_to_bring_are_priced_by_what_is_fetched(batch):
 
     def streams(block):
         """Seconds per row that slower memory adds."""
-        made = recipe(net, path, block)
-        costs = [recipe_cost(made, batch, "forward", m).predicted_s for m in (machine, slow)]
+        result = recipe(net, path, block)
+        costs = [recipe_cost(result, batch, "forward", m).predicted_s for m in (machine, slow)]
         return costs[1] - costs[0]
 
     few, some, many = map(streams, (16, 64, 512))

@@ -18,9 +18,9 @@ def test_a_reshape_is_a_view_exactly_where_numpy_has_one():
             left //= new[-1]
         new.append(left)
         draw.shuffle(new)
-        made, found = array.reshape(new), view_strides(array.shape, array.strides, tuple(new))
-        assert (found is not None) == np.shares_memory(made, array), (array.shape, array.strides, new)
+        result, found = array.reshape(new), view_strides(array.shape, array.strides, tuple(new))
+        assert (found is not None) == np.shares_memory(result, array), (array.shape, array.strides, new)
         if found is not None:
             views += 1
-            assert all(a == b for a, b, n in zip(found, made.strides, new, strict=True) if n != 1)
+            assert all(a == b for a, b, n in zip(found, result.strides, new, strict=True) if n != 1)
     assert 300 < views < 2700

@@ -115,7 +115,7 @@ def test_moments_follow_as_gradients_do() -> None:
     mixing = noise.standard_normal((5, 5)) + 3 * np.eye(5)  # some other gauge, so that the cut has something to turn
     weights["core0"] = np.tensordot(weights["core0"], mixing, (2, 0))
     weights["core1"] = np.tensordot(np.linalg.inv(mixing), weights["core1"], (1, 0))
-    made = with_smaller_bonds(Resized(larger, {n: a.astype(np.float64) for n, a in weights.items()}), {"a0": 3})
+    result = with_smaller_bonds(Resized(larger, {n: a.astype(np.float64) for n, a in weights.items()}), {"a0": 3})
     x = torch.from_numpy(noise.standard_normal((7, 24)))
 
     def gradients(which: tn.Network, cores: Any) -> dict[str, Any]:
@@ -123,10 +123,10 @@ def test_moments_follow_as_gradients_do() -> None:
         (layer(x) ** 2).sum().backward()
         return {n: p.grad.numpy() for n, p in layer.named_parameters()}
 
-    old, new = gradients(larger, weights), gradients(made.network, made.weights)
+    old, new = gradients(larger, weights), gradients(result.network, result.weights)
     for name, gradient in new.items():
-        assert relative_error(made.moment(name, old[name], 1), gradient) < 1e-5, name
-        assert (made.moment(name, old[name] ** 2, 2) >= gradient**2 * (1 - 1e-5)).all(), name
+        assert relative_error(result.moment(name, old[name], 1), gradient) < 1e-5, name
+        assert (result.moment(name, old[name] ** 2, 2) >= gradient**2 * (1 - 1e-5)).all(), name
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_growing_alone_does_not_move_the_loss(trained_backend: str) -> None:
     backend = tn.backend(trained_backend)
     run = tn.train(MODEL, (x, y), backend=trained_backend, epochs=2, lr=5e-3)
     auto = AutoRank(params=400, share=0.0)
-    made = moved(run.model, run.weights, auto)
-    assert spent(made.model) > spent(run.model)
+    result = moved(run.model, run.weights, auto)
+    assert spent(result.model) > spent(run.model)
     before, after = (
         backend.forward(m.build(trained_backend, w), x)
-        for m, w in ((run.model, run.weights), (made.model, made.weights))
+        for m, w in ((run.model, run.weights), (result.model, result.weights))
     )
     assert np.abs(before - after).max() < 1e-6 * max(1.0, float(np.abs(before).max()))
 
@@ -263,11 +263,11 @@ def test_every_topology_grows_in_training_with_its_optimizer(
 def test_squares_of_gradients_start_at_the_mean_where_a_bond_is_new() -> None:
     net = tn.low_rank(4, 4).with_rank(2)
     weights = {name: array.astype(np.float64) for name, array in net.init(0).items()}
-    made = with_larger_bonds(Resized(net, weights), {"a0": 4}, 0)
+    result = with_larger_bonds(Resized(net, weights), {"a0": 4}, 0)
     moment = np.arange(8.0).reshape(4, 2)
-    assert np.array_equal(made.moment("core0", moment, 1), np.pad(moment, ((0, 0), (0, 2))))
+    assert np.array_equal(result.moment("core0", moment, 1), np.pad(moment, ((0, 0), (0, 2))))
     mean = moment.mean(axis=1, keepdims=True)
-    assert np.allclose(made.moment("core0", moment, 2), np.concatenate([moment, mean, mean], axis=1))
+    assert np.allclose(result.moment("core0", moment, 2), np.concatenate([moment, mean, mean], axis=1))
 
 
 def test_what_carries_nothing_is_cut_and_what_carries_much_grows() -> None:
@@ -278,11 +278,11 @@ def test_what_carries_nothing_is_cut_and_what_carries_much_grows() -> None:
     weights["0.core0"][:, 2:] *= 1e-3  # four values that carry nothing
     weights["1.core0"] = np.linalg.qr(rng.standard_normal((16, 2)))[0].astype(np.float32)
     weights["1.core1"] = np.linalg.qr(rng.standard_normal((16, 2)))[0].T.astype(np.float32)
-    made = moved(model, weights, AutoRank(params=256, share=0.5))
-    ranks = {name: net.ranks["a0"] for name, net in made.model.networks().items()}
+    result = moved(model, weights, AutoRank(params=256, share=0.5))
+    ranks = {name: net.ranks["a0"] for name, net in result.model.networks().items()}
     assert ranks["1"] == 4  # twice as large, the most at once
     assert ranks["0"] < 6
-    assert spent(made.model) <= 256
+    assert spent(result.model) <= 256
 
 
 def test_errors_of_training_with_ranks(tmp_path: Any) -> None:

@@ -127,8 +127,8 @@ class Problem:
         n = len(cores)
         # x takes number n, so what the cores make moves up by one.
         shifted = [tuple(i if i < n else i + 1 for i in pair) for pair in inner]
-        made = n + len(inner) if inner else 0
-        return tuple([(a, b) for a, b in shifted] + [(made, n)])
+        result = n + len(inner) if inner else 0
+        return tuple([(a, b) for a, b in shifted] + [(result, n)])
 
     def chains(self) -> list[Path]:
         """x through the cores in their order, and in the reverse order."""
@@ -143,8 +143,8 @@ class Problem:
             for order, name in zip((groups, groups[::-1]), CHAINS, strict=True):
                 path: list[tuple[int, int]] = []
                 current = cores
-                made = [self._merged(group, path) for group in order]
-                for operand in made:
+                result = [self._merged(group, path) for group in order]
+                for operand in result:
                     path.append((current, operand))
                     current = cores + len(path)
                 merged = "+".join(str(len(group)) for group in groups)

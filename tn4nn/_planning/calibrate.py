@@ -324,10 +324,10 @@ def clocked(runs: Sequence[Callable[[], Any]], place: Place) -> list[float]:
 
     def seconds(run: Callable[[], Any], calls: int) -> float:
         start, worked = time.perf_counter(), time.process_time()
-        made = None
+        result = None
         for _ in range(calls):
-            made = run()
-        place.wait(made)
+            result = run()
+        place.wait(result)
         spent, worked = time.perf_counter() - start, time.process_time() - worked
         # Of one thread on the CPU the seconds that it worked are fewer where something else ran in between.
         return (min(spent, worked) if place.name == CPU else spent) / calls

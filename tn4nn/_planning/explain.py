@@ -184,10 +184,10 @@ def _other_modes(network: Network) -> Iterator[Network]:
         if (a, b) != (1, 1) and (c, d) != (1, 1):
             tried.append([*sites[:i], (a, b), (c, d), *sites[i + 1 :]])
     for changed in tried:
-        made = like(t, *zip(*changed, strict=True))
-        if made is None or len(made.cores) == len(t.cores):  # modes are only names there, as in low_rank
+        result = like(t, *zip(*changed, strict=True))
+        if result is None or len(result.cores) == len(t.cores):  # modes are only names there, as in low_rank
             continue
-        same = dataclasses.replace(made, in_features=t.in_features, out_features=t.out_features)
+        same = dataclasses.replace(result, in_features=t.in_features, out_features=t.out_features)
         with contextlib.suppress(BudgetError):  # too few parameters for rank 1
             yield same.with_budget(params=network.num_params)
 

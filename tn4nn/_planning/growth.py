@@ -158,15 +158,15 @@ def growth(
         ("sites", _sited(network, rank)),
     ):
         points = []
-        for at, made in found:
+        for at, result in found:
             rows = at if axis == "batch" else batch
             options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "cache": cache}
-            ours = plan(made, rows, phase, runtime="native", **options).cost
-            whole = plan(dense((made.in_features,), (made.out_features,)).with_rank(1), rows, phase, **options).cost
+            ours = plan(result, rows, phase, runtime="native", **options).cost
+            whole = plan(dense((result.in_features,), (result.out_features,)).with_rank(1), rows, phase, **options).cost
             saved = ours.saved or ours.peak
             points.append(
                 GrowthPoint(
-                    at, made.num_params, ours.macs, saved, ours.predicted_s, whole.macs, whole.predicted_s
+                    at, result.num_params, ours.macs, saved, ours.predicted_s, whole.macs, whole.predicted_s
                 )
             )  # fmt: skip
             if progress is not None:
@@ -179,11 +179,11 @@ def growth(
 def _ranked(network: Network) -> Iterator[tuple[int, Network]]:
     seen = set[str]()
     for rank in RANKS if network.topology.bonds else ():
-        made = network.topology.with_rank(rank, clip=True)
-        if made.fingerprint in seen or (seen and made.num_params > made.dense_params):
+        result = network.topology.with_rank(rank, clip=True)
+        if result.fingerprint in seen or (seen and result.num_params > result.dense_params):
             return
-        seen.add(made.fingerprint)
-        yield rank, made
+        seen.add(result.fingerprint)
+        yield rank, result
 
 
 def _sited(network: Network, rank: int) -> Iterator[tuple[int, Network]]:
@@ -192,8 +192,8 @@ def _sited(network: Network, rank: int) -> Iterator[tuple[int, Network]]:
         inputs, outputs = modes_for(t.in_features, t.out_features, sites, pad=False)
         if 1 in inputs and 1 in outputs:
             break
-        made = like(t, inputs, outputs)
-        if made is not None:
-            found[sites] = made
-    if len({len(made.cores) for made in found.values()}) > 1:  # else modes are only names, as in dense and low_rank
-        yield from ((sites, made.with_rank(rank, clip=True)) for sites, made in found.items())
+        result = like(t, inputs, outputs)
+        if result is not None:
+            found[sites] = result
+    if len({len(result.cores) for result in found.values()}) > 1:  # else modes are only names, as in dense and low_rank
+        yield from ((sites, result.with_rank(rank, clip=True)) for sites, result in found.items())

@@ -35,8 +35,8 @@ def measured(found: Sequence[Plan]) -> list[Plan]:
     runs = runs_of(found)
     if runs is None:
         return list(found)
-    made = [dataclasses.replace(p, measured_s=s) for p, s in zip(found, interleaved(runs), strict=True)]
-    return sorted(made, key=lambda p: p.measured_s or 0.0)
+    result = [dataclasses.replace(p, measured_s=s) for p, s in zip(found, interleaved(runs), strict=True)]
+    return sorted(result, key=lambda p: p.measured_s or 0.0)
 
 
 def fastest_of(found: Sequence[Plan]) -> Plan:
@@ -51,7 +51,7 @@ def runs_of(found: Sequence[Plan]) -> list[Callable[[], object]] | None:
     """What runs each of the native plans once, all on the same random numbers: a plan finds them in the caches as the
     one before has left them, however many there are. None where there is no runtime."""
     natives = [native(p.recipe) for p in found]
-    ready = [made for made in natives if made is not None]
+    ready = [runtime for runtime in natives if runtime is not None]
     if len(ready) < len(found) or not ready:
         return None if len(ready) < len(found) else []
     request = found[0].request
@@ -62,19 +62,21 @@ def runs_of(found: Sequence[Plan]) -> list[Callable[[], object]] | None:
     x = rng.standard_normal((batch, math.prod(t.inputs.values())), dtype=kind)
     y = rng.standard_normal((batch, math.prod(t.outputs.values())), dtype=kind)
     gy, gx, grads = np.ones_like(y), np.empty_like(x), [np.empty_like(c) for c in cores]
-    saved = np.empty(max((made.saved(batch) for made in ready), default=0) if train else 0, kind)
+    saved = np.empty(max((runtime.saved(batch) for runtime in ready), default=0) if train else 0, kind)
     arrays = (cores, x, y, gy, gx, saved, grads)
     at, to = [c.ctypes.data for c in cores], [g.ctypes.data for g in grads]
     views = [array.ctypes.data for array in (x, y, gy, gx)]
 
-    def run(made: Native, memory: int) -> object:
-        made.forward(batch, at, memory, views[0], views[1])
+    def run(runtime: Native, memory: int) -> object:
+        runtime.forward(batch, at, memory, views[0], views[1])
         if train:
-            made.backward(batch, at, memory, views[0], views[2], views[3], to, (True,) * (1 + len(to)))
+            runtime.backward(batch, at, memory, views[0], views[2], views[3], to, (True,) * (1 + len(to)))
         return arrays  # alive as long as the function is
 
     # What is looked up here is not measured.
-    return [functools.partial(run, made, saved.ctypes.data if train and made.saved(batch) else 0) for made in ready]
+    return [
+        functools.partial(run, runtime, saved.ctypes.data if train and runtime.saved(batch) else 0) for runtime in ready
+    ]
 
 
 def interleaved(runs: Sequence[Any], least: float = 2e-3, rounds: int = 5) -> list[float]:

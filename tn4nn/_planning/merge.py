@@ -56,20 +56,20 @@ def merged(
     for node, pair in enumerate(path, len(tensors)):
         below[node] = [leaf for i in pair for leaf in below[i]]
         operands += [i for i in pair if x in below[node] and x not in below[i]]
-    made: list[tuple[NDArray[Any], tuple[str, ...]]] = []
+    result: list[tuple[NDArray[Any], tuple[str, ...]]] = []
     for operand in operands:
         leaves = below[operand]
         legs = tuple(sorted(legs_of[operand], key=order.index))
         wide = [arrays[i].astype(np.result_type(arrays[i], np.float64)) for i in leaves]
-        made.append((contract([tensors[i] for i in leaves], wide, legs), legs))
+        result.append((contract([tensors[i] for i in leaves], wide, legs), legs))
     t = network.topology
-    if len(made) == 1 and not t.kept:  # W itself: in the order that a dense layer has
-        array, legs = made[0]
+    if len(result) == 1 and not t.kept:  # W itself: in the order that a dense layer has
+        array, legs = result[0]
         whole = (*t.outputs, *t.inputs)
-        made = [(array.transpose([legs.index(leg) for leg in whole]), whole)]
-    cores = tuple(Core(f"core{i}", legs) for i, (_, legs) in enumerate(made))
+        result = [(array.transpose([legs.index(leg) for leg in whole]), whole)]
+    cores = tuple(Core(f"core{i}", legs) for i, (_, legs) in enumerate(result))
     topology = Topology(cores, t.inputs, t.outputs, t.in_features, t.out_features, f"{t.name}, merged")
     ranks = {bond: network.sizes[bond] for bond in topology.bonds}
     dtype = np.result_type(*arrays)
-    found = {core.name: array.astype(dtype) for core, (array, _) in zip(cores, made, strict=True)}
+    found = {core.name: array.astype(dtype) for core, (array, _) in zip(cores, result, strict=True)}
     return topology.with_ranks(ranks), found

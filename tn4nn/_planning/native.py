@@ -123,12 +123,12 @@ class NativeExecutor:
         request = p.request
         if request.phase != "train":
             return None
-        made = self.plan(request, p.order, p.path, p.layouts, p.block, save=True)
-        r = made.recipe
+        result = self.plan(request, p.order, p.path, p.layouts, p.block, save=True)
+        r = result.recipe
         if request.batch * r.saved_per_row * request.itemsize > _SAVE:
             return None
-        within = made.cost.saved <= request.batch * (r.inputs + r.outputs) * request.itemsize + _BESIDE
-        return made if made.cost.saved > p.cost.saved and (within or p.block == request.batch) else None
+        within = result.cost.saved <= request.batch * (r.inputs + r.outputs) * request.itemsize + _BESIDE
+        return result if result.cost.saved > p.cost.saved and (within or p.block == request.batch) else None
 
 
 def _machine(request: PlanRequest) -> Machine:

@@ -85,10 +85,10 @@ def _chosen(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> 
     else:
         chosen = found[0]
     table = tuple((p.order, p.cost) for p in found[:_LISTED])
-    made = dataclasses.replace(chosen, candidates=table)
+    result = dataclasses.replace(chosen, candidates=table)
     if "program" in vars(chosen):
-        vars(made)["program"] = chosen.program
-    return made
+        vars(result)["program"] = chosen.program
+    return result
 
 
 def _within(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> Plan:

@@ -54,9 +54,9 @@ class ProgramExecutor:
     def plan(self, request: PlanRequest, order: str, path: Path, sliced: tuple[str, ...] = (), block: int = 0) -> Plan:
         """One order as a plan, priced."""
         bare = Plan(request, self.name, order, path, Cost(0, 0, 0, 0, 0.0), block=block, sliced=sliced)
-        made = dataclasses.replace(bare, cost=self.cost(bare))
-        vars(made)["program"] = bare.program  # it is there already
-        return made
+        result = dataclasses.replace(bare, cost=self.cost(bare))
+        vars(result)["program"] = bare.program  # it is there already
+        return result
 
     def cost(self, plan: Plan) -> Cost:
         """See `Executor`."""

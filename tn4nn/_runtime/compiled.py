@@ -53,17 +53,17 @@ def library(text: str, agrees: Callable[[ctypes.CDLL], bool], flags: Sequence[st
 def _built(text: str, agrees: Callable[[ctypes.CDLL], bool], flags: Sequence[str], key: str) -> ctypes.CDLL | None:
     path = cache_folder() / "kernels" / f"{key}.so"
     try:
-        made = _loaded(path)
-        if made is None:
+        result = _loaded(path)
+        if result is None:
             atomic_write(path, _compiled(text, flags))
-            made = ctypes.CDLL(str(path))
+            result = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         warn_once(f"no native kernel ({error}): layers run in the framework's own operations")
         return None
-    if not agrees(made):
+    if not agrees(result):
         warn_once(f"the native kernel {path} failed its self-check: it is not used")
         return None
-    return made
+    return result
 
 
 def _loaded(path: Path) -> ctypes.CDLL | None:
@@ -79,17 +79,17 @@ def _compiled(text: str, flags: Sequence[str]) -> bytes:
     if compiler is None:
         raise RuntimeError("there is no C compiler: install gcc")
     with tempfile.TemporaryDirectory() as folder:
-        code, made = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
+        code, result = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
         code.write_text(text)
         every = ["-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-w", *flags]
         if "avx512f" in processor():
             every.append("-mprefer-vector-width=512")
         done = subprocess.run(
-            [compiler, *every, "-o", str(made), str(code)], capture_output=True, text=True, timeout=120, check=False
+            [compiler, *every, "-o", str(result), str(code)], capture_output=True, text=True, timeout=120, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{os.path.basename(compiler)} failed: {done.stderr[:300]}")
-        return made.read_bytes()
+        return result.read_bytes()
 
 
 def warn_once(message: str) -> None:

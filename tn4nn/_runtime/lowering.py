@@ -23,7 +23,7 @@ class _Choice(NamedTuple):
     summed: Legs
     forms: tuple[Legs, Legs]  # the leg orders in which the operands are wanted
     swap: bool
-    made: Legs  # the leg order in which the product comes out
+    product: Legs  # the leg order in which the product comes out
 
 
 _Option = tuple[Legs, tuple[Legs, Legs], bool, Legs]  # as in a _Choice, without the cost
@@ -56,8 +56,8 @@ class _Lowering:
 
     def _grow(self, path: Sequence[tuple[int, int]]) -> None:
         count = len(self.nodes)
-        made = legs_along([node.legs for node in self.nodes], self.output, tuple(path))[count:]
-        for (a, b), legs in zip(path, made, strict=True):
+        legs_of_products = legs_along([node.legs for node in self.nodes], self.output, tuple(path))[count:]
+        for (a, b), legs in zip(path, legs_of_products, strict=True):
             left, right = self.nodes[a], self.nodes[b]
             both = left.legs & right.legs
             natural = (
@@ -126,9 +126,9 @@ class _Lowering:
         left, right = self._children(node)
 
         def priced(option: _Option) -> _Choice:
-            summed, forms, swap, made = option
+            summed, forms, swap, product = option
             operands = self._known(left, forms[0]) + self._known(right, forms[1])
-            return _Choice(self._move_cost(node, made, want) + operands, summed, forms, swap, made)
+            return _Choice(self._move_cost(node, product, want) + operands, summed, forms, swap, product)
 
         return min(map(priced, self._opened(node, want)), key=lambda choice: choice.cost)
 
@@ -159,12 +159,12 @@ class _Lowering:
         # Both operands must bring the summed legs in one order: try each one's own.
         orders = dict.fromkeys(tuple(leg for leg in side.natural if leg in gone) for side in (a, b))
         swap = want == (*shared, *only_b, *only_a) and want != (*shared, *only_a, *only_b)
-        made = (*shared, *only_b, *only_a) if swap else (*shared, *only_a, *only_b)
+        product = (*shared, *only_b, *only_a) if swap else (*shared, *only_a, *only_b)
         options = []
         for summed in orders:
             forms_a = dict.fromkeys([(*shared, *only_a, *summed), (*shared, *summed, *only_a)])
             forms_b = dict.fromkeys([(*shared, *summed, *only_b), (*shared, *only_b, *summed)])
-            options += [(summed, (fa, fb), swap, made) for fa in forms_a for fb in forms_b]
+            options += [(summed, (fa, fb), swap, product) for fa in forms_a for fb in forms_b]
         return options
 
     # -- the steps ------------------------------------------------------------------------------------------
@@ -217,12 +217,12 @@ class _Lowering:
             side: tuple(leg for leg in want if leg in legs and leg not in shared) for side, legs in (("a", a), ("b", b))
         }
         if choice.swap:
-            made = self._multiply(
+            product = self._multiply(
                 rb, ra, (choice.forms[1], choice.forms[0]), shared, groups["b"], groups["a"], choice.summed
             )
         else:
-            made = self._multiply(ra, rb, choice.forms, shared, groups["a"], groups["b"], choice.summed)
-        return self._permute(made, choice.made, want)
+            product = self._multiply(ra, rb, choice.forms, shared, groups["a"], groups["b"], choice.summed)
+        return self._permute(product, choice.product, want)
 
     def _multiply(
         self, ra: int, rb: int, forms: tuple[Legs, Legs], shared: Legs, rows: Legs, columns: Legs, summed: Legs

@@ -296,15 +296,15 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
         expected = np.einsum(f"{a_legs},{b_legs}->{c_legs}", a.astype("f8"), b.astype("f8"))
         # Buffers are cores, x, y: here a core, x and y stand for a, b and c.
         views = [View(i, 0, tuple(legs)) for i, legs in enumerate((a_legs, b_legs, c_legs))]
-        made = np.empty(expected.shape, dtype)
+        result = np.empty(expected.shape, dtype)
         for call in _roles(views, (a_legs, b_legs, c_legs)):
             encoded = encode(
                 ([call], (), (), ()), _SIZES, itemsize, block=1, cores=1, steps=[0] * 10, sums=[0] * 10, lengths=[0] * 6
             )
-            given = (address * 5)(a.ctypes.data, b.ctypes.data, made.ctypes.data, None, None)
-            made[:] = np.nan
+            given = (address * 5)(a.ctypes.data, b.ctypes.data, result.ctypes.data, None, None)
+            result[:] = np.nan
             found.forward(encoded.ctypes.data, 1, ctypes.addressof(given), 1, _parallel, None)
-            if not np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max():
+            if not np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max():
                 return False
     return True
 

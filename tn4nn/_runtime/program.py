@@ -107,16 +107,16 @@ def registers_of(
     for step in steps:
         kind = step.kind
         if kind == "reshape":
-            made = ops.reshape(registers[step.args[0]], step.param)
+            result = ops.reshape(registers[step.args[0]], step.param)
         elif kind == "permute":
-            made = ops.permute(registers[step.args[0]], step.param)
+            result = ops.permute(registers[step.args[0]], step.param)
         elif kind == "matmul":
-            made = ops.matmul(registers[step.args[0]], registers[step.args[1]])
+            result = ops.matmul(registers[step.args[0]], registers[step.args[1]])
         else:
-            made = ops.multiply(registers[step.args[0]], registers[step.args[1]])
-        registers.append(made)
+            result = ops.multiply(registers[step.args[0]], registers[step.args[1]])
+        registers.append(result)
         if shapes is not None:
-            shapes.append(made.shape)
+            shapes.append(result.shape)
         for register in step.frees:
             if register not in saved:
                 registers[register] = None
@@ -193,8 +193,8 @@ def _reshaped(param: tuple[int, ...], a: _Array) -> tuple[_Array, Work]:
 
 def _permuted(param: tuple[int, ...], a: _Array) -> tuple[_Array, Work]:
     """A view: whoever reads it next pays."""
-    made = _Array(tuple(a.shape[axis] for axis in param), tuple(a.strides[axis] for axis in param))
-    return made, Work(made.shape, 0, 0, _NO_GEMM, False)
+    result = _Array(tuple(a.shape[axis] for axis in param), tuple(a.strides[axis] for axis in param))
+    return result, Work(result.shape, 0, 0, _NO_GEMM, False)
 
 
 def _matrix_product(param: tuple[int, ...], a: _Array, b: _Array) -> tuple[_Array, Work]:
@@ -272,19 +272,19 @@ def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[in
     if 0 in shape:
         return _contiguous(new)
     old = _runs([(size, step) for size, step in zip(shape, strides, strict=True) if size != 1])
-    made: list[int] = []
+    result: list[int] = []
     left, step = 1, 1  # elements of the innermost run that are not yet on a new axis, and their stride
     for size in reversed(new):
         if size == 1:
-            made.append(step * left)
+            result.append(step * left)
             continue
         if left == 1:
             left, step = old.pop()
         if left % size:
             return None  # this axis would lie across a gap
-        made.append(step)
+        result.append(step)
         left, step = left // size, step * size
-    return tuple(reversed(made))
+    return tuple(reversed(result))
 
 
 def _runs(axes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -84,8 +84,8 @@ class Recipe:
     def saved_prologue(self) -> int:
         """Numbers of what the prologue makes that a training step saves; 0 where there are so many that the backward
         pass recomputes them."""
-        made = self.lengths[self.buffers.prologue]
-        return made if self.save_states or made * self.itemsize <= _SAVED_PROLOGUE else 0
+        result = self.lengths[self.buffers.prologue]
+        return result if self.save_states or result * self.itemsize <= _SAVED_PROLOGUE else 0
 
     def forward(self, train: bool) -> tuple[Contraction, ...]:
         """The kernel calls of a batch tile forward."""
@@ -155,8 +155,8 @@ def recipe(
 
     Example:
         >>> import tn4nn as tn
-        >>> made = recipe(tn.low_rank(64, 64).with_rank(4), ((0, 2), (1, 3)), 32)
-        >>> len(made.prologue), len(made.steps), made.inputs, made.outputs
+        >>> lowered = recipe(tn.low_rank(64, 64).with_rank(4), ((0, 2), (1, 3)), 32)
+        >>> len(lowered.prologue), len(lowered.steps), lowered.inputs, lowered.outputs
         (0, 2, 64, 64)
     """
     tensors, _, output = tensors_of(network, "apply")
@@ -243,8 +243,8 @@ def _prologue(arrays: _Arrays, chain: Chain, layouts: Mapping[int, Legs]) -> tup
 def _natural(arrays: _Arrays, node: int, pair: tuple[int, int]) -> Legs:
     """The order of the legs of a product where nothing else is wanted: shared ones, those of a, those of b."""
     a, b = (arrays.views[i].legs for i in pair)
-    made = arrays.legs[node]
-    return tuple(dict.fromkeys(leg for leg in (*(leg for leg in a if leg in b), *a, *b) if leg in made))
+    result = arrays.legs[node]
+    return tuple(dict.fromkeys(leg for leg in (*(leg for leg in a if leg in b), *a, *b) if leg in result))
 
 
 class _Groups(NamedTuple):
@@ -262,11 +262,11 @@ def _layouts(arrays: _Arrays, chain: Chain, final: Legs, codes: tuple[int, ...])
     state, order = arrays.views[arrays.x].legs, list(arrays.sizes)
     for position, (node, (_, operand)) in enumerate(chain):
         code = codes[position] if position < len(codes) else 0
-        joined, made = arrays.legs[operand], arrays.legs[node]
+        joined, result = arrays.legs[operand], arrays.legs[node]
         groups = _Groups(
-            tuple(leg for leg in state if leg in joined and leg in made),
+            tuple(leg for leg in state if leg in joined and leg in result),
             tuple(leg for leg in state if leg not in joined),
-            tuple(leg for leg in state if leg in joined and leg not in made),
+            tuple(leg for leg in state if leg in joined and leg not in result),
             tuple(sorted(joined - set(state), key=order.index)),
         )
         if position == len(chain) - 1:
@@ -280,18 +280,17 @@ def _layouts(arrays: _Arrays, chain: Chain, final: Legs, codes: tuple[int, ...])
     return found
 
 
-def _state_layout(code: int, groups: _Groups, joins: frozenset[str], made: frozenset[str]) -> Legs:
-    """The leg order of a new state; `joins` are the legs of the operand that joins it next, `made` those of what comes
-    of it."""
+def _state_layout(code: int, groups: _Groups, joins: frozenset[str], produced: frozenset[str]) -> Legs:
+    """The leg order of a new state; `joins`: legs of the next operand, `produced`: of their product."""
     h, m, _, n = groups
     if code in (0, 1):
         return (*h, *m, *n) if code == 0 else (*h, *n, *m)
     if code == 4:
         return (*m, *n, *h)
     state = (*h, *m, *n)
-    both = tuple(leg for leg in state if leg in joins and leg in made)
+    both = tuple(leg for leg in state if leg in joins and leg in produced)
     stays = tuple(leg for leg in state if leg not in joins)
-    summed = tuple(leg for leg in state if leg in joins and leg not in made)
+    summed = tuple(leg for leg in state if leg in joins and leg not in produced)
     return (*both, *stays, *summed) if code == 2 else (*both, *summed, *stays)
 
 

@@ -113,9 +113,9 @@ def moved(model: Layer, weights: Weights, auto: AutoRank, seed: int = 0) -> Move
     changes = {}
     for layer, net in networks.items():
         smaller = {b: r for b, r in ranks_of(layer, choice.low).items() if r < net.ranks[b]}
-        made = with_smaller_bonds(Resized(net, cores[layer]), smaller)
-        larger = {b: r for b, r in ranks_of(layer, choice.high).items() if r > made.network.ranks[b]}
-        changes[layer] = with_larger_bonds(made, larger, seed)
+        result = with_smaller_bonds(Resized(net, cores[layer]), smaller)
+        larger = {b: r for b, r in ranks_of(layer, choice.high).items() if r > result.network.ranks[b]}
+        changes[layer] = with_larger_bonds(result, larger, seed)
     new = dict(weights)
     for layer, change in changes.items():
         for core, array in change.weights.items():

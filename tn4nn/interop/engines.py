@@ -103,14 +103,14 @@ class _Contraction:
         self.tensors, _, self.output = tensors_of(p.network, p.form)
         inputs, outputs = tuple(t.inputs.values()), tuple(t.outputs.values())
         self.modes = inputs if p.form == "apply" else None
-        self.made = math.prod(outputs), math.prod(inputs)
+        self.output_shape = math.prod(outputs), math.prod(inputs)
 
     def __call__(self, arrays: Sequence[Any]) -> Any:
         if self.modes is not None:
             *cores, x = arrays
             arrays = [*cores, x.reshape((x.shape[0], *self.modes))]
         y = self.contracted(arrays)
-        return y.reshape((y.shape[0], self.made[0]) if self.output[0] == BATCH else self.made)
+        return y.reshape((y.shape[0], self.output_shape[0]) if self.output[0] == BATCH else self.output_shape)
 
     def contracted(self, arrays: Sequence[Any]) -> Any:
         """The array over the legs of the output."""
@@ -131,8 +131,8 @@ class _Quimb(_Contraction):
 
     def contracted(self, arrays: Sequence[Any]) -> Any:
         network = self._unpack(dict(zip(self._names, arrays, strict=True)), self._skeleton)
-        made = network.contract(all, output_inds=self.output, optimize=self._pairs, preserve_tensor=True)
-        return made.transpose(*self.output).data
+        result = network.contract(all, output_inds=self.output, optimize=self._pairs, preserve_tensor=True)
+        return result.transpose(*self.output).data
 
 
 class _TensorNetwork(_Contraction):
@@ -144,10 +144,10 @@ class _TensorNetwork(_Contraction):
     def __init__(self, p: Plan) -> None:
         super().__init__(p)
         legs = legs_along(self.tensors, self.output, self.path)
-        made = legs[len(self.tensors) :]
+        result = legs[len(self.tensors) :]
         self._steps = [
             (a, b, tuple(leg for leg in self.sizes if leg in legs[a] & legs[b]), made_legs)
-            for (a, b), made_legs in zip(self.path, made, strict=True)
+            for (a, b), made_legs in zip(self.path, result, strict=True)
         ]
 
     def contracted(self, arrays: Sequence[Any]) -> Any:
@@ -159,11 +159,11 @@ class _TensorNetwork(_Contraction):
         copies = {**words, "dtype": np.dtype(autoray.get_dtype_name(arrays[0]))}
         nodes = [google.Node(array, **words) for array in arrays]
         ends = [dict(zip(legs, node.edges, strict=True)) for legs, node in zip(self.tensors, nodes, strict=True)]
-        for a, b, shared, made in self._steps:
+        for a, b, shared, result in self._steps:
             known = {**ends[a], **ends[b]}
             node = nodes[a]
             for leg in shared:
-                if leg in made:
+                if leg in result:
                     hub = google.CopyNode(3, self.sizes[leg], **copies)
                     known[leg] = hub[2]
                     google.connect(hub[1], ends[b][leg])
@@ -172,7 +172,7 @@ class _TensorNetwork(_Contraction):
                 else:
                     google.connect(ends[a][leg], ends[b][leg])
             nodes.append(google.contract_between(node, nodes[b], allow_outer_product=True))
-            ends.append({leg: known[leg] for leg in made})
+            ends.append({leg: known[leg] for leg in result})
         return nodes[-1].reorder_edges([ends[-1][leg] for leg in self.output]).tensor
 
 
@@ -183,12 +183,12 @@ def _positions(path: Sequence[tuple[int, int]], tensors: int) -> tuple[tuple[int
         >>> _positions([(0, 2), (3, 1)], 3)
         ((0, 2), (0, 1))
     """
-    left, made = list(range(tensors)), []
+    left, result = list(range(tensors)), []
     for step, pair in enumerate(path):
         low, high = sorted(left.index(number) for number in pair)
-        made.append((low, high))
+        result.append((low, high))
         left = [number for number in left if number not in pair] + [tensors + step]
-    return tuple(made)
+    return tuple(result)
 
 
 _MADE: dict[str, Callable[[Plan], Engine]] = {"quimb": _Quimb, "tensornetwork": _TensorNetwork}

@@ -91,12 +91,12 @@ def _rho(model: Sequential, twin: Sequential) -> float:
 
 def ratios() -> list[dict[str, Any]]:
     """Beside rho, which looks at the replaced layers alone: the whole model, biases and norms included."""
-    made = []
+    result = []
     for name in ("fc2", "lenet5", "vgg16", "vgg19", "wrn20_4", "densenet40", "mpo_fc", "tnn_novikov"):
         model, twin = getattr(presets, name)(), getattr(presets, name)(dense=True)
         whole = model.num_params / twin.num_params
-        made.append({"preset": name, "rho": _rho(model, twin), "whole": whole, "params": model.num_params})
-    return made
+        result.append({"preset": name, "rho": _rho(model, twin), "whole": whole, "params": model.num_params})
+    return result
 
 
 def _units(settings: Settings) -> list[Unit]:

@@ -41,13 +41,13 @@ def _model(order: Ordering | None) -> Model:
 
 
 def _units(settings: Settings) -> list[Unit]:
-    made = []
+    result = []
     for seed in range(settings.seeds):
         chosen = orderings(seed)
         names = ("raster", "random") if settings.quick else tuple(chosen)
         variants = [Variant(name, _model(chosen[name])) for name in names]
-        made += [unit for unit in units(variants, "mnist", RECIPE, settings) if unit.key["seed"] == seed]
-    return made
+        result += [unit for unit in units(variants, "mnist", RECIPE, settings) if unit.key["seed"] == seed]
+    return result
 
 
 def _lines(rows: Sequence[Row]) -> list[Line]:

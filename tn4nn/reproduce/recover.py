@@ -39,8 +39,8 @@ def _unit(settings: Settings, seed: int, scratch: Path) -> dict[str, Any]:
     run = train(model, data, backend="torch", device=settings.device, seed=seed, **options)
     trained: Any = run.module
     original = undo(trained)
-    made = {name: _recovered(original, rule, data, seed) for name, rule in RULES.items()}
-    return {"dense": run.test_accuracy, "onto": made}
+    result = {name: _recovered(original, rule, data, seed) for name, rule in RULES.items()}
+    return {"dense": run.test_accuracy, "onto": result}
 
 
 def _recovered(original: Any, rule: dict[str, Any], data: Dataset, seed: int) -> dict[str, Any]:
@@ -49,13 +49,13 @@ def _recovered(original: Any, rule: dict[str, Any], data: Dataset, seed: int) ->
     from tn4nn_torch import convert, refine
 
     sample = torch.as_tensor(data.x_train[:SAMPLE], device=next(original.parameters()).device)
-    made = convert(original, {"0": {**rule, "params": PARAMS}}, inputs=sample)
-    layer: Any = made.get_submodule("0")
-    row: dict[str, Any] = {"params": layer.network.num_params, "converted": accuracy(made, data)}
-    (refined,) = refine(made, original, sample, steps=STEPS, seed=seed)
-    row |= {"error": refined.before, "refined_error": refined.after, "refined": accuracy(made, data)}
-    train_on(made, data, seed)
-    return row | {"trained on": accuracy(made, data)}
+    result = convert(original, {"0": {**rule, "params": PARAMS}}, inputs=sample)
+    layer: Any = result.get_submodule("0")
+    row: dict[str, Any] = {"params": layer.network.num_params, "converted": accuracy(result, data)}
+    (refined,) = refine(result, original, sample, steps=STEPS, seed=seed)
+    row |= {"error": refined.before, "refined_error": refined.after, "refined": accuracy(result, data)}
+    train_on(result, data, seed)
+    return row | {"trained on": accuracy(result, data)}
 
 
 def train_on(module: Any, data: Dataset, seed: int, epochs: int = EPOCHS) -> None:

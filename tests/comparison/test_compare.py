@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._comparison import runs, settings, timing
+from tn4nn._comparison import cells, runs, settings, timing
+from tn4nn._runtime.target import Target
 
 torch = pytest.importorskip("torch")
 
@@ -67,6 +68,14 @@ def test_budgets_that_give_the_same_model_share_a_run():
     assert [one["budget"], dense["budget"], other["budget"]] == [300, 4096, 301]
     assert {**one, "budget": 301, "fill": other["fill"]} == other
     assert len([line for line in lines if line.startswith("[")]) == 2
+
+
+@pytest.mark.parametrize(("device", "said"), [(None, "NVIDIA H200"), ("cpu", "cpu")])
+def test_a_row_names_the_device_that_the_backend_takes_by_itself(monkeypatch, device, said):
+    monkeypatch.setattr(cells, "target_of", lambda name, device, dtype: Target(name, "NVIDIA H200", dtype))
+    report = tn.compare(["btt", "low_rank"], budget=400, device=device, **{**QUICK, "seeds": 1})
+    assert {row["status"] for row in report.rows} == {"ok", "infeasible"}
+    assert {row["device"] for row in report.rows} == {said}
 
 
 def test_an_infeasible_cell_says_why():

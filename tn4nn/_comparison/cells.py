@@ -9,10 +9,11 @@ from typing import Any
 from .._base.errors import BudgetError
 from .._base.hashing import digest, fingerprint_of
 from .._graph.problem import min_macs
-from .._model.backend import backend
+from .._model.backend import backend, target_of
 from .._model.layers import Layer
 from .._planning.layer import plan
 from .._runtime.cost import Cost
+from .._runtime.target import CPU
 from .._training.data import Dataset
 from .rows import SCHEMA, Outcome, Row
 from .settings import Settings
@@ -94,9 +95,20 @@ def _cells_of(
 
 def _infeasible(topology: str, budget: int, settings: Settings, reason: str) -> Row:
     return Row(
-        topology=topology, budget=budget, backend=settings.backends[0], device=settings.device or "cpu",
+        topology=topology, budget=budget, backend=settings.backends[0], device=_device(settings.backends[0], settings),
         dtype=settings.precision, status="infeasible", reason=reason,
     )  # fmt: skip
+
+
+def _dtype(settings: Settings) -> str:
+    return {"bf16": "bfloat16"}.get(settings.precision, settings.precision)
+
+
+def _device(name: str, settings: Settings) -> str:
+    """What a row says that it ran on: the device asked for, or the one that the backend takes by itself."""
+    if settings.device is not None or not hasattr(backend(name), "target"):
+        return settings.device or CPU
+    return target_of(name, None, _dtype(settings)).device
 
 
 def row_costs(cell: Cell, settings: Settings) -> list[Cost]:
@@ -104,8 +116,7 @@ def row_costs(cell: Cell, settings: Settings) -> list[Cost]:
     somebody else's that runs no plans."""
     if not hasattr(backend(cell.backend), "target"):
         return []
-    dtype = {"bf16": "bfloat16"}.get(settings.precision, settings.precision)
-    where: dict[str, Any] = {"backend": cell.backend, "device": settings.device, "dtype": dtype}
+    where: dict[str, Any] = {"backend": cell.backend, "device": settings.device, "dtype": _dtype(settings)}
     return [plan(net, settings.batch_size, "train", **where).cost for net in cell.model.networks().values()]
 
 
@@ -127,7 +138,7 @@ def row_of(cell: Cell, settings: Settings, outcome: Outcome, times: Mapping[str,
         step_ms=times.get("step_ms"),
         step_vs_dense=times.get("step_vs_dense"),
         backend=cell.backend,
-        device=settings.device or "cpu",
+        device=_device(cell.backend, settings),
         dtype=settings.precision,
         seed=cell.seed,
         lr=outcome.lr,

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -590,3 +591,20 @@ def test_a_chain_of_a_thousand_cores_is_lowered_and_right() -> None:
     for path in problem.chains():
         y = run(OPS, lowered(problem, path), [*cores.values(), x])
         np.testing.assert_allclose(y, np.einsum("bx,xya,a->by", x, first, row), rtol=1e-9)
+
+
+def _on_two_hyperedges(sites: int) -> tn.Topology:
+    legs = range(sites)
+    text = ", ".join(f"x{i} y{i} r s" for i in legs)
+    return tn.topology(text, {f"x{i}": 2 for i in legs}, {f"y{i}": 2 for i in legs})
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("sites", [8, 12])
+@pytest.mark.parametrize("topology", [lambda n: tn.cp((2,) * n, (2,) * n), _on_two_hyperedges], ids=["cp", "two"])
+def test_hyperedges_on_many_cores_are_planned_in_no_time(topology: Callable[[int], tn.Topology], sites: int) -> None:
+    """Every core is a neighbour of every other there: what tries all orders never comes back."""
+    net = topology(sites).with_rank(2)
+    p = tn.plan(net, 100, "forward", minimize="flops")
+    assert is_path(p.path, len(net.topology.cores) + 1)
+    assert p.cost.macs < 100 * 2**sites * 2**sites

@@ -600,7 +600,7 @@ def _on_two_hyperedges(sites: int) -> tn.Topology:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("sites", [8, 12])
+@pytest.mark.parametrize("sites", [7, 8, 12])
 @pytest.mark.parametrize("topology", [lambda n: tn.cp((2,) * n, (2,) * n), _on_two_hyperedges], ids=["cp", "two"])
 def test_hyperedges_on_many_cores_are_planned_in_no_time(topology: Callable[[int], tn.Topology], sites: int) -> None:
     """Every core is a neighbour of every other there: what tries all orders never comes back."""

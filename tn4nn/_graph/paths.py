@@ -23,9 +23,9 @@ Progress = Callable[[str], None]
 
 BATCH = ":batch"  # the batch leg; a user cannot name a leg so, a colon ends a core name
 
-EXHAUSTIVE = 9  # tensors up to which the exhaustive search ends within some milliseconds, whatever joins them
+EXHAUSTIVE = 9  # tensors up to which the exhaustive search ends within some hundredths of a second, whatever joins them
 _SPARSE, _DEGREE = 14, 2.0  # tensors up to which it does where few of them are joined: so many pairs for each tensor
-_WITH_HYPEREDGES = 5  # tensors up to which it does where a leg is on more than three: each takes it ten times longer
+_HOLDERS = 3  # and no leg is on more than so many: where a hyperedge joins all, each tensor takes it three times longer
 SMALL = 40  # tensors up to which half of the rounds are enough: they are to be planned within a second
 _ROUNDS = 8  # rounds of the random search
 _TRIALS = 64  # greedy trials in a round
@@ -108,14 +108,13 @@ def is_exhaustible(tensors: Sequence[Legs]) -> bool:
     """Whether the exhaustive search for the best path ends within some hundredths of a second.
 
     Example:
-        >>> is_exhaustible([("x", "a"), ("a", "b"), ("b", "y")]), is_exhaustible([("r", f"x{i}") for i in range(8)])
+        >>> is_exhaustible([("x", "a"), ("a", "b"), ("b", "y")]), is_exhaustible([("r", f"x{i}") for i in range(10)])
         (True, False)
     """
-    holders = Counter(leg for legs in tensors for leg in legs)
-    if max(holders.values(), default=0) > 3:
-        return len(tensors) <= _WITH_HYPEREDGES
     if len(tensors) <= EXHAUSTIVE:
         return True
+    if max(Counter(leg for legs in tensors for leg in legs).values()) > _HOLDERS:
+        return False
     pairs = sum(not set(a).isdisjoint(b) for a, b in itertools.combinations(tensors, 2))
     return len(tensors) <= _SPARSE and pairs <= _DEGREE * len(tensors)
 
@@ -151,7 +150,7 @@ def refined_paths(
 
 def quick_path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
     """One path, found at once: the best where exhaustive search ends within milliseconds, else the greedy one."""
-    if len(tensors) <= EXHAUSTIVE and is_exhaustible(tensors):
+    if len(tensors) <= EXHAUSTIVE:
         return find_paths(tensors, output, sizes)[0]
     return greedy_path(tensors, output, sizes)
 

@@ -1,4 +1,4 @@
-"""The smallest third-party backend: the numpy oracle behind a door of its own, counting who comes in."""
+"""The smallest third-party backend: the numpy oracle as a registered backend that counts its calls."""
 
 from tn4nn.reference import NumpyBackend
 

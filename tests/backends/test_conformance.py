@@ -84,12 +84,12 @@ sys.path.insert(0, {site!r})
 import tn4nn as tn
 from tn4nn import testing
 assert "loopback" in tn.backends(), tn.backends()
-door = tn.backend("loopback")
+registered = tn.backend("loopback")
 for case in testing.CASES:
     if isinstance(case.model, tn.Linear | tn.Embedding):
-        testing.check(door, case)
+        testing.check(registered, case)
 module = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)).build("loopback", seed=3)
-print("built", door.built)
+print("built", registered.built)
 """
 
 

@@ -1,4 +1,4 @@
-"""Topologies of strangers, given as nothing but text, on every backend against the oracle."""
+"""Third-party topologies, given as nothing but text, on every backend against the oracle."""
 
 import itertools
 

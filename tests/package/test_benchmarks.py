@@ -37,7 +37,7 @@ NAMES = (
     "minilm",
     "plan_choice",
     "replaced_layer",
-    "swamps",
+    "ill_conditioned",
     "step_time",
     "render_performance",
 )
@@ -84,8 +84,8 @@ def results(bench, data, settings):
         patch.setattr("tn4nn_torch.build_extension", lambda: None)  # it takes half a minute, and has tests of its own
         limits = bench["_measure"].probe("cpu")
         cells = list(bench["step_time"].measure(questions, peers, settings, limits))
-    result = bench["step_time"].report(cells, limits, 1, "cpu", True, 0.0)
-    return json.loads(json.dumps(result))
+    script = bench["step_time"].report(cells, limits, 1, "cpu", True, 0.0)
+    return json.loads(json.dumps(script))
 
 
 def test_results(results):
@@ -334,12 +334,12 @@ def test_check_refuses_what_cannot_be_compared(bench, results):
 @pytest.fixture(scope="module")
 def contraction(bench):
     """A whole results file of three tiny instances."""
-    result = bench["_instances"]
+    script = bench["_instances"]
     chosen = [
-        result.Instance("tiny", "catalogue", bench["_paths"].of_layer(tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2), 5)),
-        result.Absent("gone", "it is not there"),
+        script.Instance("tiny", "catalogue", bench["_paths"].of_layer(tn.mpo((2, 3, 2), (2, 2, 3)).with_rank(2), 5)),
+        script.Absent("gone", "it is not there"),
     ]
-    chosen += [found for found in [result.random_regular(10, 3, 0)] if isinstance(found, result.Instance)]
+    chosen += [found for found in [script.random_regular(10, 3, 0)] if isinstance(found, script.Instance)]
     names = ("greedy (cotengrust)", "optimal (cotengrust)", "hyper (greedy, sbplx)")
     others = [other for other in bench["_optimizers"].others() if other.name in names]
     others.append(bench["_optimizers"].Optimizer("absent", None, "no_such_package_here"))
@@ -463,17 +463,17 @@ def test_the_page_has_the_predictions(bench, tmp_path):
 @pytest.fixture(scope="module")
 def decompositions(bench):
     """A whole results file of tiny matrices, and a library that fails."""
-    result = bench["decomposition"]
+    script = bench["decomposition"]
 
     def fails(w, fmt):
         raise ValueError("it cannot")
 
-    shared = result.formats(16, (4, 4), (2, 2, 4), (4, 4), 120)
+    shared = script.formats(16, (4, 4), (2, 2, 4), (4, 4), 120)
     shared[0] = dataclasses.replace(shared[0], others={**shared[0].others, "broken": fails})
-    w = {"kernel": result.kernel(16).astype(np.float32)}
-    entries = list(result.measure(w, shared, result.alone((2, 2, 2, 2))[:2], 0.1))
-    refined = [result.refinement("kernel", w["kernel"], tn.cp((4, 4), (4, 4)), 64, 0.05)]
-    return json.loads(json.dumps(result.report(entries, refined, 16, "nothing")))
+    w = {"kernel": script.kernel(16).astype(np.float32)}
+    entries = list(script.measure(w, shared, script.alone((2, 2, 2, 2))[:2], 0.1))
+    refined = [script.refinement("kernel", w["kernel"], tn.cp((4, 4), (4, 4)), 64, 0.05)]
+    return json.loads(json.dumps(script.report(entries, refined, 16, "nothing")))
 
 
 def test_decompositions(bench, decompositions):
@@ -494,35 +494,35 @@ def test_decompositions(bench, decompositions):
 
 
 def test_decompositions_lose_in_words(bench, decompositions):
-    result = bench["decomposition"]
+    script = bench["decomposition"]
     entries = copy.deepcopy(decompositions["entries"])
     ours, numpy_row = entries[0]["rows"][:2]
     ours["error"] = 1.5 * numpy_row["error"]
-    first = result.verdicts(entries)[0]
+    first = script.verdicts(entries)[0]
     assert not first["holds"]
     data = {**decompositions, "verdicts": [first]}
     assert any(
-        line.startswith("not on kernel, low_rank: 1.500 times the error of numpy") for line in result.lines(data)
+        line.startswith("not on kernel, low_rank: 1.500 times the error of numpy") for line in script.lines(data)
     )
-    assert "| kernel | low_rank | broken | ValueError: it cannot |" in result.page(data)
+    assert "| kernel | low_rank | broken | ValueError: it cannot |" in script.page(data)
 
 
 def test_steps_after_least_squares(bench):
-    result = bench["swamps"]
-    names = [f"{name}, {net.topology.name}" for name, _, net in result.problems()]
+    script = bench["ill_conditioned"]
+    names = [f"{name}, {net.topology.name}" for name, _, net in script.problems()]
     assert len(names) == 26
-    net = result.cp3(3, 2)
-    row = result.measure(result.exact(net, 0) + 0.1 * np.random.default_rng(0).standard_normal((3, 9)), net)
+    net = script.cp3(3, 2)
+    row = script.measure(script.exact(net, 0) + 0.1 * np.random.default_rng(0).standard_normal((3, 9)), net)
     assert 0 < row["steps"] <= row["als"] * (1 + 1e-9)
     assert row["als_on"] <= row["als"] * (1 + 1e-9)
 
 
 def test_a_layer_replaced(bench):
-    result = bench["replaced_layer"]
-    assert list(result.onto()) == ["low rank", "mpo, D = 16", "mpo", "tree", "ring", "peps", "cp"]
+    script = bench["replaced_layer"]
+    assert list(script.onto()) == ["low rank", "mpo, D = 16", "mpo", "tree", "ring", "peps", "cp"]
     figures = {"seconds": 1.0, "converted": 90.0, "trained on": 95.0}
     row = {"params": 15_000, "plain": figures, "inputs": {**figures, "converted": 93.0}}
-    title, _, cells = result.table({"dense": 98.0, "rows": {"mpo": row}})
+    title, _, cells = script.table({"dense": 98.0, "rows": {"mpo": row}})
     assert title == "Test accuracy, dense 98.00 %"
     assert cells == [["mpo", "15,000", "90.0", "95.0", "93.0", "95.0"]]
 

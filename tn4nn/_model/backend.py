@@ -1,6 +1,6 @@
-"""The door to backends: a Protocol of a handful of calls, found through entry points.
+"""The registry of backends: a Protocol of a handful of calls, found through entry points.
 
-Laws of a backend, which `tn4nn.testing` checks:
+Invariants of a backend, which `tn4nn.testing` checks:
   1. It computes what the numpy oracle computes: outputs and gradients to 1e-5 relative in float32, for every
      layer, any batch size (0 rows included), any leading axes.
   2. It holds the weights under the names of `model.specs()` and gives them back unchanged.

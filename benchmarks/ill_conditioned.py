@@ -1,10 +1,10 @@
 """Where least squares core by core are stuck: the same time again, and steps of all cores at once instead.
 
-    python benchmarks/swamps.py --json benchmarks/results/swamps.json
+    python benchmarks/ill_conditioned.py --json benchmarks/results/ill_conditioned.json
 
 Small problems on networks that are no trees: tensors of an exact rank, smooth kernels, noise. The steps are those that
-`tn.decompose` takes after least squares (tn4nn/_gauss_newton.py). Seconds are of the processor, not of the clock. The
-table stands in docs/decomposition.md.
+`tn.decompose` takes after least squares (tn4nn/_compression/gauss_newton.py). Seconds are of the processor, not of the
+clock. The table stands in docs/decomposition.md.
 """
 
 from __future__ import annotations
@@ -111,7 +111,12 @@ def main(
     console = Console()
     console = console if console.is_terminal else Console(width=140)
     rows = [{"matrix": name, **measure(w, net)} for name, w, net in problems()]
-    head: Row = {"benchmark": "swamps", "schema": 1, "machine": _measure.machine(), "versions": _measure.versions()}
+    head: Row = {
+        "benchmark": "ill_conditioned",
+        "schema": 1,
+        "machine": _measure.machine(),
+        "versions": _measure.versions(),
+    }
     if json_file is not None:
         json_file.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
     cells = [

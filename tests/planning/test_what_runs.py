@@ -7,8 +7,10 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._graph import paths as _paths
-from tn4nn._planning.planner import at_rows
+from tn4nn._planning.planner import at_rows, find
+from tn4nn._planning.request import PlanRequest
 from tn4nn._runtime import native as _native
+from tn4nn._runtime.target import Target
 
 NETWORKS = {
     "mpo": tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4),
@@ -371,3 +373,19 @@ def test_a_new_executor_is_a_class_and_a_name(monkeypatch):
     assert find(PlanRequest(NETWORKS["mpo"], 9, target=target), cache=False).executor == "program"
     with pytest.raises(tn.TN4NNError, match="small runs at most 8 rows"):
         find(PlanRequest(NETWORKS["mpo"], 9, target=target.only("small")), cache=False)
+
+
+@pytest.mark.parametrize("runtime", ["program", "native"])
+@pytest.mark.parametrize(("name", "batch", "rows"), [("tree", 64, 1), ("tucker", 256, 1), ("mpo", 256, 255)])
+def test_a_plan_out_of_the_store_is_priced_for_other_rows_as_it_runs(name, batch, rows, runtime):
+    """The leg orders of a program depend on the rows that it was lowered for."""
+    net = tn.build(name, 256, 256, sites=4).with_budget(params=20_000)
+    request = PlanRequest(net, batch, "train", target=Target(executors=(runtime,)))
+    found, restored = find(request), find(request)
+    assert not {"program", "recipe"} & set(vars(restored))
+    moved, expected = at_rows(restored, rows), at_rows(found, rows)
+    assert (moved.cost, moved.batch) == (expected.cost, rows)
+    if runtime == "program":
+        assert moved.program == found.program
+    else:
+        assert (moved.recipe.block, moved.recipe.layouts) == (found.recipe.block, found.recipe.layouts)

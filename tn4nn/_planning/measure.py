@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._runtime.native import Native, native
-from .plan import Plan
+from .plan import Plan, replaced
 
 _MEASURED, _OTHERS = 8, 2  # candidates that are measured; of these, with other batch tiles than the best have
 _TIE = 1.03  # times the fastest: two measurements of one plan differ by as much
@@ -35,7 +34,7 @@ def measured(found: Sequence[Plan]) -> list[Plan]:
     runs = runs_of(found)
     if runs is None:
         return list(found)
-    result = [dataclasses.replace(p, measured_s=s) for p, s in zip(found, interleaved(runs), strict=True)]
+    result = [replaced(p, measured_s=s) for p, s in zip(found, interleaved(runs), strict=True)]
     return sorted(result, key=lambda p: p.measured_s or 0.0)
 
 

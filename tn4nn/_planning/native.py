@@ -18,7 +18,7 @@ from .._runtime.devices import native_machine
 from .._runtime.program_cost import unfolding_cost
 from .._runtime.recipe import Recipe, recipe
 from .._runtime.recipe_cost import recipe_cost
-from .plan import Plan
+from .plan import Plan, replaced
 from .program import program_machine
 from .request import PlanRequest
 
@@ -36,7 +36,7 @@ class NativeExecutor:
     """The C runtime of a CPU, in float32 and float64."""
 
     name = "native"
-    version = 19
+    version = 20
 
     def refuses(self, request: PlanRequest) -> str | None:
         """See `Executor`."""
@@ -81,8 +81,8 @@ class NativeExecutor:
         probe = recipe(request.network, path, 1, itemsize=request.itemsize)
         blocks = _blocks(probe, request.batch)
         best = min((self.plan(request, order, path, (), block) for block in blocks), key=score)
-        for layouts in _changes(probe):
-            changed = self.plan(request, order, path, layouts(best.layouts), best.block)
+        for states, code in _changes(probe):
+            changed = self.plan(request, order, path, _changed(probe, best.layouts, states, code), best.block)
             if score(changed) < score(best):
                 best = changed
         tiled = sorted((self.plan(request, order, path, best.layouts, block) for block in blocks), key=score)
@@ -96,7 +96,7 @@ class NativeExecutor:
         bare = Plan(
             request, self.name, order, path, Cost(0, 0, 0, 0, 0.0), block=block, layouts=tuple(layouts), save=save
         )
-        return dataclasses.replace(bare, cost=self.cost(bare))
+        return replaced(bare, cost=self.cost(bare))
 
     def cost(self, plan: Plan) -> Cost:
         """See `Executor`."""
@@ -115,7 +115,7 @@ class NativeExecutor:
         """See `Executor`: the layouts and tiles of this order that need least memory."""
         least = dataclasses.replace(plan.request, minimize="memory")
         found = self.arranged(least, plan.order, plan.path)
-        yield iter(dataclasses.replace(p, request=plan.request) for p in sorted(found, key=lambda p: -p.cost.peak))
+        yield iter(replaced(p, request=plan.request) for p in sorted(found, key=lambda p: -p.cost.peak))
 
     def _saving(self, p: Plan) -> Plan | None:
         """The same with all that a training step can save, where the states may still be in a cache when it goes back
@@ -135,9 +135,9 @@ def _machine(request: PlanRequest) -> Machine:
     return request.machine or native_machine(request.itemsize)
 
 
-def _changes(probe: Recipe) -> Iterator[_Change]:
-    """What is tried on the layouts of a path: one state at a time from the last to the first, of a longer chain one
-    layout for all states."""
+def _changes(probe: Recipe) -> Iterator[tuple[Sequence[int], int]]:
+    """What is tried on the layouts of a path, as (states, their layout): one state at a time from the last to the
+    first, of a longer chain one layout for all states."""
     states = len(probe.steps) - 1
     # The last code differs from the first only where both arrays hold a leg that stays.
     batched = [
@@ -145,28 +145,19 @@ def _changes(probe: Recipe) -> Iterator[_Change]:
     ]
     if states > _SINGLY:
         for code in LAYOUTS[1:] if any(batched) else LAYOUTS[1:-1]:
-            yield _Change(states, None, code)
+            yield range(states), code
         return
     for position in reversed(range(states)):
         for code in LAYOUTS[1:] if batched[position] else LAYOUTS[1:-1]:
-            yield _Change(states, position, code)
+            yield (position,), code
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Change:
-    """One layout code for one state, or for all."""
-
-    states: int
-    position: int | None
-    code: int
-
-    def __call__(self, layouts: Sequence[int]) -> tuple[int, ...]:
-        """The layouts with the change; none stand for zeros."""
-        if self.position is None:
-            return (self.code,) * self.states
-        now = [*layouts] or [0] * self.states
-        now[self.position] = self.code
-        return tuple(now)
+def _changed(probe: Recipe, layouts: Sequence[int], states: Sequence[int], code: int) -> tuple[int, ...]:
+    """The layouts with another one for some states; none stand for zeros."""
+    result = [*layouts] or [0] * (len(probe.steps) - 1)
+    for state in states:
+        result[state] = code
+    return tuple(result)
 
 
 def _blocks(probe: Recipe, batch: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._drawing.contraction_tree import ContractionTree, draw_tree
 from .._graph.network import Network
@@ -148,6 +148,13 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n".join([*_head(self), *(_native_lines(self) if self.executor == "native" else _program_lines(self))])
+
+
+def replaced(plan: Plan, **changes: Any) -> Plan:
+    """A copy with other figures, or for other rows, that runs what the plan was lowered to."""
+    result = dataclasses.replace(plan, **changes)
+    vars(result).update({name: vars(plan)[name] for name in ("program", "recipe") if name in vars(plan)})
+    return result
 
 
 def _head(p: Plan) -> list[str]:

@@ -16,7 +16,7 @@ from .._runtime.compiled import processor
 from .._runtime.contraction import LAYOUTS
 from .executors import EXECUTORS, Executor, problem_of, select
 from .measure import fastest_of, measured, worth_measuring
-from .plan import Plan, in_bytes, restored_cost
+from .plan import Plan, in_bytes, replaced, restored_cost
 from .request import PlanRequest
 
 _LISTED = 24  # candidates that a plan names, at most
@@ -65,13 +65,11 @@ def at_rows(plan: Plan, rows: int, phase: str | None = None) -> Plan:
     runs all of it, and what was planned for training runs forward passes too."""
     if rows == plan.batch and phase in (None, plan.phase):
         return plan
+    executor = EXECUTORS[plan.executor]
+    executor.lower(plan)  # for its own rows: for others, the leg orders of a program may be other ones
     request = dataclasses.replace(plan.request, batch=rows, phase=phase or plan.phase)
-    moved = dataclasses.replace(plan, request=request, measured_s=None)
-    if "program" in vars(plan):
-        vars(moved)["program"] = plan.program
-    if "recipe" in vars(plan):
-        vars(moved)["recipe"] = plan.recipe
-    return dataclasses.replace(moved, cost=EXECUTORS[plan.executor].cost(moved))
+    moved = replaced(plan, request=request, measured_s=None)
+    return replaced(moved, cost=executor.cost(moved))
 
 
 def _chosen(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> Plan:
@@ -85,10 +83,7 @@ def _chosen(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> 
     else:
         chosen = found[0]
     table = tuple((p.order, p.cost) for p in found[:_LISTED])
-    result = dataclasses.replace(chosen, candidates=table)
-    if "program" in vars(chosen):
-        vars(result)["program"] = chosen.program
-    return result
+    return replaced(chosen, candidates=table)
 
 
 def _within(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> Plan:

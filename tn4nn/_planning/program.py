@@ -11,7 +11,7 @@ from .._graph.problem import BY_HAND
 from .._runtime.cost import Cost, Machine
 from .._runtime.program import Program
 from .._runtime.program_cost import convolution_cost, program_cost, unfolding_cost
-from .plan import Plan
+from .plan import Plan, replaced
 from .request import PlanRequest
 
 
@@ -23,7 +23,7 @@ def program_machine(request: PlanRequest) -> Machine:
 class ProgramExecutor:
     """Array operations of a framework (or another library along the same path)."""
 
-    version = 9
+    version = 10
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,9 +54,7 @@ class ProgramExecutor:
     def plan(self, request: PlanRequest, order: str, path: Path, sliced: tuple[str, ...] = (), block: int = 0) -> Plan:
         """One order as a plan, priced."""
         bare = Plan(request, self.name, order, path, Cost(0, 0, 0, 0, 0.0), block=block, sliced=sliced)
-        result = dataclasses.replace(bare, cost=self.cost(bare))
-        vars(result)["program"] = bare.program  # it is there already
-        return result
+        return replaced(bare, cost=self.cost(bare))
 
     def cost(self, plan: Plan) -> Cost:
         """See `Executor`."""

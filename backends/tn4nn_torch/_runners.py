@@ -74,7 +74,7 @@ class Runners:
 
     def lowered(self, rows: int, minimize: str | None = None) -> Steps | Engine:
         """An array program for that many rows, planned for another objective where asked."""
-        return self._made(self._planner.program_plan(rows, minimize))
+        return self._executable(self._planner.program_plan(rows, minimize))
 
     def prepare(self) -> bool:
         """Plans what compiled and exported models run, where nothing may be planned while they are traced."""
@@ -85,10 +85,10 @@ class Runners:
     def prepare_whole(self) -> bool:
         """The same for what makes W."""
         if self.whole is None:
-            self.whole = self._made(self._planner.whole())
+            self.whole = self._executable(self._planner.whole())
         return True
 
-    def _made(self, plan: Plan) -> Steps | Engine:
+    def _executable(self, plan: Plan) -> Steps | Engine:
         return Steps(plan.program) if self.engine is None else engine(self.engine, plan)
 
 

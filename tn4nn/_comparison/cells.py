@@ -106,15 +106,20 @@ def _dtype(settings: Settings) -> str:
 
 def _device(name: str, settings: Settings) -> str:
     """What a row says that it ran on: the device asked for, or the one that the backend takes by itself."""
-    if settings.device is not None or not hasattr(backend(name), "target"):
-        return settings.device or CPU
-    return target_of(name, None, _dtype(settings)).device
+    if settings.device is not None:
+        return settings.device
+    return target_of(name, None, _dtype(settings)).device if _plans(name) else CPU
+
+
+def _plans(name: str) -> bool:
+    """Whether a backend runs plans; one of somebody else's need not."""
+    return hasattr(backend(name), "target")
 
 
 def row_costs(cell: Cell, settings: Settings) -> list[Cost]:
-    """What a training step of a cell costs, layer by layer, by the plans that its backend runs; empty for a backend of
-    somebody else's that runs no plans."""
-    if not hasattr(backend(cell.backend), "target"):
+    """What a training step of a cell costs, layer by layer, by the plans that its backend runs; empty where it runs
+    none."""
+    if not _plans(cell.backend):
         return []
     where: dict[str, Any] = {"backend": cell.backend, "device": settings.device, "dtype": _dtype(settings)}
     return [plan(net, settings.batch_size, "train", **where).cost for net in cell.model.networks().values()]

@@ -1,4 +1,7 @@
-"""The published models, as layer graphs: each with its tensor-network layers, and with `dense=True` its dense twin.
+"""Models as layer graphs: those that were published, and dense ones to begin with.
+
+A published model has its tensor-network layers, and with `dense=True` it is its dense twin. `mlp`, `cnn`, `vit` and
+`gpt` are dense, their layers named by what they do ("blocks.0.attention.query", "blocks.0.mlp.down", "head").
 
 Sources: [G] Gao et al., Phys. Rev. Research 2, 023300 (2020), arXiv:1904.06194; [N] Novikov et al., arXiv:1509.06569;
 [H] K. Harada, "Compressing neural networks by tensor networks" (2022). Every model takes flat rows, as data sets hold
@@ -8,32 +11,46 @@ them, images as (channels, height, width); a layer and its twin have the same na
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
-from ._base.errors import TopologyError
+from ._base.errors import ShapeError, TopologyError
 from ._graph.catalogue import mpo
 from ._graph.network import Network
 from ._model.layers import (
+    GELU,
+    Attention,
     AvgPool,
     BatchNorm,
+    Block,
     Conv2d,
     Dropout,
+    Embedding,
     Flatten,
     Layer,
+    LayerNorm,
     Linear,
     MaxPool,
+    MeanPool,
     OnNetwork,
     Parallel,
+    Positions,
     ReLU,
     Residual,
+    RMSNorm,
     Sequential,
+    SiLU,
+    Tied,
+    Tokens,
     Unflatten,
 )
 
 Modes = Sequence[int]
 
 __all__ = [
-    "Replaced", "densenet40", "fc2", "lenet5", "mpo_fc", "replaced", "tnn_novikov", "vgg16", "vgg19", "wrn20_4",
+    "Replaced", "cnn", "densenet40", "fc2", "gpt", "lenet5", "mlp", "mpo_fc", "replaced", "tnn_novikov", "vgg16",
+    "vgg19", "vit", "wrn20_4",
 ]  # fmt: skip
 
 
@@ -207,6 +224,239 @@ def densenet40(*, dense: bool = False) -> Sequential:
     layers |= {"pool3": AvgPool(side), "flat": Flatten()}
     layers["fc"] = _linear((4, 4, 7, 4), (1, 5, 2, 1), 4, dense)
     return Sequential(input_shape=(3 * 32 * 32,), **layers)
+
+
+# -- dense models to begin with -------------------------------------------------------------------------------------
+
+
+def mlp(sizes: Sequence[int] = (784, 256, 10), *, dropout: float = 0.0, bias: bool = True) -> Sequential:
+    """Linear layers with ReLU between them: "fc1", "relu1", ..., the last one "head".
+
+    Input shape: (sizes[0],). Output shape: (sizes[-1],).
+
+    Args:
+        sizes: features of the input, of each hidden layer, and of the output.
+        dropout: rate after each ReLU.
+        bias: of every layer.
+
+    Raises:
+        ShapeError: fewer than two sizes.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> list(tn.presets.mlp((784, 256, 64, 10)).networks())
+        ['fc1', 'fc2', 'head']
+    """
+    if len(sizes) < 2:
+        raise ShapeError(f"mlp: expected the sizes of input and output at least, received {tuple(sizes)}")
+    layers: dict[str, Layer] = {}
+    for i, (into, outof) in enumerate(pairwise(sizes[:-1]), 1):
+        layers |= {f"fc{i}": Linear(into, outof, bias=bias), f"relu{i}": ReLU()} | _drop(f"drop{i}", dropout)
+    layers["head"] = Linear(sizes[-2], sizes[-1], bias=bias)
+    return Sequential(input_shape=(sizes[0],), **layers)
+
+
+def cnn(
+    channels: Sequence[int] = (16, 32),
+    width: int = 128,
+    *,
+    classes: int = 10,
+    image: tuple[int, int, int] = (1, 28, 28),
+    dropout: float = 0.0,
+) -> Sequential:
+    """A small convolutional network: 3x3 convolutions "conv1", ..., each with ReLU and a pool of 2, then "fc", "head".
+
+    Input shape: an image, flat or not. Output shape: (classes,).
+
+    Args:
+        channels: of each convolution.
+        width: features of the hidden linear layer.
+        classes: of the output.
+        image: (channels, height, width).
+        dropout: rate before the head.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> list(tn.presets.cnn().networks())
+        ['conv1', 'conv2', 'fc', 'head']
+    """
+    layers: dict[str, Layer] = {"image": Unflatten(image)}
+    into, shape = image[0], image
+    for i, outof in enumerate(channels, 1):
+        layers |= {f"conv{i}": Conv2d(into, outof, kernel=3, padding=1), f"relu{i}": ReLU(), f"pool{i}": MaxPool(2)}
+        into, shape = outof, (outof, shape[1] // 2, shape[2] // 2)
+    layers |= {"flat": Flatten(), "fc": Linear(math.prod(shape), width), "relu": ReLU()} | _drop("drop", dropout)
+    layers["head"] = Linear(width, classes)
+    return Sequential(input_shape=(math.prod(image),), **layers)
+
+
+def vit(
+    layers: int = 4,
+    width: int = 64,
+    heads: int = 4,
+    *,
+    classes: int = 10,
+    image: tuple[int, int, int] = (1, 28, 28),
+    patch: int = 7,
+    kv_heads: int | None = None,
+    mlp: float = 4,
+    gated: bool = False,
+    norm: str = "layer",
+    dropout: float = 0.0,
+    bias: bool = True,
+) -> Sequential:
+    """A vision transformer: patches as tokens, learned positions, blocks, the mean over tokens, a head.
+
+    Input shape: an image, flat or not. Output shape: (classes,).
+
+    Args:
+        layers: how many blocks.
+        width: of a token.
+        heads: of each attention.
+        classes: of the output.
+        image: (channels, height, width), the last two multiples of `patch`.
+        patch: side of a patch.
+        kv_heads: see `Attention`.
+        mlp: see `gpt`.
+        gated: see `gpt`.
+        norm: "layer" or "rms".
+        dropout: rate after the positions, on the weights of attention and in every block.
+        bias: of the linear layers in the blocks.
+
+    Raises:
+        ShapeError: sizes that do not fit.
+
+    Source: Dosovitskiy et al. 2021, An Image is Worth 16x16 Words (arXiv:2010.11929); the mean in place of a class
+    token: Beyer et al. 2022 (arXiv:2205.01580).
+
+    Example:
+        >>> import tn4nn as tn
+        >>> model = tn.presets.vit(layers=2, width=32)
+        >>> model.out_shape(model.input_shape), model.networks()["blocks.1.mlp.up"].out_features
+        ((10,), 128)
+    """
+    if image[1] % patch or image[2] % patch:
+        raise ShapeError(f"vit: sides of the image must be multiples of the patch, received {image} and patch={patch}")
+    context = (image[1] // patch) * (image[2] // patch)
+    blocks = _blocks(layers, width, heads, kv_heads, mlp, gated, norm, dropout, bias, causal=False, rotary=False)
+    parts: dict[str, Layer] = {
+        "image": Unflatten(image), "patches": Conv2d(image[0], width, kernel=patch, stride=patch), "tokens": Tokens(),
+        "positions": Positions(context, width), **_drop("drop", dropout), "blocks": blocks,
+        "norm": _norm(norm, width), "pool": MeanPool(), "head": Linear(width, classes),
+    }  # fmt: skip
+    return Sequential(input_shape=(math.prod(image),), **parts)
+
+
+def gpt(
+    layers: int = 4,
+    width: int = 128,
+    heads: int = 4,
+    vocab: int = 65,
+    context: int = 64,
+    *,
+    kv_heads: int | None = None,
+    mlp: float = 4,
+    gated: bool = False,
+    norm: str = "layer",
+    rotary: bool | float = False,
+    tied: bool = False,
+    dropout: float = 0.0,
+    bias: bool = True,
+) -> Layer:
+    """A language model: embedding, positions, causal blocks, a norm, logits for the next token.
+
+    The layers are "embedding", "positions" (unless rotary), "blocks", "norm" and "head"; in a block "norm1",
+    "attention.query", "attention.key", "attention.value", "attention.out", "norm2", "mlp.up" and "mlp.down", gated
+    "mlp.hidden.gate.linear", "mlp.hidden.up" and "mlp.down". Layers that write to the residual stream begin smaller by
+    sqrt(2 layers), as in GPT-2, so that the stream does not grow with the depth.
+
+    Input shape: (tokens,), integers below `vocab`, at most `context` of them. Output shape: (tokens, vocab).
+
+    Args:
+        layers: how many blocks.
+        width: of a token.
+        heads: of each attention.
+        vocab: number of different tokens.
+        context: the most tokens; with rotary positions longer inputs run too.
+        kv_heads: see `Attention`.
+        mlp: hidden features of an MLP as a multiple of the width. A gated one has 2/3 of it, rounded up to a
+            multiple of 16: about as many weights.
+        gated: a gated MLP with SiLU (SwiGLU) in place of one with GELU.
+        norm: "layer" or "rms".
+        rotary: rotary positions, True or their base, in place of learned ones.
+        tied: the head is the transposed embedding (`Tied`), and the other layers are inside of "body", as
+            "body.blocks.0.mlp.up". Off, as in Llama: embedding and head then are two layers, each with a network of its
+            own, and one that is compressed leaves the other as it is.
+        dropout: rate after the positions, on the weights of attention and in every block.
+        bias: of the linear layers in the blocks; the head has none.
+
+    Raises:
+        ShapeError: sizes that do not fit, an unknown norm.
+
+    Source: Radford et al. 2019 (GPT-2); gated MLPs: Shazeer 2020 (arXiv:2002.05202); all options together: Touvron et
+    al. 2023, LLaMA (arXiv:2302.13971).
+
+    Example:
+        >>> import tn4nn as tn
+        >>> model = tn.presets.gpt(layers=2, width=32, heads=4, kv_heads=2, norm="rms", rotary=True, gated=True)
+        >>> model.out_shape((64,)), sum("attention" in name for name in model.networks())
+        ((64, 65), 8)
+    """
+    blocks = _blocks(layers, width, heads, kv_heads, mlp, gated, norm, dropout, bias, causal=True, rotary=rotary)
+    embedding = Embedding(vocab, width)
+    parts: dict[str, Layer] = {} if rotary else {"positions": Positions(context, width)}
+    parts |= {**_drop("drop", dropout), "blocks": blocks, "norm": _norm(norm, width)}
+    if tied:
+        return Tied(embedding, Sequential(input_shape=(context, width), **parts))
+    parts["head"] = Linear(width, vocab, bias=False)
+    return Sequential(input_shape=(context,), embedding=embedding, **parts)
+
+
+def _blocks(
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int | None,
+    mlp: float,
+    gated: bool,
+    norm: str,
+    dropout: float,
+    bias: bool,
+    *,
+    causal: bool,
+    rotary: bool | float,
+) -> Sequential:
+    if layers < 1:
+        raise ShapeError(f"layers must be at least 1, received {layers!r}")
+    gain = 1 / math.sqrt(2 * layers)
+    hidden = math.ceil(mlp * width / 24) * 16 if gated else round(mlp * width)
+
+    def half() -> Sequential:
+        down = Linear(hidden, width, bias=bias, gain=gain)
+        up = Linear(width, hidden, bias=bias)
+        if not gated:
+            return Sequential(up=up, act=GELU(), down=down)
+        gate = Sequential(linear=Linear(width, hidden, bias=bias), act=SiLU())
+        return Sequential(hidden=Parallel(gate=gate, up=up, combine="product"), down=down)
+
+    def block() -> Block:
+        out = Linear(width, width, bias=bias, gain=gain)
+        attention = Attention(
+            width, heads, kv_heads=kv_heads, causal=causal, rotary=rotary, out=out, bias=bias, dropout=dropout
+        )
+        return Block(_norm(norm, width), attention, _norm(norm, width), half(), dropout)
+
+    return Sequential(*(block() for _ in range(layers)))
+
+
+def _norm(kind: str, width: int) -> Layer:
+    if kind not in ("layer", "rms"):
+        raise ShapeError(f"norm must be 'layer' or 'rms', received {kind!r}")
+    return LayerNorm(width) if kind == "layer" else RMSNorm(width)
+
+
+def _drop(name: str, rate: float) -> dict[str, Layer]:
+    return {name: Dropout(rate)} if rate else {}
 
 
 # -- what they are made of --------------------------------------------------------------------------------------

@@ -128,6 +128,39 @@ def _layer_norm(layer: layers.LayerNorm, w: Weights, x: Array) -> Array:
     return np.asarray(centred / np.sqrt(centred.var(-1, keepdims=True) + layer.eps) * w["scale"] + w["bias"])
 
 
+def _rms_norm(layer: layers.RMSNorm, w: Weights, x: Array) -> Array:
+    layer.out_shape(x.shape[1:])
+    return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.eps) * w["scale"])
+
+
+def _turned(layer: layers.Attention, x: Array) -> Array:
+    """Rotary positions on x of shape (batch, heads, tokens, size of a head)."""
+    angles = np.arange(x.shape[2])[:, None] * layer.frequencies
+    first, second = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _attention(layer: layers.Attention, x: Array, inner: Callable[[str, layers.Layer, Array], Array]) -> Array:
+    layer.out_shape(x.shape[1:])
+    projections = dict(layer.children())
+
+    def heads(name: str, count: int) -> Array:  # (batch, heads, tokens, size of a head)
+        y = inner(name, projections[name], x)
+        return y.reshape(*y.shape[:2], count, layer.head_size).transpose(0, 2, 1, 3)
+
+    q, k, v = heads("query", layer.heads), heads("key", layer.groups), heads("value", layer.groups)
+    if layer.rotary:
+        q, k = _turned(layer, q), _turned(layer, k)
+    k, v = (np.repeat(part, layer.heads // layer.groups, axis=1) for part in (k, v))
+    scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(layer.head_size)
+    if layer.causal:
+        scores = np.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = shares / shares.sum(-1, keepdims=True) @ v
+    return inner("out", projections["out"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+
+
 def _sigmoid(x: Array) -> Array:
     half: Array = np.tanh(x / 2)  # no overflow, unlike exp
     return (1 + half) / 2
@@ -143,6 +176,13 @@ _POINTWISE: dict[type[layers.Layer], Callable[[Array], Array]] = {
     layers.SiLU: lambda x: x * _sigmoid(x),
     layers.Dropout: lambda x: x,
     layers.Flatten: lambda x: x.reshape(len(x), math.prod(x.shape[1:])),
+}
+
+
+_COMBINE: dict[str, Callable[[list[Array]], Array]] = {
+    "sum": lambda parts: np.sum(parts, axis=0),
+    "product": lambda parts: np.prod(parts, axis=0),
+    "concat": lambda parts: np.concatenate(parts, axis=1),
 }
 
 
@@ -180,8 +220,26 @@ def forward(layer: layers.Layer, weights: Weights, x: Array, prefix: str = "") -
             side = x if layer.shortcut is None else inner("shortcut", layer.shortcut, x)
             return inner("body", layer.body, x) + side
         case layers.Parallel():
-            outputs = [inner(name, child, x) for name, child in layer.children()]
-            return np.concatenate(outputs, axis=1) if layer.combine == "concat" else np.sum(outputs, axis=0)
+            return _COMBINE[layer.combine]([inner(name, child, x) for name, child in layer.children()])
+        case layers.RMSNorm():
+            return _rms_norm(layer, w, x)
+        case layers.Attention():
+            return _attention(layer, x, inner)
+        case layers.Positions():
+            layer.out_shape(x.shape[1:])
+            ((name, table),) = layer.children()
+            return x + inner(name, table, np.arange(x.shape[1]))
+        case layers.Block():
+            x = x + inner("attention", layer.attention, inner("norm1", layer.norm1, x))
+            return x + inner("mlp", layer.mlp, inner("norm2", layer.norm2, x))
+        case layers.Tied():
+            y = inner("body", layer.body, inner("embedding", layer.embedding, x))
+            return y @ _matrix(layer.embedding, _below(w, "embedding.")) * layer.scale
+        case layers.Tokens():
+            return x.reshape(len(x), *layer.out_shape(x.shape[1:])[::-1]).transpose(0, 2, 1)
+        case layers.MeanPool():
+            layer.out_shape(x.shape[1:])
+            return np.asarray(x.mean(1))
     raise BackendError(f"the numpy backend does not know the layer {type(layer).__name__}")
 
 

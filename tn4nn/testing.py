@@ -21,13 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._base.errors import BackendError
 from ._base.seeds import rng_for
 from ._graph import catalogue as cat
+from ._graph.init import OPTIMIZERS
 from ._graph.network import Network
 from ._graph.rank_problem import rank_caps
 from ._graph.topology import Core, Topology, topology
 from ._model import layers
 from ._model.backend import Backend
+from ._model.layers.base import of_cores
 from .reference import backend as oracle
 from .reference import forward
 
@@ -160,6 +163,7 @@ def _other_cases() -> list[Case]:
         Case("residual", layers.Residual(line), (6,), (1, 3)),
         Case("residual-shortcut", layers.Residual(layers.Linear(6, 4), layers.Linear(6, 4)), (6,), (1, 3)),
         Case("parallel-sum", layers.Parallel(line, layers.Tanh()), (6,), (1, 3)),
+        Case("parallel-product", layers.Parallel(line, gate=layers.SiLU(), combine="product"), (6,), (1, 3)),
         Case("parallel-concat", layers.Parallel(line, layers.Linear(6, 2), combine="concat"), (6,), (1, 3)),
         Case(
             "model",
@@ -174,7 +178,58 @@ def _other_cases() -> list[Case]:
     return cases
 
 
-CASES: tuple[Case, ...] = (*_linear_cases(), *_other_cases())
+def _token_cases() -> list[Case]:
+    """What transformers are made of."""
+    mpo, tree = _small(cat.mpo((2, 2, 2), (2, 2, 2))), _small(cat.tree((2, 2, 2), (2, 2, 2)))
+    narrow, square = _small(cat.btt((2, 4), (2, 2)), 1), _small(cat.btt((2, 4), (2, 4)), 1)
+    grouped = layers.Attention(8, 4, kv_heads=2, causal=True, query=mpo, key=narrow, value=narrow, out=tree)
+    block = layers.Block(
+        layers.RMSNorm(8),
+        layers.Attention(8, 2, kv_heads=1, causal=True, rotary=True, out=square, dropout=0.5),
+        layers.LayerNorm(8),
+        layers.Sequential(
+            hidden=layers.Parallel(
+                gate=layers.Sequential(layers.Linear(8, 12), layers.SiLU()), up=layers.Linear(8, 12), combine="product"
+            ),
+            down=layers.Linear(12, 8),
+        ),
+        dropout=0.5,
+    )
+    text = layers.Sequential(layers.Positions(5, 8), layers.RMSNorm(8))
+    table = layers.Embedding(_small(cat.build("mpo", 30, 8, sites=2, pad=False)))
+    padded = layers.Embedding(_small(cat.build("mpo", 29, 8, sites=2)))
+    return [
+        Case("rmsnorm", layers.RMSNorm(6), (6,), (0, 2)),
+        Case("tokens", layers.Tokens(), (3, 2, 4), (0, 2)),
+        Case("meanpool", layers.MeanPool(), (5, 6), (0, 2)),
+        Case("positions-mpo", layers.Positions(12, 6, _small(cat.mpo((3, 4), (2, 3)))), (12, 6), (2,)),
+        Case("attention", layers.Attention(8, 2), (5, 8), (2,)),
+        Case("attention-one-token", layers.Attention(8, 4, causal=True, rotary=True), (1, 8), (2,)),
+        Case("attention-rotary", layers.Attention(8, 4, kv_heads=1, rotary=100.0, bias=False), (6, 8), (2,)),
+        Case("attention-networks", grouped, (5, 8), (2,)),
+        Case("block", block, (4, 8), (2,)),
+        Case("tied", layers.Tied(layers.Embedding(9, 8), text), (5,), (2,)),
+        Case("tied-mpo", layers.Tied(table, text), (3,), (0, 2)),
+        Case("tied-padded", layers.Tied(padded, text), (1,), (2,)),
+        Case(
+            "model-tokens",
+            layers.Sequential(table, layers.Positions(4, 8), layers.RMSNorm(8), layers.MeanPool(), layers.Linear(8, 3)),
+            (4,),
+            (2,),
+        ),
+        Case(
+            "model-patches",
+            layers.Sequential(
+                layers.Conv2d(1, 8, kernel=2, stride=2), layers.Tokens(), layers.Positions(4, 8), layers.MeanPool(),
+                layers.Linear(8, 3), input_shape=(1, 4, 4),
+            ),
+            (1, 4, 4),
+            (2,),
+        ),
+    ]  # fmt: skip
+
+
+CASES: tuple[Case, ...] = (*_linear_cases(), *_other_cases(), *_token_cases())
 
 
 def weights_for(model: layers.Layer, seed: int = 0) -> dict[str, Array]:
@@ -188,10 +243,11 @@ def weights_for(model: layers.Layer, seed: int = 0) -> dict[str, Array]:
 
 
 def inputs_for(case: Case, batch: int, seed: int = 0) -> Array:
-    """A batch for a case: integers for an embedding, else normal numbers."""
+    """A batch for a case: integers for an embedding and what begins with one, else normal numbers."""
     rng = rng_for(seed, "inputs", batch)
-    if isinstance(case.model, layers.Embedding):
-        return rng.integers(0, case.model.topology.in_features, size=(batch, *case.shape))
+    table = layers.embedding_of(case.model)
+    if table is not None:
+        return rng.integers(0, table.topology.in_features, size=(batch, *case.shape))
     return rng.standard_normal((batch, *case.shape)).astype(np.float32)
 
 
@@ -272,6 +328,9 @@ def _check_differences(
     """Each gradient against a central difference of the oracle along a random direction."""
     exact = _float64(weights)
     x = x if _whole(x) else x.astype(np.float64)
+    # Some derivatives are zero, as that of the bias of an attention's keys: a difference is off by how its sums round.
+    terms = np.abs(forward(case.model, exact, x) * gy)
+    rounding = float(np.finfo(np.float64).eps * np.sum(terms)) / _STEP
     for name, gradient in found.items():
         direction = rng_for(0, "direction", name).standard_normal(gradient.shape)
 
@@ -283,13 +342,13 @@ def _check_differences(
         expected = (value(_STEP) - value(-_STEP)) / (2 * _STEP)
         received = float(np.sum(gradient * direction))
         scale = max(abs(expected), float(np.linalg.norm(gradient)), 1e-30)
-        assert abs(received - expected) <= 1e-5 * scale, (
+        assert abs(received - expected) <= 1e-5 * scale + rounding, (
             f"{where}: derivative along {name or 'x'}: expected {expected:.8g}, received {received:.8g}"
         )
 
 
 def check_training(backend: Backend) -> None:
-    """Checks that a backend trains: the loss falls, state is restored to the bit.
+    """Checks that a backend trains: the loss falls, state is restored to the bit. "muon" may raise BackendError.
 
     Raises:
         AssertionError: saying what differs.
@@ -297,17 +356,24 @@ def check_training(backend: Backend) -> None:
     from ._model.backend import TrainSpec
 
     model = layers.Sequential(layers.Linear(_small(cat.mpo((4, 4), (4, 4)))), layers.ReLU(), layers.Linear(16, 3))
+    matrices = of_cores(model, lambda layer: layer.matrix_axes())
     rng = rng_for(0, "training")
     x = rng.standard_normal((60, 16)).astype(np.float32)
     y = (x[:, :3].argmax(1)).astype(np.int64)
-    for optimizer in ("sgd", "adam", "adamw"):
+    for optimizer in OPTIMIZERS:
         spec = TrainSpec(
             loss="cross_entropy", optimizer=optimizer, momentum=0.9, nesterov=True, betas=(0.9, 0.999), eps=1e-8,
             lr_factors={}, decay={"0.core0": 1e-3}, precision="float32", device=None, seed=0, batch_size=20,
+            matrices=matrices if optimizer == "muon" else {},
         )  # fmt: skip
         index = np.stack([rng.permutation(60)[:20] for _ in range(40)])
         rates = [0.02] * 40
-        whole = backend.trainer(model, model.init(0), spec)
+        try:
+            whole = backend.trainer(model, model.init(0), spec)
+        except BackendError:
+            if optimizer != "muon":  # the one that a backend may do without
+                raise
+            continue
         xs, ys = whole.put(x), whole.put(y)
         losses = whole.read(whole.steps(xs, ys, index[:25], rates[:25], 0))
         saved = whole.state()

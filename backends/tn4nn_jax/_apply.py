@@ -7,6 +7,7 @@ what is compiled is the straight-line code of the plan's program. Nothing here h
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,12 +22,11 @@ from tn4nn._graph.network import Network
 from tn4nn._model import layers
 from tn4nn._planning.layer import LayerPlanner
 from tn4nn._planning.plan import Plan
-from tn4nn._runtime.program import run
 from tn4nn.interop.engines import check_engine, engine
 
 from ._native import apply as apply_native
 from ._native import native_of
-from ._ops import OPS, matmul, precision
+from ._ops import known, matmul, planned, precision, run
 from ._target import target
 
 Weights = Mapping[str, Any]
@@ -81,7 +81,7 @@ class _Call:
         return {core.name: self.cast(self.get(prefix, core.name)) for core in net.topology.cores}
 
     def planner(self, layer: layers.OnNetwork, dtype: Any, samples: int, rows: int, *, program: bool) -> LayerPlanner:
-        """What plans a layer for rows that came with so many samples."""
+        """What plans a layer for rows that came with so many samples; numbers, as `planned` gives them."""
         batch = None if self.plan_batch is None else max(1, self.plan_batch * (rows // max(1, samples)))
         where = target(dtype, runtime="program" if program else self.runtime, engine=self.engine)
         return LayerPlanner(layer, where, self.phase, self.minimize, self.tune, batch)
@@ -91,7 +91,7 @@ class _Call:
         arrays = [*(cores[core.name] for core in p.network.topology.cores), *x]
         if p.executor == "native":
             return apply_native(native_of(p), arrays[:-1], arrays[-1])
-        y: jax.Array = run(OPS, p.program, arrays) if self.engine is None else engine(self.engine, p)(arrays)
+        y: jax.Array = run(p.program, arrays) if self.engine is None else engine(self.engine, p)(arrays)
         return y
 
 
@@ -114,19 +114,20 @@ def _pad(rows: jax.Array, width: int) -> jax.Array:
     return jnp.pad(rows, ((0, 0), (0, missing))) if missing else rows
 
 
-def _rows(call: _Call, layer: layers.OnNetwork, prefix: str, rows: jax.Array, samples: int) -> jax.Array:
-    """x W^T for x of shape (rows, in_features); no bias."""
+def _rows(call: _Call, layer: layers.OnNetwork, prefix: str, rows: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """x W^T for x of shape (rows, in_features); no bias. The axes that the rows came with are (samples, ...)."""
     t = layer.topology
     net = layer.solid(prefix)
     cores = call.cores(prefix, net)
     if not rows.shape[0]:
         return jnp.zeros((0, t.out_features), jnp.result_type(rows, *cores.values()))
     if layer.is_dense:
-        return matmul(rows, cores[t.cores[0].name].reshape(t.out_features, t.in_features).T)
-    mixed = any(core.dtype != rows.dtype for core in cores.values())
-    planner = call.planner(layer, rows.dtype, samples, rows.shape[0], program=mixed)
-    planned = planner.rows_plan(rows.shape[0])
-    return call.run(planned, cores, _pad(rows, math.prod(t.inputs.values())))[:, : t.out_features]
+        return matmul(rows, layer.matrix(cores[t.cores[0].name]).T)
+    # Custom calls are for shapes of numbers.
+    program = any(core.dtype != rows.dtype for core in cores.values()) or not known(rows.shape)
+    count = planned(axes)
+    plan = call.planner(layer, rows.dtype, planned(axes[:1]), count, program=program).rows_plan(count)
+    return call.run(plan, cores, _pad(rows, math.prod(t.inputs.values())))[:, : t.out_features]
 
 
 def _linear(call: _Call, layer: layers.Linear, prefix: str, x: jax.Array) -> jax.Array:
@@ -136,7 +137,7 @@ def _linear(call: _Call, layer: layers.Linear, prefix: str, x: jax.Array) -> jax
     if layer.ordering is not None:
         x = _permuted(x, layer.ordering.permutation)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _rows(call, layer, prefix, rows, x.shape[0] if x.ndim > 1 else 1)
+    y = _rows(call, layer, prefix, rows, x.shape[:-1])
     if layer.bias:
         y = y + call.cast(call.get(prefix, "bias"))
     return y.reshape(shape)
@@ -189,10 +190,10 @@ def _embedding(call: _Call, layer: layers.Embedding, prefix: str, x: jax.Array) 
         return jnp.zeros(shape, jnp.result_type(*cores.values()))
     digits = _digits(layer, x.reshape(-1).astype(jnp.int32))
     dtype = next(iter(cores.values())).dtype
-    planner = call.planner(layer, dtype, x.shape[0] if x.ndim else 1, x.size, program=True)
-    planned = planner.class_plan(x.size)
+    tokens = planned(x.shape)
+    plan = call.planner(layer, dtype, planned(x.shape[:1]), tokens, program=True).class_plan(tokens)
     picked = {core.name: _picked(core.legs, cores[core.name], t.inputs, digits) for core in t.cores}
-    y = call.run(planned, picked)
+    y = call.run(plan, picked)
     return y[:, : t.out_features].reshape(shape)
 
 
@@ -211,11 +212,11 @@ def _patches(layer: layers.Conv2d, x: jax.Array, out: tuple[int, ...]) -> jax.Ar
     return stacked.transpose(0, 2, 3, 1, 4).reshape(rows, layer.topology.in_features)
 
 
-def _kernel(call: _Call, layer: layers.Conv2d, prefix: str, planned: Plan | None) -> jax.Array:
+def _kernel(call: _Call, layer: layers.Conv2d, prefix: str, plan: Plan | None) -> jax.Array:
     """W as a kernel of shape (out_channels, channels, kh, kw); no plan for a dense layer."""
     t = layer.topology
     cores = call.cores(prefix, layer.solid(prefix))
-    w = cores[t.cores[0].name] if planned is None else call.run(planned, cores)
+    w = layer.matrix(cores[t.cores[0].name]) if plan is None else call.run(plan, cores)
     w = w.reshape(math.prod(t.outputs.values()), math.prod(t.inputs.values()))[: t.out_features, : t.in_features]
     return jnp.reshape(w, (t.out_features, layer.in_channels, *layer.kernel))
 
@@ -227,12 +228,13 @@ def _conv2d(call: _Call, layer: layers.Conv2d, prefix: str, x: jax.Array) -> jax
     batch = x.shape[0]
     if not batch:
         return jnp.zeros((0, *out), x.dtype)
-    positions = batch * out[1] * out[2]
-    planner = call.planner(layer, x.dtype, batch, positions, program=False)
+    axes = (batch, *out[1:])
+    positions = planned(axes)
+    planner = call.planner(layer, x.dtype, planned(axes[:1]), positions, program=not known(axes))
     if not layer.is_dense and planner.class_plan(positions).form == "apply":
         (ph, pw), t = layer.padding, layer.topology
         rows = _patches(layer, jnp.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw))), out)
-        y = _rows(call, layer, prefix, rows, batch).reshape(batch, *out[1:], t.out_features)
+        y = _rows(call, layer, prefix, rows, axes).reshape(batch, *out[1:], t.out_features)
         y = y.transpose(0, 3, 1, 2)
     else:
         kernel = _kernel(call, layer, prefix, None if layer.is_dense else planner.class_plan(positions))
@@ -305,6 +307,13 @@ def _layer_norm(call: _Call, layer: layers.LayerNorm, prefix: str, x: jax.Array)
     return (normal * call.get(prefix, "scale") + call.get(prefix, "bias")).astype(x.dtype)
 
 
+def _rms_norm(call: _Call, layer: layers.RMSNorm, prefix: str, x: jax.Array) -> jax.Array:
+    layer.out_shape(x.shape[1:])
+    value = _at_least_float32(x)
+    normal = value * lax.rsqrt(jnp.square(value).mean(-1, keepdims=True) + layer.eps)
+    return (normal * call.get(prefix, "scale")).astype(x.dtype)
+
+
 def _dropout(call: _Call, layer: layers.Dropout, prefix: str, x: jax.Array) -> jax.Array:
     if not call.train or layer.rate == 0:
         return x
@@ -335,12 +344,92 @@ def _parallel(call: _Call, layer: layers.Parallel, prefix: str, x: jax.Array) ->
     result = [_forward(call, child, _join(prefix, name), x) for name, child in layer.children()]
     if layer.combine == "concat":
         return jnp.concatenate(result, axis=1)
-    if len({y.shape for y in result}) > 1:
-        raise ShapeError(f"Parallel: branches to add differ in shape: {[y.shape for y in result]}")
-    total = result[0]
-    for y in result[1:]:
-        total = total + y
-    return total
+    layers.check_branches(layer, [y.shape for y in result])  # otherwise they would broadcast without a word
+    return functools.reduce(jnp.add if layer.combine == "sum" else jnp.multiply, result)
+
+
+def _block(call: _Call, layer: layers.Block, prefix: str, x: jax.Array) -> jax.Array:
+    child = {name: functools.partial(_forward, call, inner, _join(prefix, name)) for name, inner in layer.children()}
+    dropped = child.get("dropout", lambda y: y)
+    x = x + dropped(child["attention"](child["norm1"](x)))
+    return x + dropped(child["mlp"](child["norm2"](x)))
+
+
+def _attention(call: _Call, layer: layers.Attention, prefix: str, x: jax.Array) -> jax.Array:
+    layer.out_shape(x.shape[1:])
+    child = dict(layer.children())
+
+    def heads(name: str, count: int) -> jax.Array:  # (batch, tokens, count, size of a head), as jax's kernel takes them
+        y = _forward(call, child[name], _join(prefix, name), x)
+        return y.reshape(*y.shape[:2], count, layer.head_size)
+
+    q, k, v = heads("query", layer.heads), heads("key", layer.groups), heads("value", layer.groups)
+    if layer.rotary:
+        q, k = _turned(layer, q), _turned(layer, k)
+    if (call.train and layer.dropout) or v.dtype == jnp.float64:
+        mixed = _mixed(call, layer, prefix, q, k, v)
+    else:
+        with jax.default_matmul_precision(_named_precision(q, k, v)):
+            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=layer.causal)
+    return _forward(call, child["out"], _join(prefix, "out"), mixed.reshape(x.shape))
+
+
+def _named_precision(*arrays: jax.Array) -> str | None:
+    """For the products of a kernel that takes no precision: what `precision` says."""
+    asked = getattr(jax.config, "jax_default_matmul_precision", None)
+    return asked if precision(*arrays) is None else "highest"
+
+
+def _mixed(call: _Call, layer: layers.Attention, prefix: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention step by step: jax's kernel has no dropout, and its softmax is float32 whatever it is given."""
+    k, v = (jnp.repeat(part, layer.heads // layer.groups, axis=2) for part in (k, v))
+    chosen = precision(q, k, v)
+    scores = _at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", q, k, precision=chosen)) * layer.head_size**-0.5
+    if layer.causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
+    shares = _dropout(call, layers.Dropout(layer.dropout), prefix, jax.nn.softmax(scores))
+    return jnp.einsum("bhqk,bkhd->bqhd", shares.astype(v.dtype), v, precision=chosen)
+
+
+def _turned(layer: layers.Attention, x: jax.Array) -> jax.Array:
+    """Rotary positions on heads of shape (batch, tokens, heads, size of a head)."""
+    tokens = x.shape[1]
+    if known((tokens,)):  # in float64, which jax may not have: at position n float32 is off by n * 6e-8
+        angles: Any = np.arange(tokens)[:, None] * layer.frequencies
+        cos, sin = np.cos(angles), np.sin(angles)
+    else:
+        angles = jnp.arange(tokens)[:, None] * layer.frequencies
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+    wide = _at_least_float32(x)
+    cos, sin = (jnp.asarray(part, wide.dtype)[:, None] for part in (cos, sin))
+    first, second = jnp.split(wide, 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def _positions(call: _Call, layer: layers.Positions, prefix: str, x: jax.Array) -> jax.Array:
+    _float_input(layer, x)
+    layer.out_shape(x.shape[1:])
+    ((name, table),) = layer.children()
+    return x + _forward(call, table, _join(prefix, name), jnp.arange(x.shape[1]))
+
+
+def _tied(call: _Call, layer: layers.Tied, prefix: str, x: jax.Array) -> jax.Array:
+    table = _join(prefix, "embedding")
+    y = call.cast(_forward(call, layer.body, _join(prefix, "body"), _forward(call, layer.embedding, table, x)))
+    rows = y.reshape(math.prod(y.shape[:-1]), y.shape[-1])
+    logits = _rows(call, layer.head, table, rows, y.shape[:-1])
+    return logits.reshape(*y.shape[:-1], logits.shape[-1]) * layer.scale
+
+
+def _tokens(call: _Call, layer: layers.Tokens, prefix: str, x: jax.Array) -> jax.Array:
+    places, channels = layer.out_shape(x.shape[1:])
+    return x.reshape(x.shape[0], channels, places).transpose(0, 2, 1)
+
+
+def _mean_pool(call: _Call, layer: layers.MeanPool, prefix: str, x: jax.Array) -> jax.Array:
+    layer.out_shape(x.shape[1:])
+    return _at_least_float32(x).mean(1).astype(x.dtype)
 
 
 def _pointwise(function: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
@@ -366,6 +455,13 @@ _TABLE: dict[type[layers.Layer], Callable[..., jax.Array]] = {
     layers.Sequential: _sequential,
     layers.Residual: _residual,
     layers.Parallel: _parallel,
+    layers.RMSNorm: _rms_norm,
+    layers.Attention: _attention,
+    layers.Positions: _positions,
+    layers.Block: _block,
+    layers.Tied: _tied,
+    layers.Tokens: _tokens,
+    layers.MeanPool: _mean_pool,
 }
 
 

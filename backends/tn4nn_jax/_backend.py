@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import NDArray
 
+from tn4nn._base.errors import BackendError
 from tn4nn._model.backend import Place, Trainer, TrainSpec
 from tn4nn._model.layers import Layer
 from tn4nn._runtime.target import Target
 
 from ._device import checked_dtype, device_of, to_host
+from ._einsum import JaxEinsums
+from ._foreign import JaxModules
 from ._modules import JaxModule, Options, build_module, run_options
 from ._place import place
 from ._target import target
@@ -33,6 +36,8 @@ class JaxBackend:
     """Runs and trains models in jax."""
 
     name = "jax"
+    foreign = JaxModules()
+    einsums = JaxEinsums()
 
     def build(
         self,
@@ -73,6 +78,10 @@ class JaxBackend:
         )
         return module
 
+    def fresh_seed(self) -> int:
+        """There is none: jax has no generator of its own; see `Backend`."""
+        raise BackendError("jax has no generator of its own: build(..., seed=0), or weights=model.init(0)")
+
     def forward(self, module: JaxModule, x: NDArray[Any]) -> NDArray[Any]:
         """y on the host for x on the host, in evaluation mode."""
         return to_host(module(x))
@@ -102,6 +111,10 @@ class JaxBackend:
             BackendError: an unknown loss, optimizer, precision or device.
         """
         return JaxTrainer(model, weights, spec)
+
+    def processes(self) -> int:
+        """How many processes run this program together."""
+        return int(jax.process_count())
 
     def target(self, device: str | None, dtype: str) -> Target:
         """Where layers run plans, for `tn4nn.plan`."""

@@ -7,7 +7,8 @@ called, mapped, differentiated or compiled changes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from tn4nn._base.errors import BackendError, ShapeError, TN4NNError
 from tn4nn._compression import convert as _convert
-from tn4nn._compression.convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
+from tn4nn._compression.convert import ConversionPlan, Other
 from tn4nn._compression.decompose import Decomposition
-from tn4nn._graph.network import Network
+from tn4nn._compression.rules import Given, Rule, Seen, Weight, assign, in_a_block, parsed
+from tn4nn._compression.sharing import Effort, Measure
+from tn4nn._graph.network import Network, transposed
 from tn4nn._model import layers
 from tn4nn._runtime.target import Target
 
@@ -168,21 +171,25 @@ def _covariances(model: Any, chosen: list[_Found], inputs: Any) -> dict[int, NDA
             continue
         seen[i] = Seen()
         instead.update({id(member): _Watched(member, _watcher(seen[i], rows, member)) for member in one.members})
-    watched = equinox().nn.inference_mode(_replaced(model, instead))
-    if callable(inputs):
-        result = inputs(watched)
-    elif isinstance(inputs, jax.Array | np.ndarray):
-        result = jax.vmap(watched)(jnp.asarray(inputs))
-    else:
-        raise TN4NNError(
-            "inputs is a batch that the model is mapped over, or a function that runs the model it is given, "
-            f"received {type(inputs).__name__}"
-        )
+    result = _called(_replaced(model, instead), inputs)
     untyped: Any = jax
     untyped.block_until_ready(result)
     untyped.effects_barrier()  # until every callback has run
     found = {i: watcher.covariance() for i, watcher in seen.items()}
     return {i: covariance for i, covariance in found.items() if covariance is not None}
+
+
+def _called(model: Any, inputs: Any) -> Any:
+    """What a model gives for the calibration inputs, in inference mode."""
+    model = equinox().nn.inference_mode(model)
+    if callable(inputs):
+        return inputs(model)
+    if isinstance(inputs, jax.Array | np.ndarray):
+        return jax.vmap(model)(jnp.asarray(inputs))
+    raise TN4NNError(
+        "inputs is a batch that the model is mapped over, or a function that runs the model it is given, "
+        f"received {type(inputs).__name__}"
+    )
 
 
 def _replaced(model: Any, instead: Mapping[int, Any]) -> Any:
@@ -201,10 +208,14 @@ def plan_conversion(
     budget: float | None = None,
     *,
     inputs: Any = None,
+    loss: Callable[[Any], Any] | None = None,
     batch: int = 32,
     protect_head: bool = True,
     phase: str = "train",
     seed: int = 0,
+    max_time: float | None = None,
+    time_limit: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> ConversionPlan[Any]:
     """The dry run of `convert`, which says what the arguments are: the same work and the same errors, but for making
     the model. `print` shows a table, `.run()` makes the model.
@@ -222,8 +233,9 @@ def plan_conversion(
     if not found:
         raise TN4NNError(f"this model has no layer that can be converted: {_CAN} can")
     weights = [one.described() for one in found]
-    head = weights[found.index(last)] if protect_head and len(found) > 1 and last is not None else None
-    chosen = _convert.assign(weights, _convert.parsed(rules), others, _CAN, head)
+    top = weights[found.index(last)] if protect_head and len(found) > 1 and last is not None else None
+    head = None if top is not None and in_a_block(top.name, top.shape, weights) else top
+    chosen = assign(weights, parsed(rules), others, _CAN, head)
     mine = {id(weight): one for weight, one in zip(weights, found, strict=True)}
     for weight in chosen:
         if isinstance(mine[id(weight)].weight, jax.ShapeDtypeStruct):
@@ -242,8 +254,94 @@ def plan_conversion(
     def where(weight: Weight) -> Target:
         return target(dtype_of(mine[id(weight)].weight))
 
-    pricing = _convert.Pricing(where, batch, phase, planned=True)
-    return _convert.conversion(weights, chosen, seen, budget, pricing, seed, make)
+    def change(weight: Weight, result: Decomposition) -> tuple[Any, Any]:
+        one = mine[id(weight)]
+        return one.weight, shaped_as(one.weight, result.to_dense(), one.kind.transposed)
+
+    pricing = _convert.Pricing(where, batch, phase, planned=True, max_time=max_time)
+    return _convert.conversion(
+        weights, chosen, seen, budget, pricing, seed, make,
+        others=other_arrays(model, {id(one.weight) for one in found}),
+        measure=measure_of(model, change, None if inputs is None else lambda m: _called(m, inputs), loss),
+        effort=Effort(time_limit, progress),
+    )  # fmt: skip
+
+
+def shaped_as(weight: Any, matrix: NDArray[Any], transposed: bool) -> Any:
+    """A matrix W as the weight of a layer is stored."""
+    with wide(weight.dtype == np.float64):
+        array = jnp.asarray((matrix.T if transposed else matrix).reshape(weight.shape), dtype=weight.dtype)
+        return beside(array, weight)
+
+
+def other_arrays(model: Any, known: set[int]) -> list[Other]:
+    """Every array of floating-point numbers that is no weight in the table, once, and why it stays."""
+    seen, rest = set(known), []
+    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    parents = {name: node for name, node, _ in _walk(model)}
+    for path, leaf in leaves:
+        array = isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+        if not array or id(leaf) in seen or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        seen.add(id(leaf))
+        steps = [word(key) for key in path]
+        above = next(parents[".".join(steps[:i])] for i in range(len(steps) - 1, -1, -1) if _named(steps, i, parents))
+        kind = type(above).__name__
+        reason = f"{kind} is none of {_CAN}"
+        if isinstance(above, JaxModule):
+            reason = "it is part of a layer on a network already"
+        elif leaf.ndim > 2 and not kind.startswith("Conv"):
+            reason = f"{kind} holds several matrices in one array: make a layer of each"
+        rest.append(Other(".".join(steps), kind, tuple(leaf.shape), reason))
+    return rest
+
+
+def _named(steps: list[str], count: int, parents: Mapping[str, Any]) -> bool:
+    """Whether the first steps of a path lead to a node that is no container of Python's own."""
+    name = ".".join(steps[:count])
+    return name in parents and (count == 0 or not isinstance(parents[name], list | tuple | dict))
+
+
+def measure_of(
+    model: Any,
+    change: Callable[[Weight, Decomposition], tuple[Any, Any]],
+    run: Callable[[Any], Any] | None,
+    loss: Callable[[Any], Any] | None,
+) -> Measure | None:
+    """What a model loses where some of its arrays are replaced: the rise of the loss, or the mean over its outputs of
+    the squared error relative to the squared original.
+
+    Args:
+        model: any pytree.
+        change: of a weight, its array and what replaces it.
+        run: what a model gives, None where it cannot be run.
+        loss: of a model, in the place of comparing what it gives.
+    """
+    if run is None and loss is None:
+        return None
+    before: list[Any] = []
+
+    def seen(changed: Any) -> Any:
+        if loss is not None:
+            return float(loss(changed))
+        assert run is not None
+        return [np.asarray(leaf, dtype=float) for leaf in jax.tree.leaves(run(changed)) if _is_output(leaf)]
+
+    def measure(changed: Iterable[tuple[Weight, Decomposition]], quick: bool) -> float:
+        if not before:
+            before.append(seen(model))
+        pairs = [change(*pair) for pair in changed]
+        now = seen(_replaced(model, {id(old): new for old, new in pairs}))
+        if loss is not None:
+            return float(now - before[0])
+        errors = [float(np.sum((a - b) ** 2) / np.sum(b**2)) for a, b in zip(now, before[0], strict=True) if b.any()]
+        return sum(errors) / len(errors) if errors else math.nan
+
+    return measure
+
+
+def _is_output(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _made(found: _Found, result: Decomposition, batch: int, phase: str) -> dict[int, JaxModule]:
@@ -273,10 +371,14 @@ def convert(
     budget: float | None = None,
     *,
     inputs: Any = None,
+    loss: Callable[[Any], Any] | None = None,
     batch: int = 32,
     protect_head: bool = True,
     phase: str = "train",
     seed: int = 0,
+    max_time: float | None = None,
+    time_limit: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Any:
     """A trained Equinox model whose layers are replaced by tensor networks, each close to the layer it replaces.
 
@@ -292,16 +394,31 @@ def convert(
             holds) to what they are put on: the name of a topology, a Topology, a Network (ranks and all), a `Rule` or a
             dict of its settings, or "skip". One of these alone holds for every layer.
         budget: parameters that all layers with a rule may have together, counted once where they share, biases left
-            out; or a share below 1 of what they have now. It is spread by error per parameter, so that the product
-            of what the layers keep (1 - squared relative error) is large; a layer may end up dense.
+            out; or a share below 1 of what they have now. A layer may end up dense. With `inputs` or `loss`, every
+            layer is first replaced alone, and what the model then loses is the weight of that layer's squared error;
+            this spread and equal shares are both tried on the model, and the better one is taken. Without, the
+            product of what the layers keep (1 - squared relative error) is made large. Layers that cannot be
+            decomposed (all zero, NaN) stay, with the reason in the table, and do not count.
         inputs: a calibration batch, over whose first axis the model is mapped, in inference mode; or, for a model that
             is called otherwise, a function that runs the model it is given. The errors of the layers' outputs are
-            then made small instead of those of their weights. Embeddings are not calibrated.
+            then made small instead of those of their weights. Embeddings are not calibrated. What the function gives
+            (arrays, in any pytree) is compared with what it gives for the original, to spread the budget.
+        loss: of a model, a number that is small for a good one, e.g. its mean loss on labelled data. The budget is
+            spread by it; left out, by the squared error of what the model gives for `inputs`. It is called once for
+            each layer and three times more.
         batch: rows that a layer sees at once, those that vmap maps over included: what the new layers plan for (inside
             of vmap they cannot know), and what the table counts multiply-adds for.
         protect_head: leave the last linear layer alone, unless a rule names it in full.
         phase: "train" or "forward": what the new layers plan for.
         seed: of random starts.
+        max_time: layers stay dense whose predicted time is more than so many times the dense layer's, at that `batch`;
+            1.0 leaves dense what would be slower. None converts them too.
+        time_limit: seconds for all fits by least squares together; those that it stops give the best they have.
+        progress: called with a line of text after each fit, e.g. `print`.
+
+    Warns:
+        UserWarning: all weights look as they were drawn: an untrained model has nothing to compress. Rules with
+            method="fresh" draw weights instead, with the variance of those that they replace.
 
     See also:
         `plan_conversion`, with the same arguments, for a table of what this would do, from which `run()` goes on.
@@ -311,7 +428,7 @@ def convert(
         BackendError: no Equinox; a layer that has shapes and no numbers; a call inside of jit.
         BudgetError: a budget that cannot be met, or a layer that nothing gives a size.
         ShapeError: a topology of another size than its layer.
-        DataError: weights that are NaN, infinite or all zero.
+        DataError: weights that are NaN, infinite or all zero, where no layer is left to convert.
 
     Example:
         >>> import equinox as eqx, jax
@@ -321,7 +438,8 @@ def convert(
         ('TNLinear', (5, 10))
     """
     options: dict[str, Any] = {"inputs": inputs, "batch": batch, "protect_head": protect_head, "phase": phase}
-    return plan_conversion(model, rules, budget, seed=seed, **options).run()
+    options |= {"loss": loss, "max_time": max_time, "time_limit": time_limit, "progress": progress}
+    return _convert.run_converted(plan_conversion(model, rules, budget, seed=seed, **options))
 
 
 def undo(model: Any) -> Any:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from tn4nn._base.errors import BackendError
+from tn4nn._base.errors import BackendError, ShapeError
 from tn4nn._graph.network import Network
 from tn4nn._graph.topology import Topology
 from tn4nn._model import layers
@@ -184,7 +185,7 @@ class JaxModule:
 
         Example:
             >>> import tn4nn as tn, tn4nn_jax
-            >>> p = tn4nn_jax.TNLinear(tn.low_rank(64, 64).with_rank(4)).plan(32)
+            >>> p = tn4nn_jax.TNLinear(tn.low_rank(64, 64).with_rank(4), seed=0).plan(32)
             >>> p.batch, p.cost.macs == 3 * 32 * 4 * 128
             (32, True)
         """
@@ -205,8 +206,24 @@ class JaxModule:
             return np.dtype(np.float64)  # outside of its context, result_type may call it float32
         return jnp.result_type(*self.weights.values())
 
+    def _check_width(self) -> None:
+        """Raises BackendError where float64 weights have become narrower without a word."""
+        if self.options.dtype == "float64":
+            for name, array in self.weights.items():
+                if getattr(array, "dtype", None) == np.float32:
+                    raise BackendError(
+                        f"this module was built in float64, and its weight {name!r} is float32 now: jax makes float64 "
+                        "float32 in everything outside of `with jax.enable_x64(True):`. Call jit and grad and update "
+                        'weights in there, or jax.config.update("jax_enable_x64", True) at the start of the program'
+                    )
+
     def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """The context that its arithmetic needs: 64-bit types for float64 weights, nothing otherwise."""
+        """The context that its arithmetic needs: 64-bit types for float64 weights, nothing otherwise.
+
+        Raises:
+            BackendError: float64 weights that are float32 now.
+        """
+        self._check_width()
         return wide(self._dtype() == jnp.float64)
 
     def cast(self, x: Any) -> jax.Array:
@@ -220,6 +237,11 @@ class JaxModule:
             check_host(self.model, x)
         array = jnp.asarray(x)
         return array.astype(self._dtype()) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    def __reduce__(self) -> Any:
+        # An array of 64 bits that is pickled comes back with 32, unless x64 is on.
+        host = {name: np.asarray(array) if _is_wide(array) else array for name, array in self.weights.items()}
+        return _restored, (type(self), self.options, host)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model.describe()}, {self.model.num_params:,} parameters)"
@@ -242,15 +264,33 @@ def plans(module: JaxModule, rows: int) -> dict[str, Plan]:
     where = target(module._dtype(), runtime=options.runtime, engine=options.engine)
     return {
         name: LayerPlanner(layer, where, options.phase, options.minimize, options.tune, options.plan_batch).plan(rows)
-        for name, layer in module.model.walk()
-        if isinstance(layer, layers.OnNetwork)
+        for name, layer in _on_networks(module.model)
     }
+
+
+def _on_networks(model: layers.Layer) -> Iterator[tuple[str, layers.OnNetwork]]:
+    """The layers on a network by their names, and the second use of a tied table as "head"."""
+    for name, layer in model.walk():
+        if isinstance(layer, layers.OnNetwork):
+            yield name, layer
+        elif isinstance(layer, layers.Tied):
+            yield f"{name}.head" if name else "head", layer.head
 
 
 def _unflatten(cls: type[Any], options: Options, weights: dict[str, Any]) -> Any:
     result = object.__new__(cls)  # jax also puts things in that are no arrays: nothing may look at them
     result.weights, result.options = weights, options
     return result
+
+
+def _is_wide(array: Any) -> bool:
+    return isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and array.dtype == np.float64
+
+
+def _restored(cls: type[Any], options: Options, weights: Mapping[str, Any]) -> Any:
+    with wide(options.dtype == "float64"):
+        turned = {n: jnp.array(a) for n, a in weights.items() if isinstance(a, np.ndarray)}
+    return _unflatten(cls, options, {**weights, **turned})
 
 
 def _register(cls: type[JaxModule]) -> None:
@@ -271,11 +311,9 @@ _register(JaxModule)
 
 def check_host(model: layers.Layer, x: np.ndarray[Any, Any]) -> None:
     """Raises ShapeError for tokens out of range, which cannot be seen once x is on a device."""
-    layer = model
-    while isinstance(layer, layers.Sequential):
-        layer = layer.layers[0]
-    if isinstance(layer, layers.Embedding):
-        check_tokens(x, layer)
+    table = layers.embedding_of(model)
+    if table is not None:
+        check_tokens(x, table)
 
 
 def build_module(
@@ -283,7 +321,8 @@ def build_module(
     model: layers.Layer,
     weights: Mapping[str, Any] | None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
+    key: Any = None,
     batch: int | None = None,
     phase: str = "train",
     device: str | None = None,
@@ -295,7 +334,7 @@ def build_module(
 ) -> Any:
     """A module of class `cls`; see `Layer.build` for the arguments."""
     model.require_ranks()
-    drawn = model.init(seed) if weights is None else weights
+    drawn = _drawn(model, seed, key) if weights is None else weights
     model.check(drawn)
     checked_dtype(dtype)
     if engine is not None:
@@ -309,6 +348,30 @@ def build_module(
     return module
 
 
+def _drawn(model: layers.Layer, seed: int | None, key: Any) -> Mapping[str, Any]:
+    """Initial weights from a seed or a key of jax, of which there has to be one."""
+    if (seed is None) == (key is None):
+        received = "neither, and jax has no generator of its own" if key is None else "both"
+        raise BackendError(
+            f"{model.describe()}: expected weights=, seed= (as 0) or key= (as jax.random.key(0)), received {received}; "
+            "equal layers with equal seeds begin with equal weights, so give each another one"
+        )
+    if key is None:
+        return model.init(seed or 0)
+
+    def init(bits: Any) -> Mapping[str, Any]:
+        return model.init(int(bits[0]) << 32 | int(bits[1]))
+
+    bits = jax.random.bits(key, (2,), "uint32")
+    if not isinstance(bits, jax.core.Tracer):
+        return init(bits)
+    # Under jit, vmap (an ensemble) and eval_shape: the same numbers, drawn on the host when it runs.
+    shape_of: Any = jax.ShapeDtypeStruct  # without types
+    shapes = {name: shape_of(spec.shape, np.float32) for name, spec in model.specs().items()}
+    drawn: Mapping[str, Any] = jax.pure_callback(init, shapes, bits, vmap_method="sequential")
+    return drawn
+
+
 def _plan_now(module: JaxModule, batch: int, dtype: str) -> None:
     """Finds the plans by tracing with shapes alone, where the shape of a sample is known."""
     layer, shape = module.model, None
@@ -316,8 +379,9 @@ def _plan_now(module: JaxModule, batch: int, dtype: str) -> None:
         shape = layer.input_shape if shape is None else shape
         layer = layer.layers[0]
     kind = dtype
-    if isinstance(layer, layers.Embedding):
-        kind, shape = "int32", shape or ()
+    if layers.embedding_of(module.model) is not None:
+        kind = "int32"
+        shape = _one_token(module.model) if shape is None else shape
     elif isinstance(layer, layers.Linear) and shape is None:
         shape = (layer.topology.in_features,)
     if shape is not None:
@@ -325,14 +389,24 @@ def _plan_now(module: JaxModule, batch: int, dtype: str) -> None:
         jax.eval_shape(lambda w, x: run_options(module.options, w, x)[0], module.weights, x)
 
 
+def _one_token(model: layers.Layer) -> tuple[int, ...] | None:
+    """The shape of a sample that is one token; None for a model of sequences, whose length is not known."""
+    try:
+        model.out_shape(())
+    except ShapeError:
+        return None
+    return ()
+
+
 class TNLinear(JaxModule):
     """y = x W^T + b with W on a network, as a module of its own.
 
     Args:
         network: a Network (or a Topology without bonds).
-        weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
+        weights: core name -> array, and "bias"; left out, they are drawn from `seed` or `key`.
         bias: whether b is there.
-        seed: of the draw.
+        seed: of the draw; jax has no generator of its own, so without weights there has to be a seed or a key.
+        key: of the draw, as `jax.random.key(0)`, instead of a seed.
         ordering: how the input neurons are laid out; see `tn.Linear`.
         batch: rows that the plan is made for; left out, those that come.
         phase: "train" or "forward": what the plan is cheap for.
@@ -344,11 +418,11 @@ class TNLinear(JaxModule):
 
     Raises:
         ShapeError: weights of another network.
-        BackendError: no such device or dtype.
+        BackendError: no such device or dtype; neither weights nor a seed nor a key, or both of these.
 
     Example:
         >>> import jax, tn4nn as tn, tn4nn_jax
-        >>> layer = tn4nn_jax.TNLinear(tn.mpo((4, 4), (2, 3)).with_rank(2))
+        >>> layer = tn4nn_jax.TNLinear(tn.mpo((4, 4), (2, 3)).with_rank(2), seed=0)
         >>> layer(jax.numpy.ones((5, 16))).shape
         (5, 6)
     """
@@ -358,13 +432,14 @@ class TNLinear(JaxModule):
         network: Network | Topology,
         weights: Mapping[str, Any] | None = None,
         bias: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         *,
+        key: Any = None,
         ordering: Any = None,
         **options: Any,
     ) -> None:
         model = layers.Linear(network, bias=bias, ordering=ordering)
-        self.__dict__.update(build_module(JaxModule, model, weights, seed=seed, **options).__dict__)
+        self.__dict__.update(build_module(JaxModule, model, weights, seed=seed, key=key, **options).__dict__)
 
 
 class TNConv2d(JaxModule):
@@ -372,12 +447,13 @@ class TNConv2d(JaxModule):
 
     Args:
         network: a Network with in_features = channels * kh * kw.
-        weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
+        weights: core name -> array, and "bias"; left out, they are drawn from `seed` or `key`.
         kernel: (kh, kw) or one number for both.
         stride: of the window.
         padding: zeros around the image.
         bias: whether b is there.
-        seed: of the draw.
+        seed: of the draw; without weights there has to be a seed or a key.
+        key: of the draw, instead of a seed.
         **options: batch, phase, device, dtype, minimize, runtime, tune, engine, as for TNLinear and `apply`.
 
     Input shape: (batch, channels, height, width). Output shape: (batch, out_channels, height', width'). One image
@@ -385,12 +461,12 @@ class TNConv2d(JaxModule):
 
     Raises:
         ShapeError: weights of another network.
-        BackendError: no such device or dtype.
+        BackendError: no such device or dtype; neither weights nor a seed nor a key, or both of these.
 
     Example:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> t = tn.topology("c a, h w o a", {"c": 8, "h": 3, "w": 3}, {"o": 16})
-        >>> layer = tn4nn_jax.TNConv2d(t.with_rank(4), kernel=3, padding=1)
+        >>> layer = tn4nn_jax.TNConv2d(t.with_rank(4), kernel=3, padding=1, seed=0)
         >>> layer(jax.numpy.ones((2, 8, 10, 10))).shape
         (2, 16, 10, 10)
     """
@@ -403,11 +479,13 @@ class TNConv2d(JaxModule):
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
         bias: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
+        *,
+        key: Any = None,
         **options: Any,
     ) -> None:
         model = layers.Conv2d(network, kernel=kernel, stride=stride, padding=padding, bias=bias)
-        self.__dict__.update(build_module(JaxModule, model, weights, seed=seed, **options).__dict__)
+        self.__dict__.update(build_module(JaxModule, model, weights, seed=seed, key=key, **options).__dict__)
 
     def __call__(self, x: Any, *, key: Any = None) -> jax.Array:
         """y for a batch of images, or for one."""
@@ -419,19 +497,20 @@ class TNEmbedding(JaxModule):
 
     Args:
         network: a Network of in_features = tokens and out_features = dimensions.
-        weights: core name -> array; left out, they are drawn from `seed`.
-        seed: of the draw.
+        weights: core name -> array; left out, they are drawn from `seed` or `key`.
+        seed: of the draw; without weights there has to be a seed or a key.
+        key: of the draw, instead of a seed.
         **options: batch, phase, device, dtype, minimize, runtime, tune, engine, as for TNLinear and `apply`.
 
     Input shape: (...), integers from 0 to tokens - 1. Output shape: (..., dimensions).
 
     Raises:
         ShapeError: weights of another network.
-        BackendError: no such device or dtype.
+        BackendError: no such device or dtype; neither weights nor a seed nor a key, or both of these.
 
     Example:
-        >>> import tn4nn as tn, tn4nn_jax
-        >>> table = tn4nn_jax.TNEmbedding(tn.mpo((10, 10), (4, 4)).with_rank(3))
+        >>> import jax, tn4nn as tn, tn4nn_jax
+        >>> table = tn4nn_jax.TNEmbedding(tn.mpo((10, 10), (4, 4)).with_rank(3), key=jax.random.key(0))
         >>> table([[1, 99]]).shape
         (1, 2, 16)
     """
@@ -440,7 +519,10 @@ class TNEmbedding(JaxModule):
         self,
         network: Network | Topology,
         weights: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
+        *,
+        key: Any = None,
         **options: Any,
     ) -> None:
-        self.__dict__.update(build_module(JaxModule, layers.Embedding(network), weights, seed=seed, **options).__dict__)
+        model = layers.Embedding(network)
+        self.__dict__.update(build_module(JaxModule, model, weights, seed=seed, key=key, **options).__dict__)

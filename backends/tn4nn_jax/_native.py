@@ -8,10 +8,11 @@ only to be transposed or differentiated once more; `vjp` is the transpose of tha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
-import hashlib
-import importlib.resources
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,14 +24,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad as _ad
 from jax.interpreters import batching, mlir
 
+from tn4nn._base.warn import warn_once
 from tn4nn._planning.layer import plan
 from tn4nn._planning.plan import Plan
 from tn4nn._runtime import native as _native
-from tn4nn._runtime.compiled import library
 from tn4nn._runtime.native import Native
-from tn4nn._runtime.program import run
+from tn4nn._runtime.variants import source_digest
 
-from ._ops import OPS
+from ._ops import known, planned, run
 
 Arrays = Sequence[jax.Array]
 ad: Any = _ad  # without types, like
@@ -43,16 +44,30 @@ config: Any = jax.config
 
 @functools.cache
 def _handler(itemsize: int) -> str | None:
-    """The name under which XLA finds the runtime; None where it cannot be compiled."""
-    text = _native.source() + (importlib.resources.files("tn4nn_jax") / "_handler.c").read_text()
-    flags = (*_native.definitions(itemsize), f"-I{ffi.include_dir()}")
-    found = library(text, functools.partial(_native.agrees, itemsize), flags)
+    """The name under which XLA finds the runtime; None where there is no kernel, or this jaxlib does not take it."""
+    found = _native.runtime(itemsize)
     if found is None:
         return None
     # Part of a compiled program, which jax may keep on disk: another version must have another name.
-    name = f"tn4nn_{8 * itemsize}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    ffi.register_ffi_target(name, ffi.pycapsule(found.handle), platform="cpu")
+    name = f"tn4nn_{8 * itemsize}_{source_digest()[:12]}"
+    wanted = ctypes.c_int.in_dll(found, "xla_minor")
+    wanted.value = min(wanted.value, _interface())
+    try:
+        ffi.register_ffi_target(name, ffi.pycapsule(found.handle), platform="cpu")
+    except Exception as error:  # jaxlib has no class of its own for this
+        warn_once(f"jaxlib does not take the native kernel ({error}): layers run in jax's own operations")
+        return None
     return name
+
+
+def _interface() -> int:
+    """The minor version of the interface of custom calls that jaxlib has, 0.x; a large one where it does not say."""
+    try:
+        header = (Path(ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+    except OSError:
+        return 1 << 30
+    found = re.search(r"define XLA_FFI_API_MINOR (\d+)", header)
+    return int(found[1]) if found else 1 << 30
 
 
 _KNOWN: dict[tuple[Any, ...], Native] = {}  # one object for one plan: jit compares its parameters
@@ -63,7 +78,7 @@ def native_of(plan: Plan) -> Native:
     key = (plan.network.fingerprint, plan.path, plan.layouts, plan.block, plan.save, plan.itemsize)
     if key not in _KNOWN:
         result = _native.native(plan.recipe)
-        assert result is not None  # `available` has seen the compiler
+        assert result is not None  # `available` has seen the kernel
         _KNOWN[key] = result
     return _KNOWN[key]
 
@@ -103,9 +118,7 @@ def apply(native: Native, cores: Arrays, x: jax.Array) -> jax.Array:
 
 
 def _plain(native: Native, x: jax.Array, *cores: jax.Array) -> jax.Array:
-    program = plan(native.recipe.network, x.shape[0], "train").program
-    y: jax.Array = run(OPS, program, [*cores, x])
-    return y
+    return run(plan(native.recipe.network, planned(x.shape[:1]), "train").program, [*cores, x])
 
 
 def _plain_apply(x: jax.Array, *cores: jax.Array, native: Native, save: bool) -> list[jax.Array]:
@@ -155,7 +168,8 @@ def _cpu_vjp(*given: jax.Array, native: Native, wanted: tuple[bool, ...]) -> lis
 
 def _apply_shapes(x: Any, *cores: Any, native: Native, save: bool) -> list[jax.core.ShapedArray]:
     y = jax.core.ShapedArray((x.shape[0], native.outputs), x.dtype)
-    return [y, jax.core.ShapedArray((max(1, native.saved(x.shape[0] if save else 0)),), x.dtype)]
+    saved = native.saved(x.shape[0] if save else 0)
+    return [y, jax.core.ShapedArray((max(1, saved) if known((saved,)) else saved,), x.dtype)]
 
 
 def _jvp_shapes(*given: Any, native: Native, moved: tuple[bool, ...]) -> list[jax.core.ShapedArray]:

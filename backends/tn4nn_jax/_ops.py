@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tn4nn._runtime.program import Ops
+from tn4nn._runtime import program as _program
+from tn4nn._runtime.program import Ops, Program
+
+_UNSEEN = 64  # what a size of jax.export that has no number yet is planned as
 
 
 def precision(*arrays: jax.Array) -> lax.Precision | None:
@@ -36,3 +43,27 @@ OPS = Ops(
     select=_index,
     concatenate=jnp.concatenate,
 )
+
+
+def known(shape: Sequence[object]) -> bool:
+    """Whether all sizes of a shape are numbers: `jax.export.symbolic_shape` makes others, which cannot be compared."""
+    return all(isinstance(size, int) for size in shape)
+
+
+def planned(shape: Sequence[object]) -> int:
+    """The product of the sizes of a shape for which is planned, where jax.export does not know them.
+
+    Example:
+        >>> import jax
+        >>> planned((3, 5)), planned((3, *jax.export.symbolic_shape("b")))
+        (15, 192)
+    """
+    return math.prod(size if isinstance(size, int) else _UNSEEN for size in shape)
+
+
+def run(program: Program, arrays: Sequence[jax.Array]) -> jax.Array:
+    """Runs a program on its inputs."""
+    if program.block and not known(arrays[-1].shape):  # how many blocks there are is not known
+        program = dataclasses.replace(program, block=0)
+    y: jax.Array = _program.run(OPS, program, arrays)
+    return y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,11 +15,13 @@ from tn4nn._base.arrays import Array
 from tn4nn._base.checks import nearest
 from tn4nn._base.errors import BackendError, ShapeError, TN4NNError
 from tn4nn._compression import convert as _convert
-from tn4nn._compression.convert import ConversionPlan, Given, Weight
+from tn4nn._compression.convert import ConversionPlan
 from tn4nn._compression.decompose import Decomposition
+from tn4nn._compression.rules import Given, Weight, assign, parsed
+from tn4nn._compression.sharing import Effort
 from tn4nn._model.layers import Linear
 
-from ._convert import word
+from ._convert import measure_of, other_arrays, shaped_as, word
 from ._device import beside, dtype_of, to_device, wide
 from ._target import target
 
@@ -33,8 +35,12 @@ def plan_params(
     *,
     layout: Layout,
     inputs: Mapping[str, ArrayLike] | None = None,
+    loss: Callable[[Any], Any] | None = None,
     batch: int = 32,
     seed: int = 0,
+    max_time: float | None = None,
+    time_limit: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> ConversionPlan[tuple[Any, dict[str, Linear]]]:
     """The dry run of `decompose_params`, which says what the arguments are: `print` shows a table, `.run()` goes on.
 
@@ -56,7 +62,7 @@ def plan_params(
         raise TN4NNError("these params hold no matrix: arrays of two axes and floating-point numbers can be converted")
     known = {weight.name for weight in weights}
     others = {name: f"{type(leaf).__name__}{np.shape(leaf)}" for name, leaf in named.items() if name not in known}
-    chosen = _convert.assign(weights, _convert.parsed(rules), others, "Matrices of floating-point numbers")
+    chosen = assign(weights, parsed(rules), others, "Matrices of floating-point numbers")
     for name in inputs or {}:
         if name not in known:
             raise TN4NNError(f"inputs has {name!r}, which is no matrix of these params." + nearest(name, sorted(known)))
@@ -71,8 +77,16 @@ def plan_params(
         layers = {weight.name: result.linear(bias=False) for weight, result in converted}
         return jax.tree_util.tree_unflatten(tree, list(found.values())), layers
 
-    pricing = _convert.Pricing(lambda weight: target(dtype_of(named[weight.name])), batch, "train")
-    return _convert.conversion(weights, chosen, seen, budget, pricing, seed, make)
+    def change(weight: Weight, result: Decomposition) -> tuple[Any, Any]:
+        leaf = named[weight.name]
+        return leaf, shaped_as(leaf, result.to_dense(), layout == "in_out")
+
+    pricing = _convert.Pricing(lambda weight: target(dtype_of(named[weight.name])), batch, "train", max_time=max_time)
+    return _convert.conversion(
+        weights, chosen, seen, budget, pricing, seed, make,
+        others=other_arrays(params, {id(named[weight.name]) for weight in weights}),
+        measure=measure_of(params, change, None, loss), effort=Effort(time_limit, progress),
+    )  # fmt: skip
 
 
 def _is_matrix(name: str, leaf: Any) -> bool:
@@ -108,8 +122,12 @@ def decompose_params(
     *,
     layout: Layout,
     inputs: Mapping[str, ArrayLike] | None = None,
+    loss: Callable[[Any], Any] | None = None,
     batch: int = 32,
     seed: int = 0,
+    max_time: float | None = None,
+    time_limit: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> tuple[Any, dict[str, Linear]]:
     """A tree of named arrays in which dicts of cores replace some of the matrices, and the layers that read them.
 
@@ -124,8 +142,13 @@ def decompose_params(
         budget: as for `convert`.
         layout: "in_out" for matrices K of y = x K (flax, haiku), "out_in" for W of y = W x (torch, Equinox).
         inputs: name of a matrix -> a batch of what it is applied to, (rows, in), or its covariance.
+        loss: of a tree like `params`, a number that is small for good ones: the budget is spread by it, as for
+            `convert`. Left out, the product of what the matrices keep is made large.
         batch: rows that the table counts multiply-adds for.
         seed: of random starts.
+        max_time: as for `convert`.
+        time_limit: as for `convert`.
+        progress: as for `convert`.
 
     Returns:
         (params, layers): the new tree; and name -> `tn.Linear`, without bias, for each matrix that was converted.
@@ -135,7 +158,7 @@ def decompose_params(
         ShapeError: an unknown layout; a topology of another size than its matrix.
         BackendError: shapes without numbers; a call inside of jit.
         BudgetError: a budget that cannot be met, or a matrix that nothing gives a size.
-        DataError: matrices that are NaN, infinite or all zero.
+        DataError: matrices that are NaN, infinite or all zero, where none is left to convert.
 
     Example:
         >>> import jax, numpy as np, tn4nn_jax
@@ -149,4 +172,6 @@ def decompose_params(
         >>> np.allclose(y, x @ kernel)
         True
     """
-    return plan_params(params, rules, budget, layout=layout, inputs=inputs, batch=batch, seed=seed).run()
+    options: dict[str, Any] = {"inputs": inputs, "loss": loss, "batch": batch, "seed": seed, "max_time": max_time}
+    options |= {"time_limit": time_limit, "progress": progress}
+    return _convert.run_converted(plan_params(params, rules, budget, layout=layout, **options))

@@ -7,7 +7,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,16 @@ from jax import lax
 from numpy.typing import NDArray
 
 from tn4nn._base.errors import BackendError, CheckpointError, ShapeError
+from tn4nn._graph.init import OPTIMIZERS
 from tn4nn._model import layers
 from tn4nn._model.backend import TrainSpec
 
 from ._apply import apply
 from ._device import device_of, to_device, to_host, wide
+from ._directions import muon_or, scale_by_adam
 from ._modules import JaxModule, Options
 
-CHUNK = 1024  # rows evaluated at a time
+CHUNK = 1024  # predictions evaluated at a time
 
 Arrays = dict[str, jax.Array]
 
@@ -51,47 +53,16 @@ def mse(y: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.mean(jnp.square(y - target)), jnp.full((), jnp.nan, y.dtype)
 
 
-_LOSSES = {"cross_entropy": cross_entropy, "mse": mse}
+LOSSES = {"cross_entropy": cross_entropy, "mse": mse}
 
 
 # -- optimizers, in the arithmetic of torch.optim --------------------------------------------------
 
 
-class _AdamState(NamedTuple):
-    steps: jax.Array
-    mean: Arrays
-    square: Arrays
-
-
-def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction, as an optax transformation.
-
-    optax.scale_by_adam takes 1 - beta**count in float32, which at the first steps is off by 1e-5 for beta
-    0.999; expm1 keeps it exact, as the float64 of torch.optim does.
-    """
-
-    def init(params: Any) -> _AdamState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return _AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
-
-    def corrected(beta: float, count: jax.Array, moment: Arrays) -> Arrays:
-        if beta == 0:
-            return moment
-        return {n: m / -jnp.expm1(count.astype(m.dtype) * math.log(beta)) for n, m in moment.items()}
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Arrays, _AdamState]:
-        count = state.steps + 1
-        mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
-        square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
-        hats = corrected(beta1, count, mean), corrected(beta2, count, square)
-        result = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *hats)
-        return result, _AdamState(count, mean, square)
-
-    return optax.GradientTransformation(init, update)
-
-
 def _add_decay(decay: Mapping[str, float]) -> optax.GradientTransformation:
-    """Adds decay * weight to what passes, with a decay for each name."""
+    """Adds decay * weight to what passes, with a decay for each name; without any, the weights may be any tree."""
+    if not any(decay.values()):
+        return optax.identity()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Arrays, Any]:
         result = {n: u + decay[n] * params[n] if decay.get(n) else u for n, u in updates.items()}
@@ -106,12 +77,31 @@ def direction(spec: TrainSpec) -> optax.GradientTransformation:
     if spec.optimizer == "sgd":
         return optax.chain(decay, optax.trace(spec.momentum, spec.nesterov) if spec.momentum else optax.identity())
     adam = scale_by_adam(*spec.betas, spec.eps)
+    if spec.optimizer == "muon":
+        return optax.chain(muon_or(adam, lambda path, leaf: spec.matrices.get(path[0].key)), decay)
     return optax.chain(adam, decay) if spec.optimizer == "adamw" else optax.chain(decay, adam)
 
 
 def _one_of(word: str, known: Sequence[str], what: str) -> None:
     if word not in known:
         raise BackendError(f"the jax backend knows the {what} {', '.join(map(repr, known))}; received {word!r}")
+
+
+# -- weight normalization --------------------------------------------------------------------------
+
+GAIN = ":gain"  # after the name of a core: that of its gain
+
+
+def _excess(core: Any, cap: float) -> Any:
+    return jnp.maximum(1.0, jnp.sqrt(jnp.mean(jnp.square(core))) / cap)
+
+
+def normalized(params: Arrays, caps: Mapping[str, float]) -> Arrays:
+    """The weights that are computed with: each core of a cap as gain * core / max(1, rms(core) / cap), and no gains."""
+    found = {name: array for name, array in params.items() if not name.endswith(GAIN)}
+    for name, cap in caps.items():
+        found[name] = params[name] * (params[name + GAIN] / _excess(params[name], cap))
+    return found
 
 
 # -- what is jitted --------------------------------------------------------------------------------
@@ -134,7 +124,7 @@ class _Compiled:
         """(outputs in at least float32, running statistics)."""
         y, new = apply(
             self.model,
-            {**params, **states},
+            {**normalized(params, self.spec.caps), **states},
             x,
             train=train,
             key=key,
@@ -161,7 +151,7 @@ class _Compiled:
 
         def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
             result, new = self._applied(params, states, picked_x, key, train=True)
-            return _LOSSES[self.spec.loss](result, picked_y)[0], new
+            return LOSSES[self.spec.loss](result, picked_y)[0], new
 
         (loss, states), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates: Any
@@ -175,7 +165,7 @@ class _Compiled:
     ) -> tuple[jax.Array, jax.Array]:
         part_x, part_y = (lax.dynamic_slice_in_dim(a, start, rows) for a in (x, y))
         result, _ = self._applied(params, states, part_x, None, train=False)
-        return _LOSSES[self.spec.loss](result, part_y)
+        return LOSSES[self.spec.loss](result, part_y)
 
 
 _CACHED = 32  # models whose compiled steps are cached
@@ -211,8 +201,8 @@ class JaxTrainer:
     """
 
     def __init__(self, model: layers.Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> None:
-        _one_of(spec.loss, tuple(_LOSSES), "losses")
-        _one_of(spec.optimizer, ("sgd", "adam", "adamw"), "optimizers")
+        _one_of(spec.loss, tuple(LOSSES), "losses")
+        _one_of(spec.optimizer, OPTIMIZERS, "optimizers")
         _one_of(spec.precision, ("float32", "float64", "bf16"), "precisions")
         model.require_ranks()
         model.check(weights)
@@ -236,6 +226,8 @@ class JaxTrainer:
             return {name: to_device(weights[name], self._float, self._device) for name in names}
 
         self._params, self._states = taken(self._names[False]), taken(self._names[True])
+        # With these gains, the cores that are computed with are those that were given.
+        self._params |= {name + GAIN: _excess(self._params[name], cap) for name, cap in self.spec.caps.items()}
 
     def _on_device(self, tree: Any) -> Any:
         return tree if self._device is None else jax.device_put(tree, self._device)
@@ -276,8 +268,10 @@ class JaxTrainer:
         total = x.shape[0]
         found = []
         with self._wide():
-            for start in range(0, total, CHUNK):
-                rows = min(CHUNK, total - start)
+            places = max(1, math.prod(y.shape[1:])) if self.spec.loss == "cross_entropy" else 1
+            most = max(1, CHUNK // places)
+            for start in range(0, total, most):
+                rows = min(most, total - start)
                 pair = self._compiled.chunk(self._params, self._states, x, y, np.int32(start), rows)
                 found.append((rows, pair))
         if not found:
@@ -291,14 +285,20 @@ class JaxTrainer:
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """All weights of `model.specs()` on the host. Waits."""
-        everything = {**self._params, **self._states}
-        return {name: to_host(everything[name]) for name in self.model.specs()}
+        with self._wide():
+            everything = {**normalized(self._params, self.spec.caps), **self._states}
+            return {name: to_host(everything[name]) for name in self.model.specs()}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Weights ("weights/<name>") and optimizer state ("optimizer/<index>") on the host. Waits."""
-        found = {f"weights/{name}": array for name, array in self.weights().items()}
+        everything = {**self._params, **self._states}
+        found = {f"weights/{name}": to_host(everything[name]) for name in self.model.specs()}
+        found |= {f"optimizer/{gain}": to_host(self._params[gain]) for gain in self._gains()}
         leaves = jax.tree.leaves(self._optimizer)
         return {**found, **{f"optimizer/{i}": to_host(leaf) for i, leaf in enumerate(leaves)}}
+
+    def _gains(self) -> list[str]:
+        return [name + GAIN for name in self.spec.caps]
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Takes up what `state` gave.
@@ -309,7 +309,11 @@ class JaxTrainer:
         """
         leaves, tree = jax.tree.flatten(self._optimizer)
         restored = [state[f"optimizer/{i}"] for i in range(len(leaves)) if f"optimizer/{i}" in state]
-        extra = sum(name.startswith("optimizer/") for name in state) - len(leaves)
+        gains = {gain: state.get(f"optimizer/{gain}") for gain in self._gains()}
+        lacking = [gain for gain, value in gains.items() if value is None or value.shape != ()]
+        if lacking:
+            raise CheckpointError(f"the state lacks {lacking[0]!r}, or it is not one number")
+        extra = sum(name.startswith("optimizer/") for name in state) - len(leaves) - len(gains)
         if len(restored) != len(leaves) or extra:
             raise CheckpointError(
                 f"this state is no state of {self.spec.optimizer!r} in jax: expected {len(leaves)} optimizer "
@@ -322,6 +326,7 @@ class JaxTrainer:
         self.model.check(weights)
         with self._wide():
             self._take(weights)
+            self._params |= {gain: to_device(value, self._float, self._device) for gain, value in gains.items()}
             moved = [to_device(a, leaf.dtype, self._device) for a, leaf in zip(restored, leaves, strict=True)]
             self._optimizer = jax.tree.unflatten(tree, moved)
 
@@ -336,8 +341,8 @@ class JaxTrainer:
 
     def module(self) -> JaxModule:
         """The trained model as a JaxModule; further training does not reach it."""
-        everything = {**self._params, **self._states}
         with self._wide():
+            everything = {**normalized(self._params, self.spec.caps), **self._states}
             # Copies: the next step gives its own buffers away.
             copies = {name: jnp.array(everything[name]) for name in self.model.specs()}
         return JaxModule(copies, Options(self.model, "forward", self.spec.minimize, None, self._float.name))

@@ -104,7 +104,7 @@ def _linear(weight: Tensor, bias: Tensor | None, *owners: Tensor | None) -> nn.L
     for name, part, owner in zip(("weight", "bias"), (weight, bias), owners, strict=True):
         if part is not None and owner is not None:
             copied = part.detach().clone(memory_format=torch.contiguous_format)
-            result._parameters[name] = nn.Parameter(copied, requires_grad=owner.requires_grad)
+            setattr(result, name, nn.Parameter(copied, requires_grad=owner.requires_grad))
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from tn4nn._base.errors import BackendError
 from tn4nn._model.backend import Place, TrainSpec
 from tn4nn._runtime.target import Target
 
-from ._device import target
-from ._modules import dtype_of, to_module
+from ._calls import build_extension
+from ._device import processes, target
+from ._einsum import TorchEinsums
+from ._foreign import TorchModules, beside
+from ._modules import dtype_of, fresh_seed, to_module
 from ._place import place
 from ._trainer import TorchTrainer
 
@@ -41,6 +45,8 @@ class TorchBackend:
     """See `tn4nn._model.backend.Backend`."""
 
     name = "torch"
+    foreign = TorchModules()
+    einsums = TorchEinsums()
 
     def build(
         self,
@@ -60,28 +66,35 @@ class TorchBackend:
         options: dict[str, Any] = {"dtype": dtype, "minimize": minimize, "tune": tune, "engine": engine}
         return to_module(model, weights, batch=batch, phase=phase, device=where, **options)
 
-    def _tensor(self, module: nn.Module, array: NDArray[Any]) -> Tensor:
-        value = torch.tensor(array)
-        first = next(iter(module.parameters()), value)
-        return value.to(device=first.device, dtype=first.dtype if value.is_floating_point() else value.dtype)
+    def build_extension(self) -> Path:
+        """Compiles the extension through which calls of small layers are faster; see `tn4nn_torch.build_extension`."""
+        return build_extension()
+
+    def fresh_seed(self) -> int:
+        """Of weights for which no seed is given, out of torch's generator; see `Backend`."""
+        return fresh_seed()
+
+    def default_dtype(self) -> str:
+        """torch's; see `Backend`."""
+        return str(torch.get_default_dtype()).removeprefix("torch.")
 
     def forward(self, module: nn.Module, x: NDArray[Any]) -> NDArray[Any]:
         """See `Backend.forward`."""
         with torch.no_grad():
-            result: Tensor = module.eval()(self._tensor(module, x))
+            result: Tensor = module.eval()(beside(module, x))
         return to_host(result)
 
     def gradients(
         self, module: nn.Module, x: NDArray[Any], gy: NDArray[Any]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
         """See `Backend.gradients`."""
-        value = self._tensor(module, x)
+        value = beside(module, x)
         if value.is_floating_point():
             value.requires_grad_(True)
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         wanted = [*named.values(), *([value] if value.requires_grad else [])]
         y: Tensor = module.eval()(value)
-        found = torch.autograd.grad(y, wanted, self._tensor(module, gy), allow_unused=True)
+        found = torch.autograd.grad(y, wanted, beside(module, gy), allow_unused=True)
         # A gradient that torch leaves out is zero (0 rows, for instance).
         filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
         gx = to_host(filled[-1]) if value.requires_grad else None
@@ -95,6 +108,10 @@ class TorchBackend:
         """See `Backend.trainer`."""
         checked_device(spec.device)
         return TorchTrainer(model, weights, spec)
+
+    def processes(self) -> int:
+        """How many processes this one is one of: of its group, or by `torchrun` before there is one."""
+        return processes()
 
     def target(self, device: str | None, dtype: str) -> Target:
         """Where layers run plans, for `tn4nn.plan`."""

@@ -25,20 +25,30 @@ using at::Tensor;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-using Job = void(void*, long);
-using Parallel = void(void*, long, Job*, void*);
-using Call = void(const void*, long, void* const*, long, Parallel*, void*);
-
-void side_by_side(void*, long parts, Job* job, void* data) {
-  at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
-    for (; from < to; from++) job(data, from);
-  });
-}
+using Call = int(const void*, long, void* const*, long);
 
 // Functions of Python; never freed, since the interpreter may be gone before they would be.
 py::object *encoded_of, *second_of;
 
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) { return at::detail::empty_cpu(sizes, type); }
+
+// Whether the numbers of a tensor lie in memory as they are, if it was not freed: a batch of gradients has no memory, and
+// zeros may have none.
+bool as_it_is(const Tensor& t) { return t.has_storage() && !t.is_neg() && !t._is_zerotensor(); }
+
+// The memory of a tensor may be freed while the tensor lives on, as FSDP frees that of weights that it gathers again.
+// What is read by address has to be there: see `_memory.py`.
+template <class... What>
+void require(const Tensor& t, const What&... what) {
+  const bool contiguous = t.is_contiguous();
+  const size_t there = t.storage().nbytes();
+  const size_t needed = contiguous ? (t.storage_offset() + t.numel()) * t.itemsize()
+                                   : at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize(), t.storage_offset());
+  TORCH_CHECK(there >= needed || !t.numel(), what..., ": sizes ", t.sizes(), " need ", needed,
+              " bytes in memory, received a storage of ", there, " bytes: it was freed or made smaller "
+              "(`untyped_storage().resize_`, as FSDP does between calls): fill it again before the call, and keep it until "
+              "the backward pass has ended");
+}
 
 // A recipe: Python owns it in a capsule, and so does every result that is to be differentiated.
 struct Runtime : c10::intrusive_ptr_target {
@@ -85,6 +95,31 @@ struct Runtime : c10::intrusive_ptr_target {
 
 using RuntimePtr = c10::intrusive_ptr<Runtime>;
 
+// What a call of the runtime returned: not 0 where it found no memory.
+void ended(int status) {
+  if (!status) return;
+  const py::gil_scoped_acquire python;
+  PyErr_SetString(PyExc_MemoryError, "tn4nn: out of memory for the states of a batch tile: give fewer rows at a time");
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+// The runtime reads memory by address, so everything is checked before.
+void checked(const Runtime& r, const Tensor& x, at::TensorList cores) {
+  TORCH_CHECK_VALUE(x.dim() > 0 && x.size(-1) == r.numbers[0] && cores.size() + 2 == r.numbers.size() && x.is_cpu(),
+                    "expected rows of ", r.numbers[0], " numbers on the CPU and ", r.numbers.size() - 2,
+                    " cores, received ", x.sizes(), " on ", x.device(), " and ", cores.size());
+  require(x, "x");
+  for (size_t i = 0; i < cores.size(); i++) {
+    TORCH_CHECK_VALUE(cores[i].numel() == r.numbers[i + 2] && cores[i].scalar_type() == x.scalar_type() && cores[i].is_cpu(),
+                      "core ", i, ": expected ", r.numbers[i + 2], " numbers of the input's dtype, ", x.scalar_type(),
+                      ", on the CPU, received ", cores[i].numel(), " of ", cores[i].scalar_type(), " on ",
+                      cores[i].device(), ": give the cores that the layer was built with, or others like them");
+    require(cores[i], "core ", i);
+  }
+}
+
 Tensor run_forward(const Runtime& r, const Tensor& x, at::TensorList cores, const Tensor& bias, void* saved) {
   c10::SmallVector<int64_t, 4> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = r.numbers[1];
@@ -94,7 +129,7 @@ Tensor run_forward(const Runtime& r, const Tensor& x, at::TensorList cores, cons
   const Tensor offset = bias.defined() ? bias.contiguous() : bias;
   given.insert(given.end(), {x.data_ptr(), y.data_ptr(), saved, offset.defined() ? offset.data_ptr() : nullptr});
   const Tensor& encoded = saved ? r.training : r.forward_only;
-  r.forward(encoded.data_ptr(), r.rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
+  ended(r.forward(encoded.data_ptr(), r.rows_of(x), given.data(), at::get_num_threads()));
   return y;
 }
 
@@ -103,6 +138,14 @@ template <class T>
 auto new_node() {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, T>) return c10::make_intrusive<T>();
   else return std::make_shared<T>();
+}
+
+// What saved_tensors_hooks gave back has to be what they took.
+void given_back(const Tensor& t, const char* what, int64_t numbers, const Tensor& like) {
+  TORCH_CHECK_VALUE(t.defined() && t.numel() == numbers && t.scalar_type() == like.scalar_type() && t.is_cpu(), what,
+                    " in the backward pass: expected ", numbers, " contiguous numbers of ", like.scalar_type(),
+                    " on the CPU, received ", t.sizes(), " of ", t.scalar_type(), " on ", t.device(),
+                    ": saved_tensors_hooks have to give back what they took");
 }
 
 // A node instead of a torch::autograd::Function, whose bookkeeping costs as much as a small layer.
@@ -114,13 +157,15 @@ struct Applied : torch::autograd::Node {
   static Tensor forward(RuntimePtr r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
     const auto node = new_node<Applied>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, cores, bias));
-    node->x = SavedVariable(x, false);
-    node->cores.reserve(cores.size());
-    for (const auto& core : cores) node->cores.emplace_back(core, false);
     const int64_t numbers = r->saved(r->rows_of(x));
     const Tensor saved = numbers ? empty({numbers}, x.scalar_type()) : Tensor();
     const Tensor y = run_forward(*r, x, cores, bias, numbers ? saved.data_ptr() : nullptr);
+    // The same tensors in the same order as in `_native.py`: torch.utils.checkpoint compares them, and the second of its
+    // two calls may be the first that comes here.
+    node->x = SavedVariable(x, false);
     node->saved = SavedVariable(saved, false);
+    node->cores.reserve(cores.size());
+    for (const auto& core : cores) node->cores.emplace_back(core, false);
     node->r = std::move(r);
     torch::autograd::set_history(y, node);
     return y;
@@ -128,24 +173,38 @@ struct Applied : torch::autograd::Node {
 
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> guard(mutex_);
-    const Tensor x = this->x.unpack(), saved = this->saved.unpack();
+    Tensor x = this->x.unpack();
+    const Tensor saved = this->saved.unpack();
     std::vector<Tensor> unpacked;
     unpacked.reserve(cores.size());
     for (const auto& core : cores) unpacked.push_back(core.unpack());
     std::vector<bool> wanted;
     for (size_t i = 0; i <= unpacked.size(); i++) wanted.push_back(task_should_compute_output(i));
     variable_list found(unpacked.size() + 2);  // of x, the cores and the bias
-    if (!gradients[0].defined()) return found;
+    const Tensor& given_y = gradients[0];
+    if (!given_y.defined()) return found;
+    const bool in_memory = as_it_is(given_y);
+    if (in_memory) require(given_y, "the gradient of y");
     if (task_should_compute_output(unpacked.size() + 1)) found.back() = gradients[0].sum_to_size({r->numbers[1]});
     if (std::find(wanted.begin(), wanted.end(), true) == wanted.end()) return found;
-    const Tensor& given_y = gradients[0];  // a batch of gradients has no memory, and zeros may have none
-    if (at::GradMode::is_enabled() || !given_y.has_storage() || given_y.is_neg() || given_y._is_zerotensor()) {
+    if (at::GradMode::is_enabled() || !in_memory) {
       size_t next = 0;
       const py::gil_scoped_acquire python;
       const auto second = (*second_of)(r->recipe, gradients[0], x, unpacked, wanted).cast<std::vector<Tensor>>();
       for (size_t i = 0; i < wanted.size(); i++)
         if (wanted[i]) found[i] = second[next++];
       return found;
+    }
+    // Hooks may have brought back other tensors than they were given.
+    given_back(x, "x", given_y.numel() / r->numbers[1] * r->numbers[0], given_y);
+    checked(*r, x, unpacked);
+    x = x.contiguous();
+    for (auto& core : unpacked) core = core.contiguous();
+    const int64_t numbers = r->saved(r->rows_of(x));
+    if (numbers) {
+      given_back(saved, "what was saved", numbers, given_y);
+      TORCH_CHECK_VALUE(saved.is_contiguous(), "what was saved in the backward pass has to be contiguous");
+      require(saved, "what was saved");
     }
     const Tensor gy = gradients[0].contiguous(), encoded = r->encoded(wanted);
     c10::SmallVector<void*, 48> given;
@@ -155,7 +214,7 @@ struct Applied : torch::autograd::Node {
     const auto at = [](const Tensor& t) { return t.defined() ? t.data_ptr() : nullptr; };
     given.insert(given.end(), {x.data_ptr(), nullptr, at(saved), nullptr, gy.data_ptr(), at(found[0]), nullptr, nullptr});
     for (size_t i = 1; i < wanted.size(); i++) given.push_back(at(found[i]));
-    r->backward(encoded.data_ptr(), r->rows_of(x), given.data(), at::get_num_threads(), side_by_side, nullptr);
+    ended(r->backward(encoded.data_ptr(), r->rows_of(x), given.data(), at::get_num_threads()));
     return found;
   }
 
@@ -169,25 +228,15 @@ struct Applied : torch::autograd::Node {
   std::string name() const override { return "NativeBackward"; }
 };
 
-// The runtime reads memory by address, so everything is checked before.
-void checked(const Runtime& r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
-  TORCH_CHECK_VALUE(x.dim() > 0 && x.size(-1) == r.numbers[0] && cores.size() + 2 == r.numbers.size() && x.is_cpu(),
-                    "expected rows of ", r.numbers[0], " numbers on the CPU and ", r.numbers.size() - 2,
-                    " cores, received ", x.sizes(), " on ", x.device(), " and ", cores.size());
-  for (size_t i = 0; i < cores.size(); i++)
-    TORCH_CHECK_VALUE(cores[i].numel() == r.numbers[i + 2] && cores[i].scalar_type() == x.scalar_type() && cores[i].is_cpu(),
-                      "core ", i, ": expected ", r.numbers[i + 2], " numbers of the input's dtype, ", x.scalar_type(),
-                      ", on the CPU, received ", cores[i].numel(), " of ", cores[i].scalar_type(), " on ",
-                      cores[i].device(), ": give the cores that the layer was built with, or others like them");
-  if (bias.defined())
-    TORCH_CHECK_VALUE(bias.dim() == 1 && bias.size(0) == r.numbers[1] && bias.scalar_type() == x.scalar_type() && bias.is_cpu(),
-                      "bias: expected ", r.numbers[1], " numbers of the input's dtype, ", x.scalar_type(),
-                      ", on the CPU, received ", bias.sizes(), " of ", bias.scalar_type(), " on ", bias.device());
-}
-
 Tensor applied(RuntimePtr r, const Tensor& x, at::TensorList cores, const Tensor& bias) {
   RECORD_FUNCTION("tn4nn::native", {});
-  checked(*r, x, cores, bias);
+  checked(*r, x, cores);
+  if (bias.defined()) {
+    TORCH_CHECK_VALUE(bias.dim() == 1 && bias.size(0) == r->numbers[1] && bias.scalar_type() == x.scalar_type() && bias.is_cpu(),
+                      "bias: expected ", r->numbers[1], " numbers of the input's dtype, ", x.scalar_type(),
+                      ", on the CPU, received ", bias.sizes(), " of ", bias.scalar_type(), " on ", bias.device());
+    require(bias, "bias");
+  }
   bool recorded = x.requires_grad() || (bias.defined() && bias.requires_grad()), contiguous = true;
   for (const auto& core : cores) {
     recorded |= core.requires_grad();
@@ -264,7 +313,7 @@ PyObject* apply(PyObject*, PyObject* const* given, Py_ssize_t count) {
 bool unwatched(const Tensor& x) {
   const auto transforms = c10::DispatchKeySet(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
   const auto keys = c10::impl::tls_local_dispatch_key_set();
-  return x.is_cpu() && x.has_storage() && !x.is_neg() && !x._is_zerotensor() &&
+  return x.is_cpu() && as_it_is(x) &&
          !(keys.included_ | keys.excluded_).has_any(transforms) && c10::impl::TorchDispatchModeTLS::stack_len() == 0 &&
          !at::autocast::is_autocast_enabled(at::kCPU) && !torch::jit::tracer::isTracing();
 }
@@ -285,10 +334,11 @@ PyObject* quick(PyObject*, PyObject* const* given, Py_ssize_t count) {
     if (!core && PyErr_Occurred()) throw python_error();
     if (!core || core != PyTuple_GET_ITEM(given[4], i) || !THPVariable_CheckExact(core)) Py_RETURN_NONE;
     cores.push_back(THPVariable_Unpack(core));
+    if (!as_it_is(cores.back())) Py_RETURN_NONE;
   }
   static PyObject* const name = PyUnicode_InternFromString("bias");
   PyObject* const bias = PyDict_GetItemWithError(given[2], name);
-  if (!bias || (bias != Py_None && !THPVariable_CheckExact(bias))) Py_RETURN_NONE;
+  if (!bias || (bias != Py_None && !(THPVariable_CheckExact(bias) && as_it_is(THPVariable_Unpack(bias))))) Py_RETURN_NONE;
   return result(runtime_in(given[0]), x, cores, tensor_or_none(bias));
   END_HANDLE_TH_ERRORS
 }

@@ -1,13 +1,15 @@
-"""Calls of the native runtime through C++ instead of Python, compiled once, in the background, where calls are many.
+"""Calls of the native runtime through C++ instead of Python, compiled where somebody asked for it.
 
 A training step through `_native.py` spends some 40 us in Python, as much as the arithmetic of a small layer. The C++ of
-`_calls.cpp` does the same in 3, but takes a compiler 20 to 40 s. So a process that makes many calls starts it, as a
-process of its own that outlives it, and every later process of the same torch finds it in the cache folder. With
-TN4NN_EXTENSION=0 in the environment nothing is compiled or loaded but by `build_extension`.
+`_calls.cpp` does the same in 3. It uses parts of torch that have no stable binary interface, so a library serves one
+version of torch and none can be shipped: `build_extension`, or `tn4nn build-kernel`, compiles it in 20 to 40 s, and
+every later process of the same torch finds it in the cache folder. With TN4NN_EXTENSION=0 in the environment it is not
+looked for.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import hashlib
 import importlib.resources
@@ -16,11 +18,9 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sysconfig
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,39 +29,40 @@ import torch
 from torch import Tensor
 
 from tn4nn._base.errors import BackendError
-from tn4nn._base.files import cache_folder
+from tn4nn._base.libraries import RESULT, SOURCE, Build, existing, library_path
+from tn4nn._base.warn import warn_once
 from tn4nn._graph.catalogue import low_rank
 from tn4nn._graph.network import Network
 from tn4nn._planning.layer import plan
-from tn4nn._runtime.compiled import warn_once
 from tn4nn._runtime.native import Native, address_of, native
 from tn4nn._runtime.program import run
 from tn4nn._runtime.recipe import Recipe, recipe
 
 from ._ops import OPS, of_any_rank, second
 
-_MANY = 2000  # calls of a process after which it starts the compiler
-_LIMIT = 300  # seconds that the compiler may take when it is waited for
+_LIMIT = 300  # seconds that the compiler may take
 
 
 class _State:
     """What this process knows about the extension."""
 
-    calls = 0
     module: Any = None  # the extension, once it is loaded
-    off = False  # it failed, and is not tried again
-    compiling: subprocess.Popen[bytes] | None = None
+    off = False  # there is none, or it failed: it is not looked for again
 
 
 def ready(runtime: Native) -> Any:
     """The extension's object for a native runtime; None where there is no extension yet."""
     if _State.module is None:
-        if _State.off or not _available():
+        if _State.off:
             return None
-        _load()
+        path = None if os.environ.get("TN4NN_EXTENSION") == "0" else existing(_name())
+        if path is None:
+            _State.off = True
+        else:
+            _load(path)
         return ready(runtime)
     if runtime.host is None:
-        runtime.host = _hosted(runtime)
+        runtime.host = _hosted(runtime, _State.module)
     return runtime.host
 
 
@@ -83,10 +84,10 @@ def quick(
 
 
 def build_extension() -> Path:
-    """Compiles now what is otherwise compiled in the background by a process that makes many calls.
+    """Compiles the C++ through which calls of small layers on the CPU are about twice as fast.
 
-    It takes 20 to 40 s, once for each version of Python, torch and tn4nn, and makes calls of small layers on the CPU
-    about twice as fast. It needs a C++ compiler and the headers of Python (python3-dev).
+    It takes 20 to 40 s, once for each version of Python, torch and tn4nn. It needs a C++ compiler and the headers of
+    Python (python3-dev). `tn4nn build-kernel` does the same in a shell, and compiles the C kernel for this processor.
 
     Returns:
         where the library lies, in the cache folder.
@@ -94,23 +95,13 @@ def build_extension() -> Path:
     Raises:
         BackendError: there is no C++ compiler or no Python.h, or it failed, or its library gives wrong numbers.
     """
+    path = existing(_name()) or (_path() if _State.module is not None else _built())
     if _State.module is None:
         _State.off = False
-        path, log = _path(), _log()
-        if not path.exists():
-            log.unlink(missing_ok=True)
-            _start()
-            end = time.monotonic() + _LIMIT
-            while not path.exists() and _compiling() and time.monotonic() < end:
-                time.sleep(0.05)
-        if not path.exists():
-            raise BackendError(
-                f"the compiler could not build tn4nn's torch extension; it says, in {log}: {_log_text()}"
-            )
-        _load()
+        _load(path)
         if _State.off:
             raise BackendError(f"{path} does not load or gives wrong numbers: it is not used")
-    return _path()
+    return path
 
 
 # -- compiling ---------------------------------------------------------------------------------------------------
@@ -122,109 +113,66 @@ def _source() -> str:
 
 
 @functools.cache
-def _path() -> Path:
+def _name() -> str:
     key = "\n".join([torch.__version__, platform.machine(), str(sysconfig.get_config_var("SOABI")), _source()])
-    return cache_folder() / "kernels" / f"calls-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+    return f"calls-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
 
 
-def _log() -> Path:
-    return _path().with_suffix(".log")
+def _path() -> Path:
+    return library_path(_name())
 
 
-def _log_text() -> str:
-    try:
-        return _log().read_text()[:300]
-    except OSError:
-        return "nothing"
-
-
-def _available() -> bool:
-    """Whether the library is there now; the first of many calls without it starts the compiler."""
-    if _State.compiling is not None:
-        if _compiling():
-            return False
-        _State.compiling = None
-        _State.off = not _path().exists()
-        return not _State.off
-    if os.environ.get("TN4NN_EXTENSION") == "0":
-        _State.off = True
-        return False
-    _State.calls += 1
-    if _State.calls == 1:
-        return _path().exists()
-    if _State.calls == _MANY and not _log().exists():  # else it is being compiled, or could not be
-        try:
-            _start()
-        except BackendError:  # nothing depends on it
-            _State.off = True
-    elif _State.calls % _MANY == 0:
-        return _path().exists()
-    return False
-
-
-def _compiling() -> bool:
-    return _State.compiling is not None and _State.compiling.poll() is None
-
-
-def _start() -> None:
-    """Starts the compiler in a process that goes on when this one ends, and leaves the library whole or not at all.
+def _built() -> Path:
+    """Compiles the library, whole or not at all. Where several processes do, one compiles and the others wait for it.
 
     Raises:
-        BackendError: there is no compiler, no Python.h, or nowhere to write.
+        BackendError: there is no compiler, no Python.h, or it failed.
     """
-    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
+    compiler = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
     if compiler is None:
         raise BackendError("there is no C++ compiler to build tn4nn's torch extension with: install g++")
     headers = Path(sysconfig.get_paths()["include"])
     if not (headers / "Python.h").exists():
         raise BackendError(f"tn4nn's torch extension needs Python.h, which is not in {headers}: install python3-dev")
     root = Path(torch.__file__).parent
-    code, path, log = _path().with_suffix(".cpp"), _path(), _log()
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        code.write_text(_source())
-    except OSError as error:
-        raise BackendError(f"tn4nn's torch extension cannot be built in {path.parent}: {error}") from error
     abi = int(torch.compiled_with_cxx11_abi())
     includes = [f"-I{root / 'include'}", f"-I{headers}"]
     flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", *includes]
     libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch_python", "-lc10"]
-    compile_ = shlex.join([compiler, *flags, str(code), "-o", str(part), *libraries])
-    script = f"{compile_} > {shlex.quote(str(log))} 2>&1 && {shlex.join(['mv', str(part), str(path)])}"
-    _State.compiling = subprocess.Popen(
-        ["nice", "-n", "10", "sh", "-c", script] if shutil.which("nice") else ["sh", "-c", script],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    command = (compiler, *flags, SOURCE, "-o", RESULT, *libraries)
+    try:
+        return Build(str(_path()), _source(), ".cpp", command, _LIMIT).run()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise BackendError(f"tn4nn's torch extension could not be compiled: {error}") from error
 
 
 # -- loading -----------------------------------------------------------------------------------------------------
 
 
-def _load() -> None:
+def _load(path: Path) -> None:
     """Loads the library; one that does not load or gives other numbers is not used."""
     try:
-        spec = importlib.util.spec_from_file_location("tn4nn_calls", _path())
+        spec = importlib.util.spec_from_file_location("tn4nn_calls", path)
         if spec is None or spec.loader is None:
             raise ImportError("it is no module of Python")
         module: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.set_callbacks(_encoded, _second)
-        _State.module = module
-        if _agrees():
+        if _agrees(module):
+            _State.module = module  # last: whatever is raised before leaves nothing behind
             return
-        warn_once(f"tn4nn's torch extension {_path()} failed its self-check: it is not used")
+        warn_once(f"tn4nn's torch extension {path} failed its self-check: it is not used")
     except (ImportError, OSError, RuntimeError) as error:
-        warn_once(f"tn4nn's torch extension {_path()} does not load ({error}): it is not used")
-    _State.module, _State.off = None, True
+        warn_once(f"tn4nn's torch extension {path} does not load ({error}): it is not used")
+    _State.off = True
 
 
-def _hosted(runtime: Native) -> Any:
+def _hosted(runtime: Native, module: Any) -> Any:
     """A recipe in the extension, for as long as what this returns lives."""
     calls = [address_of(runtime.library, name) for name in ("forward", "backward")]
     encoded = [torch.from_numpy(p) for p in (runtime.encoded(), runtime.training)]
     numbers = [runtime.inputs, runtime.outputs, *runtime.numbers]
-    return _State.module.make_runtime(_text(runtime.recipe), *calls, numbers, *encoded)
+    return module.make_runtime(_text(runtime.recipe), *calls, numbers, *encoded)
 
 
 def _text(lowered: Recipe) -> str:
@@ -239,7 +187,7 @@ def _native_of(text: str) -> Native:
     pairs = tuple((int(a), int(b)) for a, b in path)
     found = native(recipe(Network.from_json(network), pairs, block, itemsize=itemsize, layouts=layouts, save=save))
     if found is None:
-        raise BackendError("the native runtime is gone: was the cache folder changed?")
+        raise BackendError("the native runtime is gone: was tn4nn reinstalled?")
     return found
 
 
@@ -258,18 +206,25 @@ def _second(text: str, gy: Tensor, x: Tensor, cores: Sequence[Tensor], wanted: S
     return second(lambda x, *cores: of_any_rank(plain, x, cores), (x, *cores), gy, wanted)
 
 
-def _agrees() -> bool:
-    """Whether a call and its gradients are those of torch's own operations."""
+def _agrees(module: Any) -> bool:
+    """Whether a call and its gradients are those of torch's own operations.
+
+    It runs in a thread of its own, where nothing of the first call is on: no saved_tensors_hooks, which would count its
+    tensors among the user's and raise what they like, no inference or dispatch mode, no autocast.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tn4nn") as aside:
+        return aside.submit(_compared, module).result()
+
+
+def _compared(module: Any) -> bool:
     planned = plan(low_rank(4, 3).with_rank(2), 5, "train", cache=False)
     net = planned.network
     runtime = native(recipe(net, planned.path, 2))
     if runtime is None:
         return False
     shapes = [(5, 4), *(tuple(net.sizes[leg] for leg in core.legs) for core in net.topology.cores)]
-    with torch.inference_mode(False):  # whatever the first call was made in
-        x, *cores = (torch.linspace(-1, 2, math.prod(s)).sin().reshape(s).requires_grad_(True) for s in shapes)
-    host = _hosted(runtime)
-    with torch.inference_mode(False), torch.enable_grad():
-        results = (_State.module.apply(host, x, cores, None), run(OPS, planned.program, [*cores, x]))
-        found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]
+    numbers = [torch.linspace(-1, 2, math.prod(s), dtype=torch.float32, device="cpu").sin().reshape(s) for s in shapes]
+    x, *cores = (t.requires_grad_(True) for t in numbers)
+    results = (module.apply(_hosted(runtime, module), x, cores, None), run(OPS, planned.program, [*cores, x]))
+    found = [(y, *torch.autograd.grad(y.square().sum(), (x, *cores))) for y in results]
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))

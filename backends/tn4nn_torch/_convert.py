@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,16 +21,23 @@ from torch import Tensor, nn
 
 from tn4nn._base.errors import BackendError, TN4NNError
 from tn4nn._compression import convert as _convert
-from tn4nn._compression.convert import ConversionPlan, Given, Rule, Seen, Weight, transposed
+from tn4nn._compression.convert import ConversionPlan, Other
 from tn4nn._compression.decompose import Decomposition
-from tn4nn._graph.network import Network
+from tn4nn._compression.rules import Given, Rule, Seen, Weight, assign, in_a_block, parsed
+from tn4nn._compression.sharing import Effort, Measure
+from tn4nn._graph.network import Network, transposed
 from tn4nn._runtime.target import Target
 
 from ._device import target
 from ._kinds import LayerKind, carry_over, dense_module, kind_of, why_not
 from ._modules import TNEmbedding, _Planned
+from ._tied import rename_tied
+from ._trial import Change, Trial
 
 __all__ = ["ConversionPlan", "Rule", "convert", "plan_conversion", "undo"]
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
 
 _CAN = "Linear, Conv2d, Embedding and Conv1D"
 _ATTENTION = "nn.MultiheadAttention reads its weight past the layer: split_attention makes layers of its projections"
@@ -102,13 +111,50 @@ def _refuse_strangers(
                     one.reason = one.reason or _ATTENTION
 
 
-def _head(model: nn.Module) -> nn.Module | None:
-    """What the model itself calls its output embeddings (Hugging Face), else its last linear layer."""
+def _head(model: nn.Module, weights: list[Weight]) -> nn.Module | None:
+    """What the model itself calls its output embeddings (Hugging Face), else its last linear layer, if it is one of
+    its kind: encoders end with a block like those before, and have none."""
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     if isinstance(head, nn.Module):
         return head
-    linear = [m for m in model.modules() if (kind := kind_of(m)) is not None and kind.name in ("Linear", "Conv1D")]
-    return linear[-1] if linear else None
+    linear = [
+        (name, module)
+        for name, module in model.named_modules()
+        if (kind := kind_of(module)) is not None and kind.name in ("Linear", "Conv1D")
+    ]
+    base: Any = getattr(model, "base_model", None)
+    if isinstance(base, nn.Module):  # Hugging Face: what is not in the base model is the head
+        inside = {id(module) for module in base.modules()}
+        linear = [(name, module) for name, module in linear if id(module) not in inside]
+    if not linear:
+        return None
+    name, last = linear[-1]
+    weight: Any = last._parameters.get("weight")
+    return None if weight is not None and in_a_block(name, tuple(weight.shape), weights) else last
+
+
+def _others(model: nn.Module, found: list[_Found]) -> list[Other]:
+    """Every parameter that is no weight in the table, once, and why it stays."""
+    known = {id(one.weight) for one in found}
+    rest = []
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in known:
+                continue
+            known.add(id(parameter))
+            kind = type(module).__name__
+            reason = f"{kind} is none of {_CAN}"
+            if isinstance(module, _Planned):
+                reason = "it is part of a layer on a network already"
+            elif len(_shape(parameter)) > 2 and not isinstance(module, nn.modules.conv._ConvNd):
+                reason = f"{kind} holds several matrices in one parameter: make a layer of each"
+            full = ".".join(filter(None, (prefix, name)))
+            rest.append(Other(full, kind, _shape(parameter), reason))
+    return rest
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return () if isinstance(parameter, nn.parameter.UninitializedParameter) else tuple(parameter.shape)
 
 
 # -- what the layers see ----------------------------------------------------------------------------------------
@@ -194,10 +240,14 @@ def plan_conversion(
     budget: float | None = None,
     *,
     inputs: object = None,
+    loss: Callable[[nn.Module], Any] | None = None,
     batch: int = 32,
     protect_head: bool = True,
     phase: str = "train",
     seed: int = 0,
+    max_time: float | None = None,
+    time_limit: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> ConversionPlan[nn.Module]:
     """The dry run of `convert`, which says what the arguments are: the same work and the same errors, but for copying
     the model. `print` shows a table, `.run()` makes the model.
@@ -217,12 +267,12 @@ def plan_conversion(
     if not found:
         raise TN4NNError(f"this model has no layer that can be converted: {_CAN} can")
     weights = [one.described() for one in found]
-    head = _head(model) if protect_head and len(found) > 1 else None
+    head = _head(model, weights) if protect_head and len(found) > 1 else None
     top = [weights[i] for i, one in enumerate(found) if any(member is head for member in one.members)]
     layers = {name for weight in weights for name in weight.all_names}
     modules = model.named_modules(remove_duplicate=False)
     others = {name: type(module).__name__ for name, module in modules if name not in layers}
-    chosen = _convert.assign(weights, _convert.parsed(rules), others, _CAN, next(iter(top), None))
+    chosen = assign(weights, parsed(rules), others, _CAN, next(iter(top), None))
     mine = {id(weight): one for weight, one in zip(weights, found, strict=True)}
     for weight in chosen:
         if mine[id(weight)].weight.is_meta:
@@ -234,15 +284,47 @@ def plan_conversion(
 
     def make(converted: list[tuple[Weight, Decomposition]]) -> nn.Module:
         memo: dict[int, Any] = {}
+        renamed: dict[str, list[str]] = {}
         for weight, result in converted:
-            _replace(mine[id(weight)], result, phase, memo)
-        return copy.deepcopy(model, memo)
+            one = mine[id(weight)]
+            _replace(one, result, phase, memo)
+            layers = [name for names in one.names for name in names]
+            renamed |= {f"{name}.weight": [f"{name}.{core}" for core in result.network.shapes] for name in layers}
+        small = copy.deepcopy(model, memo)
+        rename_tied(small, renamed)
+        _tell_transformers(small)
+        return small
 
     def where(weight: Weight) -> Target:
         tensor = mine[id(weight)].weight
         return target("cpu" if tensor.is_meta else tensor.device, tensor.dtype)
 
-    return _convert.conversion(weights, chosen, seen, budget, _convert.Pricing(where, batch, phase), seed, make)
+    return _convert.conversion(
+        weights, chosen, seen, budget, _convert.Pricing(where, batch, phase, max_time=max_time), seed, make,
+        others=_others(model, found), measure=_measure(model, mine, inputs, loss), effort=Effort(time_limit, progress),
+    )  # fmt: skip
+
+
+def _measure(
+    model: nn.Module, mine: Mapping[int, _Found], inputs: object, loss: Callable[[nn.Module], Any] | None
+) -> Measure | None:
+    """What the model loses where some layers are replaced; the copy that tells it is made when it is first asked."""
+    if inputs is None and loss is None:
+        return None
+    trials: list[Trial] = []
+
+    def change(weight: Weight, result: Decomposition) -> Change:
+        one = mine[id(weight)]
+        return one.weight, lambda w: (w.T if one.kind.transposed else w).reshape(one.weight.shape), result
+
+    def measure(changed: Iterable[tuple[Weight, Decomposition]], quick: bool) -> float:
+        if not trials:
+            trials.append(Trial(model, [] if inputs is None else _batches(inputs), loss))
+        if not trials[0].possible:
+            return math.nan
+        return trials[0].lost((change(*pair) for pair in changed), quick)
+
+    return measure
 
 
 # -- doing it ---------------------------------------------------------------------------------------------------
@@ -280,16 +362,20 @@ def _layer(kind: LayerKind, module: nn.Module, network: Network, result: Decompo
 
 
 def convert(
-    model: nn.Module,
+    model: _Model,
     rules: Given | Mapping[str, Given],
     budget: float | None = None,
     *,
     inputs: object = None,
+    loss: Callable[[nn.Module], Any] | None = None,
     batch: int = 32,
     protect_head: bool = True,
     phase: str = "train",
     seed: int = 0,
-) -> nn.Module:
+    max_time: float | None = None,
+    time_limit: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> _Model:
     """A copy of a trained model whose layers are replaced by tensor networks, each close to the layer it replaces.
 
     nn.Linear, nn.Conv2d, nn.Embedding and Hugging Face's Conv1D become TNLinear, TNConv2d and TNEmbedding: ordinary
@@ -305,16 +391,30 @@ def convert(
             name of a topology, a Topology, a Network (ranks and all), a `Rule` or a dict of its settings, or "skip".
             One of these alone holds for every layer.
         budget: parameters that all layers with a rule may have together, counted once where they share, biases left
-            out; or a share below 1 of what they have now. It is spread by error per parameter, so that the product
-            of what the layers keep (1 - squared relative error) is large; a layer may end up dense.
+            out; or a share below 1 of what they have now. A layer may end up dense. With `inputs` or `loss`, every
+            layer is first replaced alone, and what the model then loses is the weight of that layer's squared error;
+            this spread and equal shares are both tried on the model, and the better one is taken. Without, the
+            product of what the layers keep (1 - squared relative error) is made large. Layers that cannot be
+            decomposed (all zero, NaN) stay, with the reason in the table, and do not count.
         inputs: a calibration batch that the model is run on (eval mode, no gradients): a tensor, a tuple of
             arguments, a dict of keyword arguments, or a list of these. The errors of the layers' outputs are then made
             small instead of those of their weights. Embeddings are not calibrated.
+        loss: of a model, a number that is small for a good one, e.g. its mean loss on labelled data. The budget is
+            spread by it; left out, by the squared error of the model's outputs on `inputs`. It is called once for
+            each layer and three times more, in eval mode and without gradients.
         batch: what the table counts multiply-adds for.
         protect_head: leave the last linear layer (Hugging Face: the output embeddings) alone, unless a rule names it in
             full.
         phase: "train" or "forward": what the new layers plan for.
         seed: of random starts.
+        max_time: layers stay dense whose predicted time is more than so many times the dense layer's, at that `batch`;
+            1.0 leaves dense what would be slower. None converts them too.
+        time_limit: seconds for all fits by least squares together; those that it stops give the best they have.
+        progress: called with a line of text after each fit, e.g. `print`.
+
+    Warns:
+        UserWarning: all weights look as they were drawn: an untrained model has nothing to compress. Rules with
+            method="fresh" draw weights instead, with the variance of those that they replace.
 
     See also:
         `plan_conversion`, with the same arguments, for a table of what this would do, from which `run()` goes on.
@@ -324,7 +424,7 @@ def convert(
         BackendError: a layer on the meta device.
         BudgetError: a budget that cannot be met, or a layer that nothing gives a size.
         ShapeError: a topology of another size than its layer.
-        DataError: weights that are NaN, infinite or all zero.
+        DataError: weights that are NaN, infinite or all zero, where no layer is left to convert.
 
     Example:
         >>> import torch
@@ -336,7 +436,8 @@ def convert(
         ('TNLinear', True)
     """
     options: dict[str, Any] = {"inputs": inputs, "batch": batch, "protect_head": protect_head, "phase": phase}
-    return plan_conversion(model, rules, budget, seed=seed, **options).run()
+    options |= {"loss": loss, "max_time": max_time, "time_limit": time_limit, "progress": progress}
+    return cast(_Model, _convert.run_converted(plan_conversion(model, rules, budget, seed=seed, **options)))
 
 
 def undo(model: nn.Module) -> nn.Module:
@@ -356,13 +457,28 @@ def undo(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     result: dict[tuple[Any, ...], nn.Parameter] = {}
-    for module in model.modules():
+    renamed: dict[str, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _Planned):
+            renamed |= {f"{name}.{core}": [f"{name}.weight"] for core in module.names}
+            if id(module) in memo:
+                continue
             bias: Any = copy.deepcopy(module.bias_or_none, memo)
             new = dense_module(module, _dense_weight(module, result), bias)
             memo[id(module)] = new
             carry_over(module, new, (), memo)
-    return copy.deepcopy(model, memo)
+    dense = copy.deepcopy(model, memo)
+    rename_tied(dense, renamed)
+    _tell_transformers(dense)
+    return dense
+
+
+def _tell_transformers(model: nn.Module) -> None:
+    """A model of transformers keeps the structure in its config; where that is not imported, there is no such model."""
+    if "transformers" in sys.modules:
+        from .hugging_face import attach
+
+        attach(model)
 
 
 def _dense_weight(module: _Planned, dense: dict[tuple[Any, ...], nn.Parameter]) -> nn.Parameter:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tn4nn._runtime.devices import machine_for
@@ -47,3 +49,12 @@ def target(device: torch.device | str, dtype: torch.dtype, *, engine: str | None
 def capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured: nothing may be compiled, checked or copied to the device then."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def processes() -> int:
+    """How many processes this one is one of: of its process group, or by `torchrun` before there is one."""
+    if not dist.is_available():
+        return 1
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1

@@ -18,6 +18,7 @@ from torch._utils import _unflatten_dense_tensors
 
 from tn4nn._runtime.program import registers_of, run
 
+from ._memory import require_all
 from ._ops import OPS, second
 from ._steps import Steps, back
 
@@ -163,7 +164,10 @@ class _Replay(torch.autograd.Function):
         captured: Captured = ctx.captured
         x, *cores = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or type(gradients[0]) is not Tensor or not gradients[0].is_cuda:
+        require_all("saved tensor", (x, *cores))
+        plain = type(gradients[0]) is Tensor and gradients[0].is_cuda
+        # Cores may have moved since: freed and filled again, or brought back by hooks.
+        if torch.is_grad_enabled() or not plain or not captured.fits(cores):
             found = iter(second(captured.plain, (x, *cores), gradients[0], wanted))
             return (None, *(next(found) if needed else None for needed in wanted))
         *grads, gx = captured.back(x, ctx.token, gradients[0])

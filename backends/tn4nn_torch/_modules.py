@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,10 +25,27 @@ from tn4nn._planning.plan import Plan
 from tn4nn._runtime.native import Native
 from tn4nn.interop.engines import check_engine
 
+from ._containers import (
+    AttentionModule,
+    BlockModule,
+    MeanPoolModule,
+    ParallelModule,
+    PositionsModule,
+    ResidualModule,
+    TiedModule,
+    TNBatchNorm,
+    TNLayerNorm,
+    TNRMSNorm,
+    TokensModule,
+)
 from ._device import target
-from ._native import apply, apply_own, readable, usable
+from ._memory import ordinary, require_all
+from ._native import apply, apply_own, readable, readable_by_address, usable
+from ._operator import can_be_operator, number_of, operator
+from ._ops import autocast_dtype, own_result, saving_hooks
 from ._runners import LayerRunners, Runners
 from ._tuned import Runner, Tuned
+from ._weight import NoParametrizations, Parameters, no_parameter
 
 _DTYPES = {
     "float32": torch.float32,
@@ -47,13 +64,26 @@ def _untraced(method: _Method) -> _Method:
     return marked
 
 
-def dtype_of(name: str | torch.dtype) -> torch.dtype:
-    """A torch dtype, from its name."""
+def dtype_of(name: str | torch.dtype | None) -> torch.dtype:
+    """A torch dtype, from its name; None is torch's default."""
+    if name is None:
+        return torch.get_default_dtype()
     if isinstance(name, torch.dtype):
         return name
     if name not in _DTYPES:
         raise BackendError(f"unknown dtype {name!r}." + nearest(name, _DTYPES))
     return _DTYPES[name]
+
+
+def fresh_seed() -> int:
+    """A seed out of torch's generator, which torch.manual_seed governs: two calls give two."""
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+
+
+def _numberless(device: str | torch.device | None) -> bool:
+    """Whether tensors that are made now hold no numbers: those of the meta device, and of FakeTensorMode."""
+    probe = torch.empty(0, device=device)
+    return probe.is_meta or type(probe) is not Tensor
 
 
 class _Planned(nn.Module):
@@ -63,7 +93,7 @@ class _Planned(nn.Module):
         self,
         layer: OnNetwork,
         weights: Mapping[str, NDArray[Any]] | None,
-        seed: int,
+        seed: int | None,
         *,
         batch: int | None,
         phase: str,
@@ -71,22 +101,19 @@ class _Planned(nn.Module):
         tune: bool,
         engine: str | None,
         device: str | torch.device | None,
-        dtype: str | torch.dtype,
+        dtype: str | torch.dtype | None,
         executor: str | Plan | None,
     ) -> None:
         super().__init__()
+        self.__dict__["_parameters"] = Parameters()
         self.layer = layer
         self.network = layer.solid()
         self.phase, self.minimize, self.tune, self.engine = phase, minimize, tune, engine
         if engine is not None:
             check_engine(engine, layer, tune=tune)
-        weights = layer.init(seed) if weights is None else weights
-        layer.check(weights)
-        for name, spec in layer.specs().items():
-            # A copy, so that training never writes into what it was given.
-            array = torch.tensor(np.asarray(weights[name]), dtype=dtype_of(dtype), device=device)
-            self._parameters[name] = nn.Parameter(array.reshape(spec.shape))
-        self._parameters.setdefault("bias", None)
+        self._own_weights(weights, seed, {"dtype": dtype_of(dtype), "device": device})
+        if "bias" not in self._parameters:
+            self._register("bias", None)
         t = self.network.topology
         self._names = tuple(core.name for core in t.cores)
         self._shapes = [torch.Size(shape) for shape in self.network.shapes.values()]
@@ -107,6 +134,59 @@ class _Planned(nn.Module):
         self.remember_cores()
         if batch is not None and not tune:  # measuring waits for the first call
             self.runners.class_plan(batch)
+
+    def _own_weights(self, weights: Mapping[str, NDArray[Any]] | None, seed: int | None, options: Any) -> None:
+        """Makes the parameters of the layer, with given weights or with drawn ones."""
+        if weights is not None:
+            self.layer.check(weights)
+        elif not _numberless(options["device"]):
+            weights = self.layer.init(fresh_seed() if seed is None else seed)
+        for name, spec in self.layer.specs().items():
+            if weights is None:
+                array = torch.empty(spec.shape, **options)
+            else:  # a copy, so that training never writes into what it was given
+                array = torch.tensor(np.asarray(weights[name]), **options).reshape(spec.shape)
+            self._register(name, nn.Parameter(array))
+
+    def _register(self, name: str, parameter: nn.Parameter | None) -> None:
+        """Makes a parameter of the layer: by `register_parameter`, which accelerate's init_empty_weights replaces, but
+        where it refuses the name of a core."""
+        if "." in name or name in self.__dict__ or hasattr(type(self), name):
+            self._parameters[name] = parameter
+        else:
+            self.register_parameter(name, parameter)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of any module; but `weight_orig`, which pruning `weight` would bring, is an error that says what to do."""
+        if name == "weight_orig" and "weight" not in self._parameters:
+            raise no_parameter(self._parameters)
+        super().register_parameter(name, param)
+
+    @property
+    def parametrizations(self) -> Any:
+        """Those of torch.nn.utils.parametrize; where there are none, an empty dictionary that refuses `weight`."""
+        found = self._modules.get("parametrizations")
+        return NoParametrizations(self._parameters) if found is None else found
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew from torch's generator, the bias zero, as for a new layer: for code that builds a
+        model on the meta device and calls this after `to_empty`.
+
+        Example:
+            >>> import torch, tn4nn as tn
+            >>> from tn4nn_torch import TNLinear
+            >>> layer = TNLinear(tn.mpo((4, 4), (4, 4)).with_rank(3), device="meta").to_empty(device="cpu")
+            >>> layer.reset_parameters()
+            >>> bool(layer(torch.ones(2, 16)).isfinite().all())
+            True
+        """
+        own = [(name, p) for name, p in self._parameters.items() if p is not None]
+        if any(p.is_meta or not ordinary(p) for _, p in own):
+            return  # there are no numbers to draw
+        drawn = self.layer.init(fresh_seed())
+        with torch.no_grad():
+            for name, p in own:
+                p.copy_(torch.from_numpy(drawn[name]).reshape(p.shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to(), .cuda(), .double() and the like go through: another device has other costs."""
@@ -175,8 +255,13 @@ class _Planned(nn.Module):
         return found
 
     def remember_cores(self) -> None:
-        """Remembers the cores that it has now as its own."""
-        self._own = tuple(self._parameters.get(name) for name in self._names)
+        """Remembers the cores that it has now as its own, if they can be read by address."""
+        cores = (self._parameters.get(name) for name in self._names)
+        self._own = tuple(core if core is not None and readable_by_address((core,), None) else None for core in cores)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another thread may call the layer meanwhile: what is found by calling is found anew by a copy.
+        return {**self.__dict__, "_quick": {}, "_tuned": Tuned(), "_compiled": None, "_whole": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -201,35 +286,57 @@ class _Planned(nn.Module):
                 f"{self.layer.describe()}: the weights are on {core.device}, the input is on {x.device}: "
                 "move one of them with .to()"
             )
-        if x.dtype != core.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != core.dtype and autocast_dtype(x.device.type) is None:
             raise ShapeError(
                 f"{self.layer.describe()}: the weights are {core.dtype}, the input is {x.dtype}: "
                 "convert one of them with .to()"
             )
+        if not _compiling():
+            require_all("x", (x,))
         return x
 
-    def apply_rows(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(rows, in_features) -> (rows, out_features), with a bias of any dtype added."""
+    def apply_to(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(..., in_features) -> (..., out_features), with a bias of any dtype added.
+
+        What is saved for the backward pass does not depend on earlier calls: torch.utils.checkpoint compares it.
+        """
         if self._dense:
             w = self.dense_weight()
-            return F.linear(rows, w, None if bias is None else bias.to(w.dtype))
+            return F.linear(x, w, None if bias is None else bias.to(w.dtype))
         cores = self.cores()
-        padded = F.pad(rows, (0, self._padding)) if self._padding else rows
-        native = self._runners.at(cores[0]).native(rows.shape[0]) if usable(padded) else None
-        if native is not None and not self._surplus:  # the kernel adds the bias while y is in a cache
+        padded = F.pad(x, (0, self._padding)) if self._padding else x
+        if _compiling() and can_be_operator(padded, cores, bias):
+            number = self._number()
+            if number:
+                fused = None if self._surplus else bias
+                y = operator(padded, cores, fused, number)
+                y = y[..., : self.out_features] if self._surplus else y
+                return y if bias is None or fused is not None else y + bias
+        native = None
+        if usable(padded) and readable_by_address(cores, bias):
+            native = self._runners.at(cores[0]).native(padded.numel() // padded.shape[-1])
+        if native is None:
+            rows = padded.reshape(-1, padded.shape[-1])
+            y = self._contracted(rows, cores)
+            y = y.reshape(*x.shape[:-1], y.shape[-1])
+        elif self._surplus:
+            y = apply(native, cores, padded, None, self.run_program)
+        else:  # the kernel adds the bias while y is in a cache
             if not self._padding:
-                self._remember(rows, native)
-            return apply(native, cores, padded, None if bias is None else bias.to(rows.dtype), self.run_program)
-        y = self._product(native, padded, cores)
+                self._remember(x, native)
+            return apply(native, cores, padded, None if bias is None else bias.to(x.dtype), self.run_program)
         if self._surplus:
-            y = y[:, : self.out_features]
-        return y if bias is None else y + bias.to(y.dtype)  # of 16 bits under autocast
+            y = y[..., : self.out_features]
+        if bias is None:
+            return own_result(y)
+        if not _compiling():
+            require_all("bias", (bias,))
+        return y + bias.to(y.dtype)  # of 16 bits under autocast
 
-    def _product(self, native: Native | None, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
-        """(rows, product of the input modes) -> (rows, product of the output modes), by whatever runs it."""
-        if native is not None:
-            return apply(native, cores, rows, None, self.run_program)
-        tuned = self._tune(rows, cores) if self.tune else None
+    def _contracted(self, rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
+        """(rows, product of the input modes) -> (rows, product of the output modes), in torch's own operations."""
+        # What runs on a GPU is measured at the second call, and that of torch.utils.checkpoint must be as the first.
+        tuned = self._tune(rows, cores) if self.tune and not saving_hooks() else None
         return self.run_program(rows, cores) if tuned is None else tuned(cores, rows)
 
     def _remember(self, x: Tensor, native: Native) -> None:
@@ -257,6 +364,10 @@ class _Planned(nn.Module):
         return y
 
     @_untraced
+    def _number(self) -> int:
+        return number_of(self._runners) if self._runners.engine is None else 0
+
+    @_untraced
     def _prepare(self) -> bool:
         runners = self.runners
         runners.prepare()
@@ -272,14 +383,15 @@ class _Planned(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """W where it is the only core."""
-        return self.cores()[0].reshape(self.out_features, self.in_features)
+        w: Tensor = self.layer.matrix(self.cores()[0])
+        return w
 
     def to_dense(self) -> Tensor:
         """W of shape (out_features, in_features), differentiable."""
         t = self.network.topology
         if t.kept:  # block diagonal: the network maps the identity
             core = self.cores()[0]
-            return self.apply_rows(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
+            return self.apply_to(torch.eye(t.in_features, dtype=core.dtype, device=core.device)).T
         self._prepare_whole()
         whole: Any = self._whole
         w: Tensor = whole(self.cores())
@@ -306,7 +418,8 @@ class TNLinear(_Planned):
         bias: whether b is there.
         ordering: an Ordering, its name, or a permutation of the input neurons.
         weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
-        seed: of the initial weights.
+        seed: of the initial weights; left out, one is drawn from torch's generator (torch.manual_seed), so that two
+            layers differ.
         batch: plan for this batch now and keep to it; left out, for each size class when it comes.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
@@ -314,7 +427,7 @@ class TNLinear(_Planned):
             measure two plans, each in single operations and as captured CUDA graphs, at the second call of a size.
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
-        dtype: torch dtype or its name.
+        dtype: torch dtype or its name; left out, torch's default.
         executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
             all rows run. Left out, the fastest that there is.
 
@@ -336,14 +449,14 @@ class TNLinear(_Planned):
         ordering: Ordering | str | None = None,
         *,
         weights: Mapping[str, NDArray[Any]] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         batch: int | None = None,
         phase: str = "train",
         minimize: str = "time",
         tune: bool = False,
         engine: str | None = None,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         executor: str | Plan | None = None,
     ) -> None:
         layer = network if isinstance(network, layers.Linear) else layers.Linear(network, None, bias, ordering)
@@ -385,17 +498,9 @@ class TNLinear(_Planned):
             raise ShapeError(f"{self.layer.describe()} takes a tensor, received {type(x).__name__}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             self.layer.out_shape(tuple(x.shape))
-        rows = self.checked(x).reshape(-1, x.shape[-1]) if x.dim() != 2 else self.checked(x)
+        self.checked(x)
         order = self._buffers["_order"]
-        if order is not None:
-            rows = rows[:, order]
-        y = self.apply_rows(rows, self.bias_or_none)
-        if x.dim() == 2:
-            return y
-        known = None if _compiling() else self._quick.get((rows.shape, rows.dtype))
-        if known is not None:
-            self._remember(x, known)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return self.apply_to(x if order is None else x[..., order], self.bias_or_none)
 
     def merge(self, batch: int = 1) -> TNLinear:
         """A copy for inference: cores contracted ahead as far as it pays at this batch, no gradients.
@@ -446,14 +551,15 @@ class TNConv2d(_Planned):
         padding: zeros around the image.
         bias: whether b is there.
         weights: core name -> array, and "bias"; left out, they are drawn from `seed`.
-        seed: of the initial weights.
+        seed: of the initial weights; left out, one is drawn from torch's generator (torch.manual_seed), so that two
+            layers differ.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
             measure two plans, each in single operations and as captured CUDA graphs, at the second call of a size.
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
-        dtype: torch dtype or its name.
+        dtype: torch dtype or its name; left out, torch's default.
         executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
             all rows run. Left out, the fastest that there is.
 
@@ -474,16 +580,16 @@ class TNConv2d(_Planned):
         bias: bool = True,
         *,
         weights: Mapping[str, NDArray[Any]] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         phase: str = "train",
         minimize: str = "time",
         tune: bool = False,
         engine: str | None = None,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         executor: str | Plan | None = None,
     ) -> None:
-        if isinstance(layer, Network):
+        if not isinstance(layer, layers.Conv2d):
             layer = layers.Conv2d(layer, None, kernel, stride, padding, bias)
         super().__init__(
             layer, weights, seed, batch=None, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
@@ -511,7 +617,7 @@ class TNConv2d(_Planned):
             kernel = w.reshape(self.out_features, conv.in_channels, *conv.kernel)
             return F.conv2d(x, kernel, bias, conv.stride, conv.padding)
         columns = F.unfold(x, conv.kernel, padding=conv.padding, stride=conv.stride)  # (batch, C kh kw, places)
-        y = self.apply_rows(columns.transpose(1, 2).reshape(-1, self.in_features), bias)
+        y = self.apply_to(columns.transpose(1, 2).reshape(-1, self.in_features), bias)
         places = y.reshape(x.shape[0], height * width, self.out_features)
         return places.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
 
@@ -534,14 +640,15 @@ class TNEmbedding(_Planned):
         padding_idx: a token that gives no gradient, as in nn.Embedding; negative counts from the end. Its row is not
             kept at zero: it moves with the others, whose cores it shares.
         weights: core name -> array; left out, they are drawn from `seed`.
-        seed: of the initial weights.
+        seed: of the initial weights; left out, one is drawn from torch's generator (torch.manual_seed), so that two
+            layers differ.
         phase: "train" or "forward": what plans are cheap for.
         minimize: "time", "flops" or "memory".
         tune: on the CPU, measure the best few plans at the first call of a size and keep the fastest; on a GPU,
             measure two plans, each in single operations and as captured CUDA graphs, at the second call of a size.
         engine: "quimb" or "tensornetwork", to let that library contract, for comparison.
         device: torch device.
-        dtype: torch dtype or its name.
+        dtype: torch dtype or its name; left out, torch's default.
         executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
             all rows run. Left out, the fastest that there is.
 
@@ -559,17 +666,17 @@ class TNEmbedding(_Planned):
         *,
         padding_idx: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         batch: int | None = None,
         phase: str = "train",
         minimize: str = "time",
         tune: bool = False,
         engine: str | None = None,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         executor: str | Plan | None = None,
     ) -> None:
-        if isinstance(layer, Network):
+        if not isinstance(layer, layers.Embedding):
             layer = layers.Embedding(layer)
         super().__init__(
             layer, weights, seed, batch=batch, phase=phase, minimize=minimize, tune=tune, engine=engine, device=device,
@@ -607,7 +714,7 @@ class TNEmbedding(_Planned):
             y = self.run_steps(tokens.shape[0], picked)[:, : t.out_features]
         if self.padding_idx is not None:
             y = torch.where((tokens == self.padding_idx)[:, None], y.detach(), y)
-        return y.reshape(*x.shape, t.out_features)
+        return own_result(y.reshape(*x.shape, t.out_features))
 
     def _pick(self, core: Tensor, legs: tuple[str, ...], tokens: Tensor) -> Tensor:
         """The rows of one core that the tokens choose: (tokens, remaining legs...)."""
@@ -619,8 +726,9 @@ class TNEmbedding(_Planned):
         index = torch.zeros_like(tokens)
         for axis in axes:
             index = index * t.inputs[legs[axis]] + digit(tokens, t.inputs, legs[axis])
-        table = core.permute(*axes, *rest).reshape(math.prod(core.shape[i] for i in axes), -1)
-        return F.embedding(index, table).reshape(-1, *(core.shape[i] for i in rest))
+        # Lists, since torch.compile does not take generators here.
+        table = core.permute(*axes, *rest).reshape(math.prod([core.shape[i] for i in axes]), -1)
+        return F.embedding(index, table).reshape(-1, *[core.shape[i] for i in rest])
 
 
 def digit(tokens: Any, inputs: Mapping[str, int], leg: str) -> Any:
@@ -630,69 +738,37 @@ def digit(tokens: Any, inputs: Mapping[str, int], leg: str) -> Any:
     """
     names = list(inputs)
     position = names.index(leg)
-    quotient = tokens // math.prod(inputs[name] for name in names[position + 1 :])
+    quotient = tokens // math.prod([inputs[name] for name in names[position + 1 :]])
     return quotient if position == 0 else quotient % inputs[leg]
 
 
-class TNBatchNorm(nn.Module):
-    """Batch normalisation over the first axis of a sample; torch's arithmetic, tn4nn's names."""
+class TiedHead(_Planned):
+    """y = x E^T for the table E of an embedding: its network with inputs and outputs exchanged, on its own cores.
 
-    def __init__(self, layer: layers.BatchNorm, weights: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.layer = layer
-        self.scale, self.bias = nn.Parameter(weights["scale"]), nn.Parameter(weights["bias"])
-        self.register_buffer("mean", weights["mean"])
-        self.register_buffer("var", weights["var"])
+    Args:
+        layer: both ends and what is between them.
+        table: whose cores they are.
+        options: of the embedding.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
-        mean: Any = self.mean
-        var: Any = self.var
-        layer = self.layer
-        return F.batch_norm(x, mean, var, self.scale, self.bias, self.training, layer.momentum, layer.eps)
+    def __init__(self, layer: layers.Tied, table: TNEmbedding, **options: Any) -> None:
+        self.__dict__["_table"] = (table,)  # no child of this module: its cores have one name
+        super().__init__(layer.head, None, None, executor=None, **options)
 
+    def _own_weights(self, weights: Mapping[str, NDArray[Any]] | None, seed: int | None, options: Any) -> None:
+        """None."""
 
-class TNLayerNorm(nn.Module):
-    """Layer normalisation over the last axis, with tn4nn's names."""
+    def cores(self) -> list[Tensor]:
+        """Those of the table."""
+        table: TNEmbedding = self.__dict__["_table"][0]
+        return table.cores()
 
-    def __init__(self, layer: layers.LayerNorm, weights: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.layer = layer
-        self.scale, self.bias = nn.Parameter(weights["scale"]), nn.Parameter(weights["bias"])
+    def reset_parameters(self) -> None:
+        """Nothing: the table draws them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
-        return F.layer_norm(x, (self.layer.features,), self.scale, self.bias, self.layer.eps)
-
-
-class ResidualModule(nn.Module):
-    """body(x) + shortcut(x)."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None) -> None:
-        super().__init__()
-        self.body = body
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum."""
-        side: Tensor = x if self.shortcut is None else self.shortcut(x)
-        result: Tensor = self.body(x)
-        return result + side
-
-
-class ParallelModule(nn.ModuleList):
-    """The same input through several branches."""
-
-    def __init__(self, branches: Iterator[nn.Module], combine: str) -> None:
-        super().__init__(branches)
-        self.combine = combine
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum, or the branches side by side."""
-        result = [branch(x) for branch in self]
-        if self.combine == "concat":
-            return torch.cat(result, dim=1)
-        return torch.stack(result).sum(0)
+        """(..., width) -> (..., tokens)."""
+        return self.apply_to(self.checked(x))
 
 
 def plans(model: nn.Module, rows: int) -> dict[str, Plan]:
@@ -723,6 +799,8 @@ _PLAIN: dict[type[layers.Layer], Callable[[Any], nn.Module]] = {
     layers.MaxPool: lambda layer: nn.MaxPool2d(*layer.window),
     layers.AvgPool: lambda layer: nn.AvgPool2d(*layer.window),
     layers.Dropout: lambda layer: nn.Dropout(layer.rate),
+    layers.Tokens: lambda _: TokensModule(),
+    layers.MeanPool: lambda _: MeanPoolModule(),
 }
 
 
@@ -733,7 +811,7 @@ def to_module(
     batch: int | None = None,
     phase: str = "train",
     device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     minimize: str = "time",
     tune: bool = False,
     engine: str | None = None,
@@ -773,11 +851,23 @@ def to_module(
                 return TNLayerNorm(layer, {name: tensor(a) for name, a in own.items()})
             case layers.Sequential():
                 return nn.Sequential(OrderedDict(children))
+            case layers.RMSNorm():
+                return TNRMSNorm(layer, {name: tensor(a) for name, a in own.items()})
             case layers.Residual():
-                parts = dict(children)
-                return ResidualModule(parts["body"], parts.get("shortcut"))
+                return ResidualModule(children)
             case layers.Parallel():
-                return ParallelModule((child for _, child in children), layer.combine)
+                return ParallelModule(children, layer.combine)
+            case layers.Attention():
+                return AttentionModule(layer, children)
+            case layers.Positions():
+                return PositionsModule(layer, children)
+            case layers.Block():
+                return BlockModule(children)
+            case layers.Tied():
+                (_, table), (_, body) = children
+                assert isinstance(table, TNEmbedding)
+                options = {name: option for name, option in common.items() if name != "weights"}
+                return TiedModule(layer, table, body, TiedHead(layer, table, batch=batch, **options))
         raise BackendError(f"the torch backend does not know the layer {type(layer).__name__}")
 
     return built(model, "")

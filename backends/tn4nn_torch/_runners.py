@@ -17,6 +17,7 @@ from tn4nn._runtime.target import Target
 from tn4nn.interop.engines import Engine, engine
 
 from ._device import target
+from ._ops import autocast_dtype
 from ._steps import Steps
 
 _UNSEEN = 64  # the batch of the plan that compiled and exported models run, where none was given
@@ -129,15 +130,18 @@ class LayerRunners:
         options |= {"engine": self.engine, "batch": planner.batch, "executor": planner.executor}
         return functools.partial(LayerRunners, planner.layer, **options), ()
 
+    @property
+    def layer(self) -> OnNetwork:
+        """What is applied."""
+        return self._planner.layer
+
     def forget(self) -> None:
         """Lets go of all plans and of what they were lowered to."""
         self._found.clear()
 
     def at(self, core: Tensor) -> Runners:
         """Those for the device of a core and the dtype in which it is computed: autocast's where that is on."""
-        device, dtype = core.device, core.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+        device, dtype = core.device, autocast_dtype(core.device.type) or core.dtype
         found = self._found.get((device, dtype))
         if found is None:
             where = target(device, dtype, engine=self.engine)

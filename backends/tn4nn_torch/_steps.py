@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tn4nn._runtime.program import Program, Step, registers_of, run
 
+from ._memory import ordinary, require_all
 from ._native import quiet
-from ._ops import OPS, second
+from ._ops import OPS, autocast_dtype, second
 
 _PRODUCTS = ("matmul", "multiply")
 
@@ -58,7 +59,13 @@ class Steps:
         self._at_once = any(s.kind in _PRODUCTS for s in self.program.steps) and not self.program.sliced
 
     def __call__(self, arrays: Sequence[Tensor]) -> Tensor:
-        """The result for the inputs in the program's order."""
+        """The result for the inputs in the program's order.
+
+        Raises:
+            RuntimeError: the memory of an input was freed.
+        """
+        if not torch.compiler.is_compiling():  # torch itself does not look before it multiplies elementwise
+            require_all("input", arrays)
         y: Tensor = _apply(self, *arrays) if self._own(arrays) else run(OPS, self.program, arrays)
         return y
 
@@ -67,8 +74,9 @@ class Steps:
             return False
         if self.program.block and arrays[-1].shape[0] > self.program.block:
             return False
-        plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in arrays)
-        return plain and any(t.requires_grad for t in arrays) and not torch.is_autocast_enabled(arrays[0].device.type)
+        if not all(map(ordinary, arrays)):
+            return False
+        return any(t.requires_grad for t in arrays) and autocast_dtype(arrays[0].device.type) is None
 
     def reverse(self, inputs: tuple[bool, ...]) -> Reverse:
         """The backward pass to the inputs whose gradients are wanted."""
@@ -108,12 +116,23 @@ class StepsFunction(torch.autograd.Function):
         steps: Steps = ctx.steps
         inputs, reverse = ctx.needs_input_grad[1:], steps.reverse(ctx.needs_input_grad[1:])
         saved = ctx.saved_tensors
+        require_all("gradient", gradients)
+        require_all("saved tensor", saved)
         count = len(inputs)
         if torch.is_grad_enabled():
             found = iter(second(lambda *arrays: run(OPS, steps.program, arrays), saved[:count], gradients[0], inputs))
             return (None, *(next(found) if needed else None for needed in inputs))
         operands = dict(zip(sorted(reverse.saved), saved[count:], strict=True))
         return (None, *back(steps.program.steps, reverse.wanted, operands, ctx.shapes, gradients[0])[:count])
+
+
+def gradients(steps: Steps, inputs: Sequence[Tensor], gy: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of a program's inputs that are wanted, where autograd does not record: inside an operator."""
+    reverse = steps.reverse(tuple(wanted))
+    shapes: list[torch.Size] = []
+    registers = registers_of(OPS, steps.program.steps, inputs, saved=reverse.saved, shapes=shapes)
+    operands = {i: registers[i] for i in reverse.saved}
+    return back(steps.program.steps, reverse.wanted, operands, shapes, gy)[: len(inputs)]
 
 
 def back(

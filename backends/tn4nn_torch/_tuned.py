@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tn4nn._runtime.compiled import warn_once
+from tn4nn._base.warn import warn_once
 
 from ._device import capturing, graph_dtype
 from ._graphs import Captured
+from ._memory import require_all
 from ._runners import Runners
 from ._steps import Steps
 
@@ -62,6 +63,7 @@ class Tuned:
         dtype = graph_dtype(rows, cores)
         if dtype is None:
             return None
+        require_all("core", cores)  # a graph reads addresses
         graded = torch.is_grad_enabled()
         wanted = tuple(graded and t.requires_grad for t in (*cores, rows))
         key = (rows.shape[0], rows.dtype, dtype, wanted)

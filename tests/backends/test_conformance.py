@@ -1,17 +1,20 @@
 """Our own backends, and a third party's, through the suite that tn4nn ships."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 from helpers import run_python
 
 import tn4nn as tn
-from tn4nn import testing
+from tn4nn import _cli, testing
+from tn4nn._base import warn as _warn
 
 LAYER_CASES = [c for c in testing.CASES if isinstance(c.model, tn.Linear | tn.Embedding)]
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("case", testing.CASES, ids=str)
 def test_torch_conforms(case):
     pytest.importorskip("torch")
@@ -24,6 +27,7 @@ def on_jax(case):
     return pytest.param(case, id=str(case), marks=[] if few else pytest.mark.thorough)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("case", [on_jax(case) for case in testing.CASES])
 def test_jax_conforms(case):
     """Every size of batch in float64, and one in float32: jax compiles each of them by itself."""
@@ -32,13 +36,14 @@ def test_jax_conforms(case):
     testing.check(tn.backend("jax"), dataclasses.replace(case, batches=case.batches[-1:]), dtypes=("float32",))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("case", testing.CASES, ids=str)
 def test_jax_conforms_at_every_size_in_float32(case):
     pytest.importorskip("jax")
     testing.check(tn.backend("jax"), case, dtypes=("float32",))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_backend_trains_and_resumes_to_the_bit(name):
     pytest.importorskip(name)
@@ -82,7 +87,8 @@ LOOPBACK = """
 import sys
 sys.path.insert(0, {site!r})
 import tn4nn as tn
-from tn4nn import testing
+from tn4nn import _cli, testing
+from tn4nn._base import warn as _warn
 assert "loopback" in tn.backends(), tn.backends()
 registered = tn.backend("loopback")
 for case in testing.CASES:
@@ -114,6 +120,63 @@ def test_broken_entry_point_names_the_line_that_helps(tmp_path, monkeypatch):
     ):
         tn.backend("broken")
     assert "broken" not in tn.installed_backends()
+
+
+def _installed(folder, name, lines, module=""):
+    info = folder / f"{name}-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[tn4nn.backends]\n{lines}\n")
+    (folder / f"{name}.py").write_text(module)
+
+
+@pytest.mark.parametrize("raised", ["RuntimeError('x')", "SystemExit(3)", "OSError(5, 'x')", "KeyError('x')"])
+def test_a_backend_that_raises_at_import_is_listed_as_broken_and_harms_no_other(raised, tmp_path, monkeypatch, capsys):
+    name = f"raises_{raised[:3].lower()}"  # modules that failed are imported again, but each test has its own
+    _installed(tmp_path, name, f"{name} = {name}:backend", f"raise {raised}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(tn.BackendError, match=rf"'{name}' is broken: '{name}:backend' raised {raised.split('(')[0]}"):
+        tn.backend(name)
+    assert name in tn.backends()
+    assert name not in tn.installed_backends()
+    assert "numpy" in tn.installed_backends()
+    monkeypatch.setattr(sys, "argv", ["tn4nn", "backends"])
+    with pytest.raises(SystemExit) as end:
+        _cli.main()
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"{name} broken" in " ".join(out.split())
+    assert "numpy " in out
+
+
+def test_versions_that_cannot_be_told_harm_no_other(tmp_path, monkeypatch, capsys):
+    _installed(tmp_path, "unversioned", "unversioned = unversioned:backend", "backend = 3")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["tn4nn", "backends"])
+    with pytest.raises(SystemExit) as end:
+        _cli.main()
+    assert end.value.code == 0
+    assert "unversioned broken" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+def test_nobody_takes_the_place_of_one_of_ours(name, tmp_path, monkeypatch):
+    _installed(tmp_path, f"usurper_{name}", f"{name} = usurper_{name}:backend", "raise AssertionError('loaded')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_warn, "_WARNED", set())
+    with pytest.warns(UserWarning, match=rf"{name!r} is tn4nn's own, and 'usurper_{name}:backend' .* is not used"):
+        found = tn.backend(name)
+    assert found.name == name
+    assert tn.backends().count(name) == 1
+
+
+def test_of_two_that_share_a_name_one_is_used_and_the_other_is_told(tmp_path, monkeypatch):
+    for one in ("aaa", "bbb"):
+        _installed(tmp_path, one, f"twice = {one}:backend", f"backend = {one!r}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_warn, "_WARNED", set())
+    with pytest.warns(UserWarning, match="two packages register a backend 'twice': 'aaa:backend' is used"):
+        assert tn.backend("twice") == "aaa"
 
 
 def test_unknown_backend_names_the_nearest():

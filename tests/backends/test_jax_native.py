@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import first_of, run_python
 
 import tn4nn as tn
 from tn4nn._planning import native as _native_executor
@@ -15,7 +15,7 @@ import tn4nn_jax  # noqa: E402
 from tn4nn_jax import _native  # noqa: E402
 
 if core.runtime(4) is None:
-    pytest.skip("no C compiler on this machine", allow_module_level=True)
+    pytest.skip("there is no native kernel here", allow_module_level=True)
 if jax.device_count() > 1 or jax.default_backend() != "cpu":
     pytest.skip("the native runtime is for one CPU", allow_module_level=True)
 
@@ -58,6 +58,7 @@ def primitives(function, *given):
     return str(jax.make_jaxpr(function)(*given))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", list(NETWORKS))
 @pytest.mark.parametrize("rows", [1, 45])
 def test_values_and_gradients(name, rows):
@@ -72,6 +73,7 @@ def test_values_and_gradients(name, rows):
     agree(ours(cores, x), x @ NETWORKS[name].to_dense(weights).T)
 
 
+@pytest.mark.thorough
 def test_float64_and_other_dtypes():
     from tn4nn_jax._device import wide
 
@@ -86,7 +88,8 @@ def test_float64_and_other_dtypes():
     assert ours(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("name", ["mpo-5", "cp", "padded"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", first_of(["cp", "mpo-5", "padded"]))
 def test_forward_mode_and_second_derivatives(name):
     ours, plain, cores, x = problem(name)
     along = jax.tree.map(lambda value: jnp.cos(3 * value), (cores, x))
@@ -107,6 +110,7 @@ def test_forward_mode_and_second_derivatives(name):
     agree(*[reverse_over_forward(f) for f in (ours, plain)], tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_vmap_over_rows_is_one_long_call_and_over_cores_gives_the_same():
     ours, plain, cores, x = problem("mpo-5")
     many = jnp.stack([x, 2 * x, x - 1])
@@ -123,6 +127,7 @@ def test_vmap_over_rows_is_one_long_call_and_over_cores_gives_the_same():
     agree(*one_row)
 
 
+@pytest.mark.slow
 def test_scan_checkpoint_and_gradients_of_a_part():
     ours, plain, cores, x = problem("mpo-5")
 
@@ -144,6 +149,7 @@ def test_scan_checkpoint_and_gradients_of_a_part():
     )
 
 
+@pytest.mark.slow
 def test_without_jit():
     ours, plain, cores, x = problem("mpo-5")
     with jax.disable_jit():
@@ -152,6 +158,7 @@ def test_without_jit():
     agree(found, jax.grad(squares(plain), argnums=(0, 1))(cores, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 17, 45])
 def test_debug_nans_sees_those_of_the_numbers_and_no_others(rows):
     ours, plain, cores, x = problem("mpo-5", rows)
@@ -166,6 +173,7 @@ def test_debug_nans_sees_those_of_the_numbers_and_no_others(rows):
         jax.config.update("jax_debug_nans", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mpo-5", "cp", "kept"])
 def test_transposes_of_a_linear_function(name):
     ours, plain, cores, x = problem(name)
@@ -177,6 +185,7 @@ def test_transposes_of_a_linear_function(name):
     agree(*[jax.jit(jax.linear_transpose(f, cores[first]))(gy) for f in of_core])
 
 
+@pytest.mark.thorough
 def test_gradients_of_an_iterative_solver():
     net = tn.mpo((4, 4), (4, 4)).with_rank(4)
     cores = net.init(0)
@@ -199,6 +208,7 @@ def test_a_module_says_whether_it_uses_the_runtime():
         tn4nn_jax.linear(NETWORKS["ring"], NETWORKS["ring"].init(0), x, runtime="cuda")
 
 
+@pytest.mark.thorough
 def test_what_is_exported_is_the_program():
     from jax import export
 
@@ -247,16 +257,19 @@ _GRADIENTS = """
 """
 
 
+@pytest.mark.thorough
 def test_threads_of_xla_give_the_same_numbers():
     assert run_python(
         _GRADIENTS, XLA_FLAGS="--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads=4"
     ).split() == ["True"]
 
 
+@pytest.mark.thorough
 def test_several_devices_take_the_program():
     assert run_python(_GRADIENTS, XLA_FLAGS="--xla_force_host_platform_device_count=2").split() == ["False"]
 
 
+@pytest.mark.thorough
 def test_the_prologue_is_recomputed_where_it_is_not_saved(monkeypatch):
     monkeypatch.setattr(_recipe, "_SAVED_PROLOGUE", 0)
     monkeypatch.setattr(_native_executor, "_SAVE", -1)

@@ -6,14 +6,14 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers import close
+from helpers import close, run_python
 
 import tn4nn as tn
 from tn4nn._planning import layer as _layer
 from tn4nn._planning import planner as _planner
 
 torch = pytest.importorskip("torch")
-from tn4nn_torch import TNConv2d, TNEmbedding, TNLinear  # noqa: E402
+from tn4nn_torch import TNConv2d, TNEmbedding, TNLinear, split_attention  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -53,6 +53,7 @@ def gradients_of(layer, x):
     return found
 
 
+@pytest.mark.cases(6)
 def test_is_a_plain_module_with_ordinary_parameters(layer):
     assert all(isinstance(p, torch.nn.Parameter) for p in layer.parameters())
     assert set(dict(layer.named_parameters())) == {*layer.network.shapes, "bias"}
@@ -82,6 +83,7 @@ def test_any_subset_may_not_require_gradients(layer, x):
                 assert close(p.grad, whole[name])
 
 
+@pytest.mark.cases(2)
 def test_gradcheck_and_second_derivatives(layer):
     double = layer.double()
     x = torch.randn(2, 24, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(0))
@@ -89,6 +91,7 @@ def test_gradcheck_and_second_derivatives(layer):
     assert torch.autograd.gradgradcheck(lambda v: (double(v) ** 2).sum(), (x,))
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("how", ["tensor", "parameter", "vmapped", "compiled"])
 def test_a_core_of_the_right_size_and_another_shape_is_refused(x, how):
     layer = TNLinear(NETWORKS["mpo"], seed=1)
@@ -133,6 +136,7 @@ def test_func_grad_and_vmap(layer, x):
     assert all(close(each[name].sum(0), whole[name], 1e-4) for name in parameters)
 
 
+@pytest.mark.slow
 def test_compile_fullgraph(layer, x):
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -147,6 +151,7 @@ def test_compile_fullgraph(layer, x):
     assert close(compiled(more), expected(layer, more))
 
 
+@pytest.mark.cases(4)
 def test_export(layer, x):
     rows = torch.export.Dim("rows", min=2, max=64)
     program = torch.export.export(layer.eval(), (x,), dynamic_shapes=({0: rows},))
@@ -325,6 +330,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", list(CONVOLUTIONS))
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_convolutions(name, dynamic):
@@ -354,6 +360,7 @@ def test_exported_convolution_takes_any_batch():
     assert close(program.module()(images), conv(images))
 
 
+@pytest.mark.cases(1)
 def test_weight_can_be_read_under_compile(layer):
     torch._dynamo.reset()
     assert close(torch.compile(lambda: layer.weight, fullgraph=True, backend="aot_eager")(), layer.weight)
@@ -408,6 +415,7 @@ def _replica(rank, port, queue):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.thorough
 def test_distributed_data_parallel_gives_the_gradients_of_one_process():
     import socket
 
@@ -426,3 +434,174 @@ def test_distributed_data_parallel_gives_the_gradients_of_one_process():
     whole = gradients_of(TNLinear(NETWORKS["tree"], seed=0), x)
     for name, gradient in found.items():
         assert close(2 * torch.from_numpy(gradient), whole[name])  # DDP takes the mean over replicas
+
+
+# -- traced as a whole ------------------------------------------------------------------------------------------
+
+
+def _attention():
+    source = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    attention = split_attention(source)
+    attention.q_proj = TNLinear(tn.mpo((4, 4), (4, 4)).with_rank(3))
+
+    class SelfAttention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    return SelfAttention()
+
+
+TRACED = {
+    "linear": lambda: (TNLinear(tn.mpo((4, 4), (4, 4)).with_rank(3)), torch.randn(2, 3, 16)),
+    "padded": lambda: (TNLinear(tn.build("mpo", 35, 23, sites=2).with_rank(3)), torch.randn(2, 35)),
+    "ordered": lambda: (
+        TNLinear(tn.mpo((4, 4), (4, 4)).with_rank(3), ordering=tn.Ordering.random(16, seed=1)),
+        torch.randn(2, 3, 16),
+    ),
+    "dense": lambda: (TNLinear(tn.build("dense", 16, 16).with_rank(1)), torch.randn(2, 16)),
+    "convolution": lambda: (
+        TNConv2d(tn.mpo((8, 9), (4, 4)).with_rank(3), kernel=3, padding=1),
+        torch.randn(2, 8, 6, 6),
+    ),
+    "embedding": lambda: (TNEmbedding(tn.mpo((10, 10), (4, 4)).with_rank(3)), torch.randint(100, (2, 5))),
+    "padded embedding": lambda: (
+        TNEmbedding(tn.build("mpo", 97, 12, sites=2).with_rank(3), padding_idx=3),
+        torch.randint(97, (2, 5)),
+    ),
+    "attention": lambda: (_attention(), torch.randn(2, 5, 16)),
+}
+
+
+@pytest.mark.cases(1)
+@pytest.mark.parametrize("name", list(TRACED))
+@pytest.mark.parametrize("how", ["compile", "compile dynamic", "export strict", "export"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_layer_is_traced_as_a_whole(name, how):
+    module, x = TRACED[name]()
+    torch._dynamo.reset()
+    if how.startswith("compile"):
+        traced = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=how.endswith("dynamic"))
+    else:
+        batch = ({0: torch.export.Dim("batch")},)
+        strict = how.endswith("strict")
+        traced = torch.export.export(module, (x,), strict=strict, dynamic_shapes=batch).module()
+    for value in (x, torch.cat([x, x, x])) if how != "compile" else (x,):
+        y = traced(value)
+        assert close(y, module(value))
+        parameters = dict(module.named_parameters())
+        if how.startswith("export"):
+            parameters = dict(traced.named_parameters())
+        names = [key for key, p in module.named_parameters() if p.requires_grad]
+        found = torch.autograd.grad(y.square().sum(), [parameters[key] for key in names])
+        right = torch.autograd.grad(
+            module(value).square().sum(), [dict(module.named_parameters())[key] for key in names]
+        )
+        assert all(close(a, b, 1e-4) for a, b in zip(found, right, strict=True))
+
+
+# -- sharded ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5)])
+def test_results_are_no_views(shape):
+    net = tn.build("mpo", 35, 23, sites=2).with_rank(3)
+    for options in ({}, {"bias": False}, {"bias": False, "executor": "program"}, {"executor": "program"}):
+        y = TNLinear(net, **options)(torch.randn(*shape, 35))
+        assert not y._is_view()
+        y.mul_(2).sum().backward()
+    for layer in (TNEmbedding(net), TNEmbedding(net, padding_idx=3), TNEmbedding(tn.mpo((7, 5), (2, 2)).with_rank(2))):
+        y = layer(torch.randint(35, shape))
+        assert not y._is_view()
+        expected = torch.autograd.grad(layer(torch.ones(shape, dtype=torch.int64)).sum() * 2, list(layer.parameters()))
+        found = layer(torch.ones(shape, dtype=torch.int64)).mul_(2)
+        assert all(map(close, torch.autograd.grad(found.sum(), list(layer.parameters())), expected))
+
+
+@pytest.mark.slow
+def test_fsdp_shards_every_layer_without_a_warning(tmp_path):
+    code = """
+        import sys, warnings, torch, torch.distributed as dist, tn4nn as tn
+        from tn4nn_torch import TNConv2d, TNEmbedding, TNLinear
+        from torch.distributed.fsdp import fully_shard
+        dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+        net = tn.mpo((4, 4), (4, 4)).with_rank(3)
+        layers = (
+            (TNLinear(net), torch.randn(2, 3, 16)),
+            (TNLinear(net, bias=False, executor="program"), torch.randn(2, 3, 16)),
+            (TNConv2d(tn.mpo((8, 9), (4, 4)).with_rank(3), 3, padding=1), torch.randn(2, 8, 6, 6)),
+            (TNEmbedding(tn.mpo((10, 10), (4, 4)).with_rank(3)), torch.randint(100, (2, 5))),
+        )
+        for layer, x in layers:
+            expected = layer(x).detach()
+            fully_shard(layer)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*returned a view.*")
+                for _ in range(3):
+                    y = layer(x)
+                    assert torch.allclose(y, expected, atol=1e-5)
+                    y.sum().backward()
+        dist.destroy_process_group()
+        print("done")
+    """
+    assert "done" in run_python(code, tmp_path / "store")
+
+
+# -- copied and reparametrized ----------------------------------------------------------------------------------
+
+
+def test_a_copy_is_made_while_another_thread_calls():
+    layer, x = TNLinear(NETWORKS["mpo"]), torch.randn(5, 24)
+
+    class Called:
+        """Found by a call; while it is copied, the next call finds another one."""
+
+        def __deepcopy__(self, memo):
+            layer._quick[len(layer._quick)] = Called()
+            return self
+
+    for _ in range(3):
+        layer._quick[len(layer._quick)] = Called()
+    again = copy.deepcopy(layer)
+    assert again._quick == {}
+    assert torch.equal(again(x), layer(x))
+    assert again.network.topology is layer.network.topology
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["linear", "convolution", "embedding"])
+def test_a_weight_that_is_computed_cannot_be_reparametrized(kind):
+    from torch.nn.utils import prune
+
+    utils = torch.nn.utils
+    for change in (
+        utils.parametrizations.weight_norm, utils.parametrizations.spectral_norm, utils.parametrizations.orthogonal,
+        utils.weight_norm, utils.spectral_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ):  # fmt: skip
+        layer, x = TRACED[kind]()
+        y = layer(x)
+        with pytest.raises(tn.BackendError, match=r"received 'weight', which .* its cores \(core0.*name='core0'.*undo"):
+            change(layer)
+        assert torch.equal(layer(x), y)
+        assert not utils.parametrize.is_parametrized(layer)
+        for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(again(x), y)
+            with pytest.raises(tn.BackendError, match="received 'weight'"):
+                change(again)
+
+
+def test_a_core_can_be_reparametrized():
+    layer, x = TRACED["linear"]()
+    y = layer(x)
+    torch.nn.utils.parametrizations.weight_norm(layer, "core0")
+    assert torch.nn.utils.parametrize.is_parametrized(layer, "core0")
+    assert close(layer(x), y)
+    layer(x).sum().backward()
+    assert layer.parametrizations.core0.original0.grad is not None
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "core0")
+    assert close(layer(x), y)
+    named = TNLinear(tn.topology("weight: x a, other: a y", {"x": 4}, {"y": 4}).with_rank(2))
+    assert sorted(named.state_dict()) == ["bias", "other", "weight"]

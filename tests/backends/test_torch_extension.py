@@ -1,17 +1,17 @@
-"""The C++ extension: what the Python calls give, gradients and errors included, and when it is compiled."""
+"""The C++ extension: what the Python calls give, gradients and errors included, and that only a command compiles it."""
 
 import copy
 import gc
-import os
 import pickle
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import all_close, close
+from helpers.files import spoil
 
 import tn4nn as tn
+from tn4nn._base import libraries
 from tn4nn._planning import native as _native_executor
 from tn4nn._runtime import native as _native
 from tn4nn._runtime import recipe as _recipe
@@ -30,34 +30,6 @@ NETWORKS = {
     for name in tn.catalogue()
     if name != "dense"
 } | {"mpo-5": tn.mpo((4,) * 5, (4,) * 5).with_rank(4), "padded": tn.build("mpo", 35, 23, sites=2).with_rank(3)}
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    """The extension, compiled once for all processes of this run of the tests."""
-    shared = tmp_path_factory.getbasetemp()
-    folder = (shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared) / "extension"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TN4NN_CACHE", str(folder))
-        _calls._path.cache_clear()
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            end = time.monotonic() + 250
-            while not _calls._path().exists() and time.monotonic() < end:
-                time.sleep(0.2)
-        path = tn4nn_torch.build_extension()
-    state = dict(vars(_calls._State))
-    _calls._State.module = None  # other tests go on without it
-    yield path, state["module"]
-    _calls._path.cache_clear()
-
-
-@pytest.fixture
-def extension(library, monkeypatch):
-    """The extension in use."""
-    monkeypatch.setattr(_calls._State, "module", library[1])
-    return library[0]
 
 
 def layers(net, **options):
@@ -93,6 +65,7 @@ def test_values_and_gradients(extension, name, rows):
         assert close(ours(x), plain(x))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["ring", "cp", "padded"])
 def test_first_and_second_derivatives_in_float64(extension, name):
     net = NETWORKS[name]
@@ -168,6 +141,7 @@ def test_watched_calls_and_other_cores_do_not_take_the_short_path(extension):
     assert close(ours(x), 2 * plain(x))
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", ["ring", "padded"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 0)])
 @pytest.mark.parametrize("through", ["extension", "python"])
@@ -239,10 +213,11 @@ def test_a_result_outlives_its_layer(extension):
     assert close(torch.autograd.grad(loss, x)[0], expected)
 
 
+@pytest.mark.thorough
 def test_threads_copies_and_strides(extension):
     net = NETWORKS["mpo-5"]
     ours, plain = layers(net)
-    x = rows_of(net, 300)
+    x = rows_of(net, 4000)
     y, gradients = plain(x), gradients_of(plain, x)
     before = torch.get_num_threads()
     try:
@@ -297,13 +272,13 @@ def test_cores_that_do_not_fit_are_refused_and_not_read(through, library, monkey
 def test_the_first_call_may_come_without_gradients(mode, library, monkeypatch):
     monkeypatch.setattr(_calls._State, "module", library[1])
     with mode():
-        assert _calls._agrees()
+        assert _calls._agrees(library[1])
         ours, plain = layers(NETWORKS["ring"])
         x = rows_of(NETWORKS["ring"], 7)
         assert close(ours(x), plain(x))
 
 
-# -- when it is compiled ----------------------------------------------------------------------------------------
+# -- when it is looked for ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -311,39 +286,25 @@ def untouched(monkeypatch, tmp_path):
     """A process that has made no call yet, with an empty cache folder."""
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     monkeypatch.setenv("TN4NN_EXTENSION", "1")
-    _calls._path.cache_clear()
-    for name, value in {"calls": 0, "module": None, "off": False, "compiling": None}.items():
+    for name, value in {"module": None, "off": False}.items():
         monkeypatch.setattr(_calls._State, name, value)
-    yield _calls._State
-    _calls._path.cache_clear()
+    return _calls._State
 
 
-def test_many_calls_start_the_compiler_and_the_library_is_used_once_it_is_there(untouched, monkeypatch):
-    started, loaded = [], []
-    monkeypatch.setattr(_calls, "_MANY", 10)
-
-    def start():
-        started.append(untouched.calls)
-        untouched.compiling = SimpleNamespace(poll=lambda: None)
-
-    monkeypatch.setattr(_calls, "_start", start)
-    monkeypatch.setattr(_calls, "_load", lambda: loaded.append(1) or setattr(untouched, "off", True))
-    held = SimpleNamespace(host=None)
-    assert [_calls.ready(held) for _ in range(30)] == [None] * 30
-    assert started == [10]
-    _calls._path().parent.mkdir(parents=True)
-    _calls._path().write_bytes(b"")
-    untouched.compiling = SimpleNamespace(poll=lambda: 0)
-    assert _calls.ready(held) is None
-    assert loaded == [1]
+def test_it_is_looked_for_once_and_never_compiled_by_a_call(untouched, monkeypatch):
+    looked = []
+    monkeypatch.setattr(_calls, "existing", lambda name: looked.append(name))
+    monkeypatch.setattr(_calls, "_built", lambda: pytest.fail("it was compiled"))
+    assert [_calls.ready(SimpleNamespace(host=None)) for _ in range(30)] == [None] * 30
+    assert looked == [_calls._name()]
 
 
-def test_a_compiler_that_failed_once_is_not_tried_again(untouched, monkeypatch):
-    monkeypatch.setattr(_calls, "_MANY", 5)
-    monkeypatch.setattr(_calls, "_start", lambda: pytest.fail("it was tried again"))
-    _calls._log().parent.mkdir(parents=True)
-    _calls._log().write_text("error")
-    assert [_calls.ready(SimpleNamespace(host=None)) for _ in range(12)] == [None] * 12
+def test_one_that_lies_in_the_cache_is_loaded_by_the_first_call(extension, untouched, monkeypatch):
+    path = libraries._stored(_calls._path(), extension.read_bytes())
+    loaded = []
+    monkeypatch.setattr(_calls, "_load", lambda path: loaded.append(path) or setattr(untouched, "off", True))
+    assert [_calls.ready(SimpleNamespace(host=None)) for _ in range(3)] == [None] * 3
+    assert loaded == [path]
 
 
 def test_the_environment_turns_it_off(untouched, monkeypatch):
@@ -362,14 +323,13 @@ def test_a_missing_or_failing_compiler_is_an_error_where_it_was_asked_for(untouc
         with pytest.raises(tn.BackendError, match=r"Python\.h, which is not in /nowhere: install python3-dev"):
             tn4nn_torch.build_extension()
     monkeypatch.setattr(_calls, "_source", lambda: "no C++")
-    _calls._path.cache_clear()
-    with pytest.raises(tn.BackendError, match=r"could not build tn4nn's torch extension; it says, in .*error"):
+    monkeypatch.setattr(_calls, "_name", lambda: "calls-of-no-source.so")
+    with pytest.raises(tn.BackendError, match=r"torch extension could not be compiled: .* failed: .*error"):
         tn4nn_torch.build_extension()
 
 
 def test_a_library_that_does_not_load_is_not_used(untouched):
-    _calls._path().parent.mkdir(parents=True)
-    _calls._path().write_bytes(b"no library")
+    libraries._stored(_calls._path(), b"no library")
     with (
         pytest.warns(UserWarning, match="does not load"),
         pytest.raises(tn.BackendError, match="does not load or gives wrong numbers"),
@@ -377,6 +337,17 @@ def test_a_library_that_does_not_load_is_not_used(untouched):
         tn4nn_torch.build_extension()
     layer = TNLinear(NETWORKS["ring"])
     assert layer(torch.zeros(2, 36)).shape == (2, 24)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "no digest", "open to others", "a link", "of another"])
+def test_a_library_that_is_damaged_or_not_ours_is_never_loaded(how, extension, untouched, monkeypatch):
+    path = libraries._stored(_calls._path(), extension.read_bytes())
+    assert libraries.is_whole(path)
+    spoil(path, how, monkeypatch)
+    monkeypatch.setattr(_calls, "_load", lambda path: pytest.fail("it was loaded"))
+    assert not libraries.is_whole(path)
+    if how != "of another":  # then neither the folder is ours, which is told
+        assert _calls.ready(SimpleNamespace(host=None)) is None
 
 
 def test_the_prologue_is_recomputed_where_it_is_not_saved(extension, monkeypatch):

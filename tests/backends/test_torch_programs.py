@@ -9,7 +9,7 @@ import pytest
 from helpers import all_close
 
 import tn4nn as tn
-from tn4nn._runtime import compiled as _compiled
+from tn4nn._base import warn as _warn
 from tn4nn._runtime.program import run
 from tn4nn.testing import random_network
 
@@ -307,7 +307,7 @@ def test_what_cannot_be_captured_is_a_warning_once_and_the_steps_run(monkeypatch
 
     monkeypatch.setattr(_tuned, "Captured", refuse)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(_compiled, "_WARNED", set())
+    monkeypatch.setattr(_warn, "_WARNED", set())
     layer = TNLinear(NETWORKS["mpo"])
     found = _tuned.Tuned()._candidates(layer.runners, torch.ones(5, 24), layer.cores(), torch.float32, [True] * 4)
     with pytest.warns(UserWarning, match=r"no CUDA graph for a layer \(CUDA error: operation not permitted"):

@@ -6,6 +6,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._base.cache import PlanCache, plans
+from tn4nn._base.records import sealed
 
 RING = tn.ring((4, 4, 4), (4, 4, 4)).with_rank(4)
 
@@ -50,9 +51,9 @@ def test_an_entry_of_another_schema_counts_as_absent(tmp_path, recwarn):
     store.put("a", {"x": 1})
     path = tmp_path / "a.json"
     entry = json.loads(path.read_bytes())
-    assert entry == {"schema": 2, "key": "a", "value": {"x": 1}}
+    assert entry == sealed({"schema": 3, "key": "a", "value": {"x": 1}})
     assert PlanCache(tmp_path).get("a") == {"x": 1}
-    for schema in (1, 3):
+    for schema in (1, 2, 4):
         path.write_text(json.dumps({**entry, "schema": schema}))
         assert PlanCache(tmp_path).get("a") is None
     path.write_text(_as_before(json.dumps(entry)))

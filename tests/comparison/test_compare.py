@@ -1,14 +1,19 @@
 """The sweep: budgets, rows, resuming, failures."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 
 import tn4nn as tn
-from tn4nn._comparison import cells, runs, settings, timing
+from tn4nn._base import files as _files
+from tn4nn._base.records import sealed
+from tn4nn._comparison import cells, runs, settings, timing, workers
+from tn4nn._comparison.variants import Variant
 from tn4nn._runtime.target import Target
 
 torch = pytest.importorskip("torch")
@@ -26,6 +31,7 @@ def _short_timing(monkeypatch):
     monkeypatch.setattr(timing, "STEPS", 2)
 
 
+@pytest.mark.thorough
 def test_rows_hold_what_scripts_rely_on():
     report = tn.compare(["mpo", "dense", "tucker"], budget=[600, 900], **QUICK)
     assert report.results["schema"] == 1
@@ -100,6 +106,7 @@ def test_seeds_and_backends_give_the_same_weights_and_different_runs():
     assert len({row["accuracy"] for row in report.rows}) == 2
 
 
+@pytest.mark.thorough
 def test_every_topology_gets_the_same_search(monkeypatch):
     tried = {}
     original = runs.train
@@ -110,12 +117,52 @@ def test_every_topology_gets_the_same_search(monkeypatch):
         return original(model, *args, **kwargs)
 
     monkeypatch.setattr(runs, "train", spy)
-    report = tn.compare(["mpo", "cp"], budget=600, backends=["torch"], seeds=1, epochs=3)
+    report = tn.compare(["mpo", "cp"], budget=600, backends=["torch"], seeds=1, epochs=9)
     assert len(tried) == 2
-    assert all(runs == [(lr, 1, "torch") for lr in settings.LEARNING_RATES] for runs in tried.values())
-    assert all(row["lr"] in settings.LEARNING_RATES for row in report.rows)
+    for ran in tried.values():
+        assert ran[:4] == [(lr, 1, "torch") for lr in settings.LEARNING_RATES]
+        assert [epochs for _, epochs, _ in ran] == [1] * (len(ran) - 2) + [3, 3]  # the best two again, for longer
+    steps = -(-round(0.9 * 1438) // 64)
+    for row, ran in zip(report.rows, tried.values(), strict=True):
+        assert row["search_steps"] == steps * sum(epochs for _, epochs, _ in ran)
+        assert row["steps"] == 9 * steps
+    assert {row["lr"] for row in report.rows} <= {lr for ran in tried.values() for lr, *_ in ran}
 
 
+@pytest.mark.parametrize(
+    ("best", "found", "further"),
+    [
+        (3e-3, 3e-3, ()),
+        (1e-2, 1e-2, (3e-2,)),
+        (3e-2, 3e-2, (3e-2, 1e-1)),
+        (0.3, 0.3, (3e-2, 1e-1, 0.3)),
+        (10.0, 0.3, (3e-2, 1e-1, 0.3)),  # never further
+        (3e-5, 3e-5, (1e-4, 3e-5, 1e-5)),
+        (1e-9, 1e-5, (1e-4, 3e-5, 1e-5)),
+        (None, 1e-2, ()),  # it fails with every rate
+    ],
+)
+def test_the_search_goes_on_beyond_an_edge_that_wins(monkeypatch, best, found, further):
+    tried = []
+
+    def score(cell, task, settings, lr, steps, share):
+        tried.append((lr, share))
+        return (runs.FAILED if best is None else (50.0, -abs(math.log(lr / best)))), 10
+
+    monkeypatch.setattr(runs, "_score", score)
+    task = tn.classification(tn.load_data("digits"))
+    auto = settings.Settings("digits", 8, 3, None, 64, "adam", "auto", "float32", None, (600,), "params", 1, 1,
+                             "network", ("torch",))  # fmt: skip
+    variant = Variant("mpo", "topology", 600, None, {"0": 600}, 600.0, 4736, 4800)
+    rate = runs.best_rate(cells.Cell(variant, "torch", 0, "key"), task, auto, None)
+    assert rate.lr == found
+    first = [lr for lr, share in tried if share == runs.RUNGS[0]]
+    assert tuple(first) == (*settings.LEARNING_RATES, *further)
+    assert len(tried) - len(first) == (0 if best is None else 2)
+    assert rate.search_steps == 10 * len(tried)
+
+
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("lr", [1e-3, "auto"])
 def test_a_cell_that_fails_is_a_row_and_the_sweep_goes_on(monkeypatch, lr):
     from tn4nn_torch._trainer import TorchTrainer
@@ -148,7 +195,7 @@ def test_a_backend_named_twice_counts_once():
 
 
 def test_a_run_that_diverges_is_failed():
-    report = tn.compare(["mpo"], budget=600, **{**QUICK, "seeds": 1, "lr": 1e30})
+    report = tn.compare(["mpo"], budget=600, optimizer="sgd", **{**QUICK, "seeds": 1, "lr": 1e30})
     assert report.rows[0]["status"] == "failed"
     assert "diverged" in report.rows[0]["reason"]
 
@@ -160,6 +207,7 @@ def _no_times(rows):
     return [{k: v for k, v in row.items() if not k.startswith("step_")} for row in rows]
 
 
+@pytest.mark.thorough
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     whole = tn.compare(["mpo", "cp"], budget=600, out=tmp_path / "whole", **QUICK)
     original, ran = runs.train, []
@@ -183,7 +231,8 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_a_line_that_was_cut_off_runs_again(tmp_path, monkeypatch):
     first = tn.compare(["mpo"], budget=600, out=tmp_path, **QUICK)
     path = tmp_path / "rows.jsonl"
-    path.write_text(path.read_text()[:-40])
+    *lines, _ = path.read_text().splitlines()
+    path.write_text("\n".join(lines)[:-40])
     again = []
     original = runs.train
     monkeypatch.setattr(runs, "train", lambda m, *a, **k: again.append(k["seed"]) or original(m, *a, **k))
@@ -201,6 +250,77 @@ def test_a_line_that_is_broken_in_the_middle_is_named(tmp_path):
         tn.compare(["mpo"], budget=600, out=tmp_path, resume=True, **QUICK)
 
 
+def _rows(tmp_path):
+    """The finished sweep of one model and two seeds, and its lines."""
+    tn.compare(["mpo"], budget=600, out=tmp_path, **QUICK)
+    path = tmp_path / "rows.jsonl"
+    lines = path.read_text().splitlines()
+    assert len(lines) == 4  # a learning rate, two rows, the end
+    return path, lines
+
+
+def _resumed(tmp_path):
+    return tn.compare(["mpo"], budget=600, out=tmp_path, resume=True, **QUICK)
+
+
+def test_a_last_line_without_its_newline_is_kept_and_nothing_is_glued_to_it(tmp_path):
+    path, lines = _rows(tmp_path)
+    path.write_text("\n".join(lines[:2]))
+    _resumed(tmp_path)
+    assert path.read_text().splitlines()[:2] == lines[:2]
+    assert len(path.read_text().splitlines()) == 4
+    _resumed(tmp_path)
+
+
+@pytest.mark.cases(1)
+@pytest.mark.parametrize("line", [0, 2])
+def test_a_line_that_was_damaged_or_edited_is_named(tmp_path, line):
+    path, lines = _rows(tmp_path)
+    entry = json.loads(lines[line])
+    damages = {
+        "an edited value": json.dumps({**entry, "value": {**entry["value"], "lr": 0.5}}),
+        "another key": json.dumps({**entry, "key": "0" * 16}),
+        "no digest": json.dumps({key: value for key, value in entry.items() if key != "digest"}),
+        "no row": json.dumps(sealed({"key": entry["key"], "value": {"lr": "fast"}})),
+        "a flipped bit": lines[line].replace('"value"', '"valud"'),
+        "nested without end": "[" * 10**5,
+    }
+    expected = rf"rows\.jsonl, line {line + 1} (cannot be read|was damaged or edited)"
+    for text in damages.values():
+        path.write_text("\n".join([*lines[:line], text, *lines[line + 1 :], ""]))
+        before = path.read_bytes()
+        with pytest.raises(tn.CheckpointError, match=expected):
+            _resumed(tmp_path)
+        assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path, monkeypatch):
+    path, lines = _rows(tmp_path)
+    path.write_text("\n".join([*lines[:2], ""]))
+    before, real = path.read_bytes(), os.write
+
+    def full(descriptor, data):
+        if len(data) > 9:
+            return real(descriptor, bytes(data[:9]))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_files.os, "write", full)
+    with pytest.raises(tn.WriteError, match=r"rows\.jsonl.*No space left on device.*is unchanged.*free some space"):
+        _resumed(tmp_path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+
+
+def test_a_worker_that_dies_is_told_with_what_would_do(tmp_path):
+    with (
+        pytest.raises(
+            tn.TN4NNError, match=r"a process that trained ended without a word.*fewer jobs=.*__main__.*resume"
+        ),
+        workers.workers(2) as each,
+    ):
+        list(each(os._exit, [(3,)]))
+
+
 def test_without_resume_earlier_rows_are_moved_aside(tmp_path):
     tn.compare(["mpo"], budget=600, out=tmp_path, **{**QUICK, "seeds": 1})
     before = (tmp_path / "rows.jsonl").read_text()
@@ -210,6 +330,52 @@ def test_without_resume_earlier_rows_are_moved_aside(tmp_path):
     assert kept[0].read_text() == before
 
 
+@pytest.mark.thorough
+def test_without_resume_rows_of_a_sweep_that_was_stopped_are_an_error(tmp_path, monkeypatch):
+    original, ran = runs.train, []
+
+    def stops(model, *args, **kwargs):
+        if ran:
+            raise KeyboardInterrupt
+        ran.append(kwargs["seed"])
+        return original(model, *args, **kwargs)
+
+    monkeypatch.setattr(runs, "train", stops)
+    with pytest.raises(KeyboardInterrupt):
+        tn.compare(["mpo"], budget=600, out=tmp_path, **QUICK)
+    monkeypatch.undo()
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("the work began"))
+    for other in ({}, {"seeds": 1}, {"epochs": 2}):  # whatever is asked for now
+        with pytest.raises(tn.CheckpointError, match=r"holds 2 lines of a sweep that has not.*resume=True.*another"):
+            tn.compare(["mpo"], budget=600, out=tmp_path, **{**QUICK, **other})
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
+    monkeypatch.undo()
+    tn.compare(["mpo"], budget=600, out=tmp_path, resume=True, **QUICK)
+    whole = (tmp_path / "rows.jsonl").read_bytes()
+    assert whole.startswith(before)
+    tn.compare(["mpo"], budget=600, out=tmp_path, resume=True, **QUICK)  # it is through: nothing is added
+    assert (tmp_path / "rows.jsonl").read_bytes() == whole
+    tn.compare(["mpo"], budget=600, out=tmp_path, **QUICK)
+    (aside,) = tmp_path.glob("rows.jsonl.*")
+    assert aside.read_bytes() == whole
+
+
+@pytest.mark.cases(2)
+@pytest.mark.parametrize("ending", ["", '{"key": "half', "no JSON\n"])
+def test_a_file_that_cannot_be_read_is_not_moved_aside(tmp_path, ending):
+    tn.compare(["mpo"], budget=600, out=tmp_path, **{**QUICK, "seeds": 1})
+    path = tmp_path / "rows.jsonl"
+    *lines, _ = path.read_text().splitlines()
+    path.write_text("".join(line + "\n" for line in lines) + ending)
+    before = path.read_bytes()
+    with pytest.raises(tn.CheckpointError, match="another folder"):
+        tn.compare(["mpo"], budget=600, out=tmp_path, **{**QUICK, "seeds": 1})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.thorough
 def test_other_settings_do_not_take_up_old_rows(tmp_path):
     tn.compare(["mpo"], budget=600, out=tmp_path, **{**QUICK, "seeds": 1})
     more = tn.compare(["mpo"], budget=600, out=tmp_path, resume=True, **{**QUICK, "seeds": 1, "epochs": 2})
@@ -218,6 +384,7 @@ def test_other_settings_do_not_take_up_old_rows(tmp_path):
     assert more.rows[0]["status"] == "ok"
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("changed", ["y_train", "x_train", "y_test"])
 def test_other_data_do_not_take_up_old_rows(tmp_path, changed):
     data = tn.load_data("digits")
@@ -231,6 +398,7 @@ def test_other_data_do_not_take_up_old_rows(tmp_path, changed):
     assert len([line for line in lines if "accuracy" in line]) == 2
 
 
+@pytest.mark.thorough
 def test_two_processes_give_the_same_rows():
     alone = tn.compare(["mpo", "cp"], budget=600, **{**QUICK, "seeds": 1})
     pair = tn.compare(["mpo", "cp"], budget=600, jobs=2, **{**QUICK, "seeds": 1})
@@ -258,6 +426,7 @@ outputs = {y0 = 2, y1 = 5}
 """
 
 
+@pytest.mark.thorough
 def test_own_topology_from_a_file_gets_a_dense_head_for_all(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(OWN)
@@ -268,6 +437,7 @@ def test_own_topology_from_a_file_gets_a_dense_head_for_all(tmp_path):
     assert all(row["model_params"] == row["params"] + 64 + 640 + 10 for row in report.rows)
 
 
+@pytest.mark.thorough
 def test_own_topology_with_a_head(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(OWN + HEAD)
@@ -294,6 +464,8 @@ def test_own_topology_in_json(tmp_path):
             "entry 'x': output leg 'y' is on no core",
         ),
         ("a.toml", "x = 3", "entry 'x'"),
+        ("a.toml", "x = " + "[" * 5000 + "]" * 5000, "is not TOML: nested more than 200 deep"),
+        ("a.json", "[" * 10**5, "nested more than 200 deep"),
         ("a.toml", "[x]\ncores = 'x y'\ninputs = {x = 2}", "entry 'x': topology data lacks outputs"),
     ],
 )
@@ -317,7 +489,7 @@ def test_a_bad_file_of_topologies_is_named(tmp_path, name, text, message):
         (["mpo"], {"epochs": 0}, "epochs must be a whole number of at least 1, received 0"),
         (["mpo"], {"batch_size": 0}, "batch_size must be a whole number of at least 1, received 0"),
         (["mpo"], {"hidden": 0}, "hidden"),
-        (["mpo"], {"optimizer": "adma"}, "optimizer must be one of sgd, adam, adamw, received 'adma'"),
+        (["mpo"], {"optimizer": "adma"}, "optimizer must be one of sgd, adam, adamw, muon, received 'adma'"),
         (["mpo"], {"precision": "fp32"}, "precision must be one of float32, float64, bf16, received 'fp32'"),
         (["mpo"], {"budget": []}, "no budgets to compare under"),
         (["mpo"], {"backends": ["torhc"]}, "unknown backend 'torhc'"),
@@ -330,6 +502,7 @@ def test_bad_questions(arguments, options, message):
         tn.compare(arguments, **{**QUICK, **options})
 
 
+@pytest.mark.thorough
 def test_save_writes_the_three_files(tmp_path):
     report = tn.compare(["mpo"], budget=600, **{**QUICK, "seeds": 1})
     page = report.save(tmp_path / "new")
@@ -337,6 +510,7 @@ def test_save_writes_the_three_files(tmp_path):
     assert json.loads((page.parent / "results.json").read_text())["rows"] == report.rows
 
 
+@pytest.mark.slow
 def test_digits_at_600_weights():
     """E13: an MPO with at most 600 weights reaches 93 % on the embedded digits."""
     report = tn.compare(["mpo"], budget=600, backends=["torch"], seeds=3)

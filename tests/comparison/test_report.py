@@ -18,12 +18,13 @@ import pytest
 from helpers import run_python
 from rich.console import Console
 
+import tn4nn._comparison.columns as columns_module
 import tn4nn._comparison.report as module
 import tn4nn._comparison.summary as summary_module
 from tn4nn import CheckpointError, TN4NNError, WriteError
+from tn4nn._comparison.columns import short
 from tn4nn._comparison.report import print_table, summarise, write_csv, write_figure, write_html, write_json
 from tn4nn._comparison.rows import ROW_KEYS
-from tn4nn._comparison.summary import short
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -168,16 +169,29 @@ def test_the_table_fits_120_columns_and_holds_everything() -> None:
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
     cells = next(line for line in lines if line.startswith("mpo")).split()
-    expected = "mpo torch 1000 985 98.5 206x 57.9x 8865 2000 100 2 0.65x 95.00 ± 1.00 ok"
+    expected = "mpo torch 95.00 ± 1.00 0.65x 985 1000 98.5 206x 57.9x 2 8865 2000 100 0.003 ok"
     assert cells == expected.split()
     assert "ok 1/2 [1]" in text
     assert "[1] loss is NaN" in text
     assert "infeasible [2]" in text
     assert "[2] smallest [rank 1]" in text
     assert "MACs = multiply-adds of one forward pass per sample" in text
-    assert "test split at the last epoch" in text
+    assert "accuracy: on the test split, or the validation split of a task without one, after the last step" in text
     assert "do not fit" not in text
     assert "machine: cpu Xeon" in text
+
+
+@pytest.mark.thorough
+def test_a_learning_rate_at_the_end_of_what_was_tried_is_said(tmp_path: Path) -> None:
+    rows = [row(), row(topology="ring", lr=0.3), row(topology="cp", lr=1e-5)]
+    config = {"learning_rates": [0.0003, 0.01], "learning_rate_bounds": [1e-5, 0.3]}
+    results = {"schema": 1, "config": config, "rows": rows}
+    said = "the best learning rate is the last that was tried, another may be better: ring, cp"
+    assert said in text_of(results, 120)
+    write_html(tmp_path / "a.html", results)
+    assert said in (tmp_path / "a.html").read_text()
+    for other in ({**config, "learning_rate_bounds": None}, {}, None):
+        assert "was tried" not in text_of({**results, "config": other}, 120)
 
 
 def test_a_narrow_terminal_loses_columns_and_says_so() -> None:
@@ -203,6 +217,17 @@ def test_csv_has_a_line_a_row(tmp_path: Path) -> None:
     assert (back[0]["budget"], back[0]["params"], back[0]["note"]) == ("", "203264", "")
     assert back[6]["reason"] == "smallest is 1040 [rank 1]"
     assert back[-1]["note"] == "Zürich, 1"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1"])
+def test_no_cell_of_a_csv_is_a_formula(text: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", {**RESULTS, "rows": [row(topology=text, accuracy=-1.5, note=text)]})
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        (back,) = csv.DictReader(file)
+    assert (back["topology"], back["note"]) == (f"'{text}", f"'{text}")
+    assert back["accuracy"] == "-1.5"
+    write_csv(tmp_path / "a.csv", {**RESULTS, "rows": [row(topology="a\r=1")]})
+    assert len((tmp_path / "a.csv").read_text("utf-8").splitlines()) == 2
 
 
 def test_json_is_strict_and_plain(tmp_path: Path) -> None:
@@ -237,6 +262,7 @@ def test_json_says_where_a_value_is_that_has_no_form(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_every_writer_leaves_the_old_file_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
@@ -297,7 +323,9 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing(tmp_path: Path) -> None:
     assert "<script>alert" not in text
     assert f"low_$rank {EVIL}" in page.words
     assert sum(tag == "script" for tag, _ in page.tags) == 1
-    assert sum(tag == "svg" for tag, _ in page.tags) == 1
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4  # the key, and three panels
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
     for tag, attributes in page.tags:
         assert tag not in ("link", "img", "iframe", "object", "image")
         for key in ("src", "href", "xlink:href"):
@@ -323,8 +351,10 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing(tmp_path: Path) -> None:
 def test_every_cell_has_a_key_to_sort_by(tmp_path: Path) -> None:
     _, page = page_of(RESULTS, tmp_path)
     keys = [attributes["data-v"] for tag, attributes in page.tags if "data-v" in attributes]
-    assert len(keys) == 5 * len(summary_module.COLUMNS)
-    assert keys[:4] == ["dense", "torch", "", "203264"]
+    heads = [tag for tag, attributes in page.tags if tag == "th" and attributes.get("scope") == "col"]
+    assert len(keys) == 5 * 15
+    assert len(heads) == 15 + len(ROW_KEYS) - 1  # the table, and that of the seeds
+    assert keys[:5] == ["dense", "torch", "98.2", "1", "203264"]
 
 
 def test_without_matplotlib_the_page_comes_without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,6 +375,7 @@ def test_without_accuracies_there_is_no_figure(tmp_path: Path, rows: list[dict[s
         write_figure(tmp_path / "a.png", {"schema": 1, "rows": rows})
 
 
+@pytest.mark.slow
 def test_figures_of_every_size(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="figures need matplotlib")
     many = [
@@ -375,3 +406,4 @@ def test_reports_import_nothing_heavy() -> None:
 def test_the_examples_run() -> None:
     assert doctest.testmod(module).failed == 0
     assert doctest.testmod(summary_module).failed == 0
+    assert doctest.testmod(columns_module).failed == 0

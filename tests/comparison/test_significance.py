@@ -49,6 +49,7 @@ def test_one_seed_tells_no_difference() -> None:
     assert level_with_best([{"topology": "mpo", "accuracy": None}]) == {}
 
 
+@pytest.mark.thorough
 def test_a_budget_of_multiply_adds() -> None:
     pytest.importorskip("torch")
     report = tn.compare(

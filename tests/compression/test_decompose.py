@@ -93,6 +93,7 @@ def test_wrong_two_factor_arguments(arguments: dict, error: type[Exception], tex
 # -- every topology ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_a_network_is_found_again(name: str) -> None:
     net = built(name).with_rank(2, clip=True)
@@ -103,6 +104,7 @@ def test_a_network_is_found_again(name: str) -> None:
     assert result.network == net
 
 
+@pytest.mark.cases(7)
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_the_error_is_that_of_the_weights(name: str) -> None:
     w = random(18, 24).astype(np.float32)
@@ -116,6 +118,7 @@ def test_the_error_is_that_of_the_weights(name: str) -> None:
         assert 0.3 < result.error < 1
 
 
+@pytest.mark.cases(9)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_graphs_never_get_worse_than_nothing(seed: int) -> None:
     """Hyperedges, kept legs, cores without open legs, several parts: least squares ends at a stationary point."""
@@ -129,6 +132,7 @@ def test_random_graphs_never_get_worse_than_nothing(seed: int) -> None:
     assert result.error == pytest.approx(relative_error(fitted, w))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("scale", [1e-15, 1e-5, 1e15])
 @pytest.mark.parametrize("name", ["block_term", "cp", "ring"])
 def test_the_unit_of_w_changes_nothing(name: str, scale: float) -> None:
@@ -139,6 +143,7 @@ def test_the_unit_of_w_changes_nothing(name: str, scale: float) -> None:
     assert other < max(1.5 * one, 1e-5)
 
 
+@pytest.mark.cases(9)
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_least_squares_never_lose_to_the_sweep(name: str) -> None:
     w = smooth(18, 24) + 0.1 * random(18, 24)
@@ -219,6 +224,7 @@ def test_an_error_is_kept(name: str, error: float) -> None:
         assert result.network.num_params < 200
 
 
+@pytest.mark.thorough
 def test_an_error_is_kept_on_loops_or_refused_with_the_best() -> None:
     w = smooth(18, 24)
     for name, error in (("ring", 0.05), ("cp", 0.15), ("block_term", 0.1), ("complete", 0.05)):
@@ -236,6 +242,7 @@ def test_an_error_is_kept_on_loops_or_refused_with_the_best() -> None:
         tn.decompose(random(18, 24), built("monarch"), error=0.01)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["ring", "cp", "complete"])
 @pytest.mark.parametrize("error", [0.0, 1e-9])
 def test_no_error_on_loops_finds_the_network_that_is_there(name: str, error: float) -> None:
@@ -246,6 +253,7 @@ def test_no_error_on_loops_finds_the_network_that_is_there(name: str, error: flo
     assert result.network.num_params <= 1.3 * net.num_params
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("topology", [tn.mpo((3, 2, 2), (2, 3, 2)), tn.tree((3, 2, 2), (2, 3, 2))], ids=["mpo", "tree"])
 @pytest.mark.parametrize("budget", [60, 90, 140])
 def test_ranks_by_budget_against_all_ranks(topology: tn.Topology, budget: int) -> None:
@@ -290,6 +298,7 @@ def test_a_budget_is_spent_where_it_matters() -> None:
 # -- not compressible -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_noise_is_called_incompressible() -> None:
     result = tn.decompose(random(256, 784), tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)), rank=10)
     assert result.error > 0.97
@@ -338,6 +347,7 @@ def correlated(rows: int, features: int) -> np.ndarray:
     return np.random.default_rng(8).standard_normal((rows, features)) @ mix.T
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_calibration_lowers_the_error_of_the_outputs(name: str) -> None:
     w, x = random(18, 24), correlated(400, 24)
@@ -367,6 +377,7 @@ def test_the_verdict_on_calibration_inputs_is_about_the_outputs() -> None:
     assert tn.decompose(along + 0.01 * random(256, 96), tn.low_rank(96, 256), rank=4, inputs=x).compressible
 
 
+@pytest.mark.thorough
 def test_a_covariance_is_as_good_as_the_batch() -> None:
     w, x = random(18, 24), correlated(400, 24)
     for name in ("low_rank", "ring"):
@@ -375,6 +386,7 @@ def test_a_covariance_is_as_good_as_the_batch() -> None:
         assert covariance.output_error == pytest.approx(batch.output_error, rel=1e-5)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["tucker", "mpo", "tree"])
 def test_ranks_follow_what_the_outputs_see(name: str) -> None:
     """Inputs of which some hardly vary, as the border of an image: their bonds need little."""
@@ -442,6 +454,7 @@ def test_a_kept_leg_keeps_its_blocks() -> None:
         assert tn.decompose(w, free, inputs=inputs, dtype="float64").error < 1e-6
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", ["mpo", "ring", "btt", "cp"])
 def test_complex_matrices(name: str) -> None:
     net = built(name).with_rank(2, clip=True)
@@ -494,6 +507,7 @@ def test_large_systems_go_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch
 # -- all cores at once -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize("kind", ["real", "complex", "weighed"])
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_what_steps_are_made_of(name: str, kind: str) -> None:
@@ -558,6 +572,7 @@ ILL_CONDITIONED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["collinear", "product", "ring", "cp", pytest.param("complete", marks=pytest.mark.thorough)],  # the slowest
@@ -573,6 +588,7 @@ def test_cores_that_have_to_change_together(name: str, monkeypatch: pytest.Monke
     assert error() > above
 
 
+@pytest.mark.thorough
 def test_steps_are_for_small_networks_and_enough_memory() -> None:
     (w, net), _, reached, above = ILL_CONDITIONED["collinear"]
     target = target_of(w, net.topology, None, None)
@@ -587,6 +603,7 @@ def test_steps_are_for_small_networks_and_enough_memory() -> None:
     assert refined(als.Als(target_of(random(64, 64), large.topology, None, None), large), start, 2**40) is start
 
 
+@pytest.mark.cases(16)
 @pytest.mark.parametrize("seed", range(20))
 def test_programs_and_einsum_contract_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(als, "_QUICK", math.inf)
@@ -781,6 +798,7 @@ def redundant(name: str, kind: str = "float64") -> tuple[tn.Network, dict[str, n
     return result.network, dict(result.weights), result.network.to_dense(result.weights)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("kind", ["float64", "complex128"])
 @pytest.mark.parametrize("name", ["mpo", "tree", "tucker", "low_rank"])
 def test_rounding_is_decomposing_w(name: str, kind: str) -> None:

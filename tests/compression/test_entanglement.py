@@ -127,6 +127,7 @@ def test_networks_without_forming_w(name: str) -> None:
         assert cut.entropy <= cut.bound + 1e-9
 
 
+@pytest.mark.cases(39)
 @pytest.mark.parametrize("seed", range(60))
 def test_random_graphs(seed: int) -> None:
     """Hyperedges, open legs on several cores, several parts; kept legs are formed."""
@@ -311,6 +312,7 @@ def test_zero_and_broken_weights_of_a_network() -> None:
         tn.entanglement(NET, weights)
 
 
+@pytest.mark.thorough
 def test_a_cut_that_is_too_wide() -> None:
     net = tn.complete((16,) * 4, (16,) * 4).with_rank(12)
     with pytest.raises(tn.BudgetError, match="values together, and up to 8,192 can be done"):

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from helpers import first_of
 
 import tn4nn as tn
 
@@ -29,7 +30,8 @@ def error(model, original, inputs):
         return float((model.eval()(inputs) - original.eval()(inputs)).norm() / original(inputs).norm())
 
 
-@pytest.mark.parametrize("topology", ["mpo", "ring", "low_rank"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("topology", first_of(["mpo", "ring", "low_rank"]))
 def test_every_layer_comes_nearer_to_its_original(original, inputs, topology):
     model = convert(original, topology, budget=0.3, inputs=inputs)
     before, source = error(model, original, inputs), copy.deepcopy(original.state_dict())
@@ -53,6 +55,7 @@ def test_the_errors_are_those_of_the_layers(original, inputs):
     assert row.after == pytest.approx(found, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_it_is_the_same_again_for_a_seed(original, inputs):
     result = convert(original, "mpo", budget=0.3)
     twice = [copy.deepcopy(result) for _ in range(2)]
@@ -61,6 +64,7 @@ def test_it_is_the_same_again_for_a_seed(original, inputs):
     assert all(torch.equal(a, b) for a, b in zip(twice[0].parameters(), twice[1].parameters(), strict=True))
 
 
+@pytest.mark.thorough
 def test_what_does_not_help_is_taken_back(original, inputs):
     model = convert(original, "mpo", budget=0.3, inputs=inputs)
     held = copy.deepcopy(model.state_dict())
@@ -90,6 +94,7 @@ class Twice(nn.Module):
         return self.head(torch.relu(self.layer(torch.relu(self.layer(x))))) * scale
 
 
+@pytest.mark.thorough
 def test_a_layer_that_is_called_twice_and_sequences_of_several_lengths():
     torch.manual_seed(0)
     original = Twice()
@@ -119,6 +124,7 @@ def test_few_outputs_are_in_memory_at_a_time(original, inputs, monkeypatch):
     assert refine(model, original, inputs, steps=10) == whole
 
 
+@pytest.mark.thorough
 def test_distilling_brings_the_whole_nearer(original, inputs):
     model = convert(original, "mpo", budget=0.3)
     before = error(model, original, inputs)

@@ -15,6 +15,7 @@ def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("form", ["apply", "gather", "dense"])
 @pytest.mark.parametrize("name", ["mpo", "tree", "peps", "cp", "btt", "dense"])
 def test_every_tensor_and_step_is_named(name, form):
@@ -46,6 +47,7 @@ def test_steps_stand_above_what_they_contract():
         assert x == (places[a][0] + places[b][0]) / 2
 
 
+@pytest.mark.thorough
 def test_native_plans_and_large_ones():
     p = tn.plan(tn.mpo((4, 4), (4, 4)).with_rank(2), 16, "train", runtime="native")
     assert len(p.draw().axes[0].texts) == 5

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import first_of, run_python
 
 import tn4nn as tn
 from tn4nn import TN4NNError
 from tn4nn._compression.entanglement import bond_shares
+from tn4nn._drawing import graph
 from tn4nn._drawing.figure import scale_colour
 from tn4nn._drawing.graph import draw
 from tn4nn.testing import random_network
@@ -28,6 +30,7 @@ def centres(figure) -> list[tuple[float, float]]:
     return [tuple(patch.center) for patch in figure.axes[0].patches]
 
 
+@pytest.mark.cases(9)
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_every_core_leg_and_rank_is_named(name: str) -> None:
     net = tn.build(name, 64, 16, sites=3).with_rank(11)
@@ -64,12 +67,58 @@ def test_a_chain_is_a_row_a_grid_has_rows_a_tree_has_its_leaves_below() -> None:
     assert len({round(math.dist(at, (x, y)), 6) for at in ring}) == 1
 
 
+@pytest.mark.thorough
 def test_cores_never_overlap() -> None:
     for seed in range(40):
         places = centres(random_network(seed, cores=7).draw())
         for i, a in enumerate(places):
             for b in places[:i]:
                 assert math.dist(a, b) > 0.62, f"random network {seed}"
+
+
+GRID = (
+    "x0 h0 v0",
+    "x1 h0 h1 v1",
+    "x2 h1 v2",
+    "g0 v0 v3",
+    "g0 g1 v1 v4",
+    "g1 v2 v5",
+    "y0 f0 v3",
+    "y1 f0 f1 v4",
+    "y2 f1 v5",
+)
+
+
+def behind(topology: tn.Topology) -> list[str]:
+    """The cores behind which a line runs that does not end there."""
+    picture = graph._arranged(topology, None)
+    found = []
+    for points, _, _ in picture.lines:
+        for name, place in picture.cores.items():
+            ends = min(math.dist(place, points[0]), math.dist(place, points[-1])) < 1e-9
+            if not ends and graph._room(graph._dense(points), [(place, 0.9 * graph._RADIUS)]) < 0:
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("leg", first_of(["bond", "input", "output"], 0))
+def test_no_line_of_a_hyperedge_runs_behind_another_core(leg: str) -> None:
+    sides = {"x0": 2, "x1": 2, "x2": 2}, {"y0": 2, "y1": 2, "y2": 2}
+    if leg != "bond":
+        sides[leg == "output"]["z"] = 3
+    wrong = {}
+    for chosen in itertools.combinations(range(9), 3):
+        cores = [f"{legs} z" if i in chosen else legs for i, legs in enumerate(GRID)]
+        found = behind(tn.topology(", ".join(cores), *sides))
+        if found:
+            wrong[chosen] = found
+    assert wrong == {}
+
+
+@pytest.mark.thorough
+def test_no_line_runs_behind_a_core_of_random_networks() -> None:
+    found = [behind(random_network(seed, cores=7).topology) for seed in range(60)]
+    assert not any(found)
 
 
 def test_wider_bonds_for_larger_ranks() -> None:
@@ -96,6 +145,7 @@ def test_without_matplotlib_the_line_that_installs_it_is_named(monkeypatch: pyte
         tn.dense(4, 4).draw()
 
 
+@pytest.mark.thorough
 def test_no_pyplot() -> None:
     code = "import sys, tn4nn as tn; tn.dense(4, 4).draw(); print('matplotlib.pyplot' in sys.modules)"
     assert run_python(code).strip() == "False"
@@ -117,6 +167,7 @@ def test_bonds_are_coloured_by_their_share_of_the_entropy() -> None:
     assert "S / ln χ = 0" in texts(figure)
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("name", tn.catalogue())
 def test_every_topology_is_drawn_with_its_weights(name: str) -> None:
     net = tn.build(name, 64, 16, sites=3).with_rank(3)
@@ -142,6 +193,7 @@ def test_entropies_beside_bound_and_nulls(tmp_path: Path, ending: str, start: by
         found.draw(nulls={"one": tn.entanglement(W, cuts=[1], **modes)})
 
 
+@pytest.mark.thorough
 def test_spectra_over_epochs(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     x = np.random.default_rng(0).normal(size=(60, 64)).astype(np.float32)

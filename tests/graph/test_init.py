@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import first_of
 
 import tn4nn as tn
 import tn4nn._graph.init as init_module
@@ -44,8 +45,9 @@ def target(net: tn.Network) -> float:
     return math.sqrt(kept / net.in_features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [3e7, pytest.param(2e8, marks=pytest.mark.thorough)], ids=["small", "large"])
-@pytest.mark.parametrize("name", tn.catalogue())
+@pytest.mark.parametrize("name", first_of(sorted(tn.catalogue(), key=["mpo", "btt"].__contains__, reverse=True), 2))
 def test_the_spread_of_w_over_the_catalogue(name: str, most: float) -> None:
     tested, spreads = [], {}
     for sites, side in SIDE.items():
@@ -85,6 +87,7 @@ def test_gain_scales_w() -> None:
     np.testing.assert_allclose(three, 3 * one, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_many_sites_neither_underflow_nor_overflow() -> None:
     for make in (tn.mpo, tn.tree, tn.ring, tn.kronecker, tn.cp):
         for rank in (1, 16 if make is tn.ring else 64):  # each too large for float32 to the power of 40
@@ -113,6 +116,7 @@ def test_structural_zeros_count_in_the_mean_square() -> None:
     assert mean_square_of(net, weights) == pytest.approx(np.mean(w**2), rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_estimate_of_large_networks_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
     for make in (tn.peps, tn.complete):
         net = make((3,) * 4, (3,) * 4).with_rank(24)
@@ -122,6 +126,7 @@ def test_the_estimate_of_large_networks_is_near(monkeypatch: pytest.MonkeyPatch)
     assert 0.9 < std_of_w(net, 0) / target(net) < 1.1
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("scheme", ["normal", "orthogonal", "identity"])
 @pytest.mark.parametrize(
     ("make", "inputs", "outputs", "rank"),
@@ -137,6 +142,7 @@ def test_the_spread_of_many_inputs_to_few_outputs(make, inputs, outputs, rank: i
     assert abs(std_of_w(net, 0, scheme=scheme) / target(net) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_layers_whose_w_is_beyond_memory_are_drawn_too() -> None:
     net = tn.ring((4,) * 24, (4,) * 24).with_rank(64)
     cores = net.init(0)
@@ -247,10 +253,63 @@ def test_fan_ins_multiply_to_everything_that_is_summed() -> None:
         assert math.prod(fan_ins(net).values()) == math.prod(net.sizes[leg] for leg in summed)
 
 
-def test_learning_rate_factors() -> None:
+def test_learning_rate_factors_of_adam() -> None:
     net = tn.mpo((4, 8), (3, 3)).with_rank(5)
-    assert net.lr_factors() == {"core0": 8.0, "core1": 0.8}
-    assert net.lr_factors(base=16) == {"core0": 4.0, "core1": 0.4}
-    assert tn.dense(32, 8).with_rank(1).lr_factors() == {"core0": 1.0}
-    assert tn.Linear(net).specs()["core1"].lr_factor == 0.8
-    assert tn.Linear(net).specs()["bias"].lr_factor == 1.0
+    assert net.lr_factors() == pytest.approx({"core0": 8.0 / 2, "core1": 0.8 / 2})
+    assert net.lr_factors(base=16) == pytest.approx({"core0": 4.0 / 2, "core1": 0.4 / 2})
+    assert tn.dense(32, 8).with_rank(1).lr_factors(lr=10.0) == {"core0": 1.0}
+    assert net.lr_factors(lr=1e-3) == net.lr_factors()
+    # A large step: 0.75 / 2 of a core's output, between changes at random and changes that agree.
+    assert net.lr_factors(lr=1.0) == pytest.approx({"core0": 0.375 / 4**0.75, "core1": 0.375 / 40**0.75})
+
+
+def test_learning_rate_factors_of_sgd() -> None:
+    net = tn.low_rank(64, 16).with_rank(4)
+    # The environment of the first core is the second one, 16 x 4; that of the second, 4 x 64, keeps lengths.
+    first, second = net.lr_factors(optimizer="sgd").values()
+    assert (first, second) == pytest.approx((1 / 2 / (16 / 4), 1 / 2))
+    assert tn.dense(32, 8).with_rank(1).lr_factors(optimizer="sgd") == {"core0": 1.0}
+
+
+@pytest.mark.thorough
+def test_a_step_of_sgd_is_stable_where_that_of_the_dense_layer_is() -> None:
+    # The largest curvature of |W|^2 / 2 along all cores at once, each by its factor: 1 for a dense layer.
+    for name in ("low_rank", "mpo", "ring", "tree", "peps", "mera", "tucker", "cp"):
+        net = tn.build(name, 64, 64).with_rank(3)
+        cores = {key: core.astype("f8") for key, core in net.init(0).items()}
+        factors = net.lr_factors(optimizer="sgd")
+        columns = []
+        for key, core in cores.items():
+            for i in range(core.size):
+                unit = np.zeros(core.size)
+                unit[i] = math.sqrt(factors[key])
+                columns.append(net.to_dense({**cores, key: unit.reshape(core.shape)}).ravel())
+        largest = np.linalg.norm(np.array(columns), 2) ** 2
+        assert 0.1 < largest < 4, (name, largest)
+
+
+def test_a_step_of_adam_lowers_the_loss_of_an_embedding_as_that_of_a_dense_table() -> None:
+    gradient = np.random.default_rng(0).standard_normal((16, 64))
+    for name in ("low_rank", "mpo", "tree", "ring", "peps", "mera", "tucker", "cp"):
+        layer = tn.Embedding(tn.build(name, 64, 16).with_rank(3))
+        cores = {key: core.astype("f8") for key, core in layer.init(0).items()}
+        lowered = 0.0
+        for key, factor in layer.lr_factors().items():
+            units = np.eye(cores[key].size).reshape(-1, *cores[key].shape)
+            of_core = [np.sum(gradient * layer.solid().to_dense({**cores, key: unit})) for unit in units]
+            lowered += factor * np.abs(of_core).sum()
+        assert lowered / np.abs(gradient).sum() == pytest.approx(1, rel=0.4), name
+    assert tn.Embedding(64, 16).lr_factors(lr=1.0) == {"core0": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adma"}, r"unknown optimizer 'adma'\. Did you mean"),
+        ({"lr": 0.0}, "lr must be finite and above 0, received 0.0"),
+        ({"lr": float("nan")}, "lr must be finite and above 0, received nan"),
+    ],
+)
+def test_learning_rate_factors_refuse(options, message) -> None:
+    with pytest.raises(tn.TN4NNError, match=message):
+        tn.low_rank(4, 4).with_rank(1).lr_factors(**options)

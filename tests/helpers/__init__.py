@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 # The share of the largest number by which a result may differ, for each arithmetic.
 EXACT = 1e-12  # float64, a few operations
@@ -19,6 +20,15 @@ BFLOAT16 = 0.03
 TOLERANCES = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 
 TESTS = Path(__file__).parents[1]
+
+
+# -- cases -----------------------------------------------------------------------------------------------------
+
+
+def first_of(cases, count=1):
+    """The first cases; the others are marked thorough, for `.ci/run` alone."""
+    cases = list(cases)
+    return cases[:count] + [pytest.param(case, marks=pytest.mark.thorough) for case in cases[count:]]
 
 
 # -- comparisons ------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def near(found, expected, what):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale, err_msg=what)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("net", NETWORKS, ids=lambda net: f"{net.topology.name}-{net.fingerprint[:4]}")
 def test_values_and_gradients_are_the_oracles(net, engine, trained_backend):
     model, rng = tn.Linear(net), np.random.default_rng(0)
@@ -49,7 +50,7 @@ def test_values_and_gradients_are_the_oracles(net, engine, trained_backend):
 def test_other_layers_on_networks(layer, engine, trained_backend):
     if layer is ROWS and engine == "tensornetwork":
         with pytest.raises(BackendError, match="engine 'tensornetwork' runs no embeddings, since the batch stands on"):
-            layer.build(trained_backend, engine=engine)
+            layer.build(trained_backend, seed=0, engine=engine)
         return
     weights = layer.init(0)
     image = np.random.default_rng(0).standard_normal((2, 2, 5, 6)).astype(np.float32)
@@ -70,7 +71,7 @@ def test_it_is_the_engine_that_runs(engine, trained_backend, monkeypatch):
     monkeypatch.setitem(engines._MADE, engine, Spy)
     net = tn.tree((2, 3), (2, 2)).with_rank(2)
     backend = tn.backend(trained_backend)
-    backend.forward(tn.Linear(net).build(trained_backend, engine=engine), np.ones((5, 6), np.float32))
+    backend.forward(tn.Linear(net).build(trained_backend, seed=0, engine=engine), np.ones((5, 6), np.float32))
     assert seen[-1] == [*net.shapes.values(), (5, 2, 3)]
 
 
@@ -95,6 +96,7 @@ def test_a_model_and_its_copy(engine):
     torch.testing.assert_close(module[0].weight, model.build("torch", seed=0)[0].weight)
 
 
+@pytest.mark.cases(1)
 def test_jax_compiles_and_maps_it(engine):
     jax = pytest.importorskip("jax")
     module = tn.Linear(NET).build("jax", seed=0, engine=engine)
@@ -109,13 +111,13 @@ def test_jax_compiles_and_maps_it(engine):
 
 def test_an_unknown_engine(trained_backend):
     with pytest.raises(BackendError, match="unknown engine 'quim'. Did you mean 'quimb'"):
-        tn.Linear(NET).build(trained_backend, engine="quim")
+        tn.Linear(NET).build(trained_backend, seed=0, engine="quim")
 
 
 def test_engine_and_tune_at_once(trained_backend):
     pytest.importorskip("quimb")
     with pytest.raises(BackendError, match="tune=True measures tn4nn's own runtime, engine='quimb' runs another: pass"):
-        tn.Linear(NET).build(trained_backend, engine="quimb", tune=True)
+        tn.Linear(NET).build(trained_backend, seed=0, engine="quimb", tune=True)
 
 
 def test_the_oracle_has_no_engines():
@@ -127,7 +129,7 @@ def test_the_oracle_has_no_engines():
 def test_a_missing_library_gives_the_pip_line(monkeypatch, trained_backend, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendError) as error:
-        tn.Linear(NET).build(trained_backend, engine=name)
+        tn.Linear(NET).build(trained_backend, seed=0, engine=name)
     assert str(error.value) == f'{name} is not installed: pip install "tn4nn[interop]"'
 
 
@@ -135,9 +137,9 @@ def test_a_hyperedge_that_is_too_large_for_tensornetwork(trained_backend):
     pytest.importorskip("tensornetwork")
     wide = tn.Linear(tn.cp((2, 2), (2, 2)).with_rank(300))
     with pytest.raises(BackendError) as error:
-        tn.Sequential(tn.ReLU(), wide).build(trained_backend, engine="tensornetwork")
+        tn.Sequential(tn.ReLU(), wide).build(trained_backend, seed=0, engine="tensornetwork")
     assert str(error.value).endswith(
         "of size 300 is a hyperedge, for which TensorNetwork makes an array of 300^3 numbers: expected a size of at "
         "most 256, or use engine='quimb'"
     )
-    assert wide.build(trained_backend, engine="quimb") is not None
+    assert wide.build(trained_backend, seed=0, engine="quimb") is not None

@@ -160,6 +160,7 @@ def test_random_quimb_networks_are_the_same_numbers(qtn, name):
     assert sides == [list(inputs), list(outputs)]
 
 
+@pytest.mark.cases(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_random_quimb_networks_run_as_layers(qtn, trained_backend, name):
     q, inputs, outputs = random_quimb(qtn)[name]
@@ -443,3 +444,11 @@ def test_chains_that_cannot_be(cores, axes, message):
     with pytest.raises(ShapeError) as error:
         from_chain(cores, axes)
     assert message in str(error.value)
+
+
+def test_every_leg_of_a_large_network_has_a_letter_of_its_own():
+    net = tn.mpo((1,) * 13_000, (1,) * 13_000).with_rank(1)  # 38,999 legs: past the halves of surrogate pairs
+    equation, shapes = to_einsum(net)
+    equation.encode()
+    assert len(set(equation) - set(",->")) == 38_999
+    assert len(shapes) == 13_000

@@ -41,12 +41,14 @@ def test_the_space_is_as_large_as_it_should_be():
     assert len(SPACE) == 96
 
 
+@pytest.mark.cases(11)
 @pytest.mark.parametrize(("text", "inputs", "outputs"), SPACE)
 def test_einsum_space_in_torch(text, inputs, outputs):
     t = tn.topology(text, inputs, outputs)
     run("torch", t, dict.fromkeys(t.bonds, 3))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("text", "inputs", "outputs"), SPACE[::12])
 def test_einsum_space_in_jax(text, inputs, outputs):
     t = tn.topology(text, inputs, outputs)
@@ -65,6 +67,7 @@ def as_text(graph):
     return ", ".join(cores), inputs, outputs
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", BACKENDS)
 def test_random_3_regular_graphs_of_12_cores(name, seed):
@@ -73,6 +76,7 @@ def test_random_3_regular_graphs_of_12_cores(name, seed):
     run(name, t, dict.fromkeys(t.bonds, 2))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_3x3_grid(name):
     graph = networkx.convert_node_labels_to_integers(networkx.grid_2d_graph(3, 3))

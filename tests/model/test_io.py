@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ import tn4nn as tn
 from tn4nn import testing
 from tn4nn._base import files as _files
 from tn4nn._base.cache import PlanCache
+from tn4nn._base.records import sealed
 from tn4nn._graph import candidates as _candidates
 from tn4nn._model import io as _io
 from tn4nn._planning import planner as _planner
@@ -71,7 +73,11 @@ def test_plans_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     tn.save(path, loaded, weights)  # they stay with it
     tn.load(path)
     monkeypatch.setattr(_planner, "candidates", None)  # nothing is searched for
-    assert [tn.plan(net, 37, **how) for how in options] == found
+    again = [tn.plan(net, 37, **how) for how in options]
+    assert [dataclasses.replace(p, candidates=()) for p in again] == [
+        dataclasses.replace(p, candidates=()) for p in found
+    ]
+    assert all(p.candidates == ((p.order, p.cost),) for p in again)  # of what is computed here
     assert not other.folder.exists()
 
 
@@ -89,7 +95,7 @@ def test_a_plan_in_a_file_that_does_not_fit_is_made_anew(tmp_path: Path, monkeyp
     assert owner == net.fingerprint
     for wrong in ({"path": [[0, 0]]}, 3, {}):
         spoilt = {**record, "plans": {owner: dict.fromkeys(entries, wrong), "other": wrong}}
-        path.write_bytes(to_bytes(arrays, {"tn4nn": json.dumps(spoilt)}))
+        path.write_bytes(to_bytes(arrays, {"tn4nn": json.dumps(sealed(spoilt, arrays))}))
         another_cache(tmp_path / "empty", monkeypatch)
         tn.load(path)
         assert tn.plan(net, 41) == p
@@ -194,9 +200,100 @@ def test_what_stands_in_the_file(tmp_path: Path) -> None:
     path, _ = written(tmp_path)
     with safe_open(path, framework="numpy") as file:
         record = json.loads(file.metadata()["tn4nn"])
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert set(record["versions"]) == {"tn4nn", "numpy"}
     assert tn.model_from_json(json.dumps({"model": record["model"]})) == MODEL
+
+
+# -- plans that somebody has written ----------------------------------------------------------------------------
+
+
+def with_plans(path: Path, change) -> None:
+    """The file with the entries of its plans changed, and a digest that is right."""
+
+    def changed(record, arrays):
+        record["plans"] = change(record["plans"])
+
+    spoilt(path, changed)
+
+
+@pytest.mark.parametrize("runtime", ["program", "native"])
+def test_plans_are_adopted_for_the_networks_of_the_file_alone(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries under another network's name, or under its keys, never reach it."""
+    victim = tn.ring((4, 4, 3), (2, 3, 2)).with_rank(3)
+    expected = tn.plan(victim, 53, "train", runtime=runtime)
+    asked = _planner._store.owned({victim.fingerprint})[victim.fingerprint]
+    poison = {key: {**entry, "block": 10**9, "sliced": ["y0"]} for key, entry in asked.items()}
+    path, _ = written(tmp_path)
+    own = tn.mpo((4, 4), (2, 3)).with_rank(3).fingerprint
+    with_plans(path, lambda found: {victim.fingerprint: poison, own: poison, "": poison})
+    another_cache(tmp_path / "empty", monkeypatch)
+    tn.load(path)
+    assert tn.plan(victim, 53, "train", runtime=runtime) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block": 10**9}, {"block": 3}, {"block": -1}, {"sliced": ["y0"]}, {"sliced": ["batch"]}, {"sliced": ["a0"]},
+        {"sliced": ["no leg"]}, {"path": [[0, 1], [2, 9]]}, {"path": [["a0", "a1"]]}, {"layouts": [1] * 50},
+        {"layouts": [7]}, {"save": 3}, {"order": "\x1b[2J"}, {"path": [[0, float("inf")]]},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("runtime", ["program", "native"])
+def test_a_plan_that_the_planner_could_not_have_made_is_made_anew(
+    runtime: str, wrong: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tn.Sequential(tn.Linear(tn.ring((4, 4, 3), (2, 3, 2)).with_rank(3)))
+    net = model.networks()["0"]
+    expected = tn.plan(net, 61, "train", runtime=runtime)
+    path, _ = written(tmp_path, model)
+    with_plans(path, lambda found: {o: {k: {**e, **wrong} for k, e in es.items()} for o, es in found.items()})
+    another_cache(tmp_path / "empty", monkeypatch)
+    tn.load(path)
+    assert tn.plan(net, 61, "train", runtime=runtime) == expected
+
+
+def test_what_a_file_says_of_costs_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tn.Sequential(tn.Linear(tn.ring((4, 4, 3), (2, 3, 2)).with_rank(3)))
+    net = model.networks()["0"]
+    expected = tn.plan(net, 67, "train", runtime="native")
+    path, _ = written(tmp_path, model)
+    wrong = {"cost": [0, 0, 0, 0, 0.0], "candidates": [["free", [0, 0, 0, 0, 0.0]]], "measured_s": 1e-12}
+    with_plans(path, lambda found: {o: {k: {**e, **wrong} for k, e in es.items()} for o, es in found.items()})
+    another_cache(tmp_path / "empty", monkeypatch)
+    tn.load(path)
+    again = tn.plan(net, 67, "train", runtime="native")
+    assert (again.path, again.cost, again.measured_s) == (expected.path, expected.cost, None)
+    assert again.candidates == ((expected.order, expected.cost),)
+
+
+def test_a_path_that_costs_a_thousand_times_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tn.low_rank(4096, 4096).with_rank(1)
+    expected = tn.plan(net, 1, minimize="flops")
+    tn.save(tmp_path / "n", net, net.init(0))
+    dear = {"path": [[0, 1], [2, 3]]}  # W first
+    with_plans(tmp_path / "n", lambda found: {o: {k: {**e, **dear} for k, e in s.items()} for o, s in found.items()})
+    another_cache(tmp_path / "empty", monkeypatch)
+    tn.load(tmp_path / "n")
+    assert tn.plan(net, 1, minimize="flops").path == expected.path
+
+
+@pytest.mark.parametrize("memory", [2_000, 4_000])
+def test_plans_under_a_memory_cap_come_along(memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tn.ring((4, 4, 3), (2, 3, 2)).with_rank(3)
+    expected = tn.plan(net, 1, memory=memory)
+    tn.save(tmp_path / "n", net, net.init(0))
+    another_cache(tmp_path / "empty", monkeypatch)
+    tn.load(tmp_path / "n")
+    monkeypatch.setattr(_planner, "candidates", None)
+    again = tn.plan(net, 1, memory=memory)
+    assert (again.path, again.block, again.sliced, again.cost) == (
+        expected.path, expected.block, expected.sliced, expected.cost,
+    )  # fmt: skip
 
 
 # -- what is refused --------------------------------------------------------------------------------------------
@@ -210,14 +307,14 @@ def spoilt(path: Path, change) -> None:
         record = json.loads(file.metadata()["tn4nn"])
     arrays = from_bytes(path.read_bytes())
     text = change(record, arrays)
-    path.write_bytes(to_bytes(arrays, {"tn4nn": json.dumps(record) if text is None else text}))
+    path.write_bytes(to_bytes(arrays, {"tn4nn": json.dumps(sealed(record, arrays)) if text is None else text}))
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         (lambda r, a: r.update(schema=9), "has schema 9, written by tn4nn"),
-        (lambda r, a: r.update(schema=9, versions=0), "by tn4nn of an unknown version; this version reads schema 1"),
+        (lambda r, a: r.update(schema=9, versions=0), "by tn4nn of an unknown version; this version reads schema 2"),
         (lambda r, a: a.__delitem__("0.core1"), "do not fit: weight '0.core1' of shape (3, 4, 3) is missing"),
         (
             lambda r, a: a.update({"0.core7": a["0.bias"]}),
@@ -237,6 +334,47 @@ def test_files_of_another_making(change, text: str, tmp_path: Path) -> None:
     with pytest.raises(tn.CheckpointError, match=re.escape(text)) as caught:
         tn.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """In the weights, in the record, in the head: an error, or what was written."""
+    path, weights = written(tmp_path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(whole), size=150):
+        broken = bytearray(whole)
+        broken[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(broken)
+        with pytest.raises(tn.CheckpointError) as caught:
+            tn.load(path)
+        assert str(path) in str(caught.value)
+    path.write_bytes(whole)
+    assert same_bits(tn.load(path)[1], weights)
+
+
+def test_tensors_that_changed_places_and_edited_bodies_are_noticed(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model = tn.Sequential(tn.Linear(3, 3), tn.Linear(3, 3))
+    path, weights = written(tmp_path, model)
+    with safe_open(path, framework="numpy") as file:
+        text = file.metadata()["tn4nn"]
+    exchanged = {**weights, "0.core0": weights["1.core0"], "1.core0": weights["0.core0"]}
+    lost = {**weights, "0.core0": np.full_like(weights["0.core0"], np.nan)}
+    turned = {**weights, "0.core0": np.ascontiguousarray(weights["0.core0"].T)}
+    for arrays, record in ((exchanged, text), (lost, text), (turned, text), (weights, text.replace("true", "false"))):
+        path.write_bytes(to_bytes(arrays, {"tn4nn": record}))
+        with pytest.raises(tn.CheckpointError, match="was damaged or edited after it was written"):
+            tn.load(path)
+
+
+def test_a_record_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path, weights = written(tmp_path)
+    for depth in (150, 5_000, 200_000):
+        for text in ('{"model":' * depth + "1" + "}" * depth, "[" * depth + "]" * depth):
+            path.write_bytes(to_bytes(weights, {"tn4nn": text}))
+            with pytest.raises(tn.CheckpointError):
+                tn.load(path)
 
 
 def test_no_file_no_safetensors_and_not_ours(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import tn4nn as tn
 from tn4nn import ShapeError, TN4NNError, TopologyError
-from tn4nn._model.layers import KINDS, Spec, replace_networks
+from tn4nn._model.layers import KINDS, Spec, embedding_of, replace_networks
 
 NET = tn.mpo((4, 4), (2, 4)).with_rank(3)  # 16 -> 8, 24 + 48 weights
 IMAGE = tn.topology("c a, h w o a", {"c": 3, "h": 3, "w": 2}, {"o": 4}).with_rank(2)
@@ -33,7 +33,16 @@ EVERY = {
     "LayerNorm": tn.LayerNorm(7, eps=1e-3),
     "Sequential": tn.Sequential(tn.Linear(4, 3), tn.ReLU(), input_shape=(4,), head=tn.Linear(3, 2)),
     "Residual": tn.Residual(tn.Linear(4, 3), tn.Linear(4, 3)),
-    "Parallel": tn.Parallel(tn.Linear(4, 3), tn.Tanh(), combine="concat"),
+    "Parallel": tn.Parallel(tn.Linear(4, 3), side=tn.Tanh(), combine="concat"),
+    "RMSNorm": tn.RMSNorm(7, eps=1e-3),
+    "Tokens": tn.Tokens(),
+    "MeanPool": tn.MeanPool(),
+    "Attention": tn.Attention(
+        8, 4, kv_heads=2, causal=True, rotary=100, key=tn.cp((4, 2), (4,)).with_rank(2), bias=False, dropout=0.1
+    ),
+    "Positions": tn.Positions(16, 8, NET),
+    "Block": tn.Block(tn.RMSNorm(8), tn.Attention(8, 2), tn.LayerNorm(8), tn.Linear(8, 8), dropout=0.1),
+    "Tied": tn.Tied(tn.Embedding(NET), tn.RMSNorm(8)),
 }
 
 
@@ -61,11 +70,19 @@ EVERY = {
         (tn.Parallel(tn.Linear(6, 4), tn.Linear(6, 4)), (6,), (4,)),
         (tn.Parallel(tn.Linear(6, 4), tn.Tanh(), combine="concat"), (6,), (10,)),
         (tn.Sequential(tn.Conv2d(1, 2), tn.MaxPool(2), tn.Flatten(), tn.Linear(8, 3)), (1, 6, 6), (3,)),
+        (tn.Parallel(tn.Linear(6, 4), tn.Linear(6, 4), combine="product"), (6,), (4,)),
+        (tn.RMSNorm(5), (2, 5), (2, 5)),
+        (tn.Tokens(), (3, 2, 4), (8, 3)),
+        (tn.MeanPool(), (8, 3), (3,)),
+        (tn.Attention(8, 4, kv_heads=1, rotary=True), (1, 8), (1, 8)),
+        (tn.Positions(4, 8), (3, 8), (3, 8)),
+        (EVERY["Block"], (3, 8), (3, 8)),
+        (tn.Tied(tn.Embedding(NET), tn.RMSNorm(8)), (3,), (3, 16)),
     ],
 )
 def test_out_shapes_are_those_of_the_oracle(layer: tn.Layer, given, expected) -> None:
     assert layer.out_shape(given) == expected
-    whole = isinstance(layer, tn.Embedding)
+    whole = embedding_of(layer) is not None
     x = np.zeros((2, *given), dtype=np.int64 if whole else np.float32)
     assert layer.build("numpy")(x).shape == (2, *expected)
 
@@ -105,7 +122,42 @@ def test_out_shapes_are_those_of_the_oracle(layer: tn.Layer, given, expected) ->
         (lambda: tn.LayerNorm(3).out_shape((3, 4)), "LayerNorm: expected (..., 3), received (3, 4)"),
         (lambda: tn.Residual(tn.Linear(6, 4)).out_shape((6,)), "Residual: the body makes (4,), the shortcut (6,)"),
         (lambda: tn.Parallel(), "Parallel takes at least one tn4nn layer, received ()"),
-        (lambda: tn.Parallel(tn.ReLU(), combine="mul"), "Parallel: combine must be 'sum' or 'concat', received 'mul'"),
+        (lambda: tn.Parallel(tn.ReLU(), combine="mul"), "Parallel: combine must be 'sum', 'product' or 'concat'"),
+        (
+            lambda: tn.Parallel(tn.Linear(6, 4), tn.Linear(6, 5), combine="product").out_shape((6,)),
+            "Parallel: branches to multiply differ in shape: [(4,), (5,)]",
+        ),
+        (lambda: tn.Parallel(**{"a.b": tn.ReLU()}), "'a.b' is not a name for a layer"),
+        (lambda: tn.RMSNorm(3).out_shape((3, 4)), "RMSNorm: expected (..., 3), received (3, 4)"),
+        (lambda: tn.Tokens().out_shape((3, 4)), "Tokens: expected (channels, height, width), received (3, 4)"),
+        (lambda: tn.MeanPool().out_shape((4,)), "MeanPool: expected (tokens, width) of at least one token, received"),
+        (lambda: tn.Attention(10, 4), "width must be a multiple of heads, received width=10 and heads=4"),
+        (lambda: tn.Attention(8, 4, kv_heads=3), "heads must be a multiple of kv_heads, received heads=4 and kv_heads"),
+        (lambda: tn.Attention(8, 0), "Attention: heads must be a whole number of at least 1, received 0"),
+        (lambda: tn.Attention(12, 4, rotary=True), "a head must have an even size, received 3 (width=12, heads=4)"),
+        (lambda: tn.Attention(8, 2, rotary=0.5), "rotary must be True, False or a base above 1, received 0.5"),
+        (lambda: tn.Attention(8, 2, rotary="yes"), "rotary must be True, False or a base above 1, received 'yes'"),
+        (lambda: tn.Attention(8, 2, dropout=1), "Dropout: the rate must be at least 0 and below 1, received 1"),
+        (lambda: tn.Attention(8, 4, kv_heads=2, key=tn.Linear(8, 8)), "key must map 8 to 4 features, received 8 to 8"),
+        (lambda: tn.Attention(8, 2, out="mpo"), "out must be a Linear, Network or Topology, received str"),
+        (
+            lambda: tn.Attention(8, 2, causal=True).out_shape((8,)),
+            "Attention 8 (2 heads, causal): expected inputs of shape (tokens, 8), received (8,)",
+        ),
+        (lambda: tn.Positions(4, 8).out_shape((5, 8)), "of shape (tokens, 8) with at most 4 tokens, received (5, 8)"),
+        (lambda: tn.Positions(4, 8, NET), "Positions: the table must map 4 to 8 features, received 16 to 8"),
+        (lambda: tn.Positions(4, 8, tn.ReLU()), "table must be an Embedding, Network or Topology, received ReLU"),
+        (lambda: tn.Positions(0, 8), "Positions: context must be a whole number of at least 1, received 0"),
+        (
+            lambda: tn.Block(tn.ReLU(), tn.Linear(4, 3), tn.ReLU(), tn.ReLU()).out_shape((2, 4)),
+            "Block: Linear 4 -> 3 on 'dense' (12 weights) makes (2, 3) of (2, 4): it must keep the shape",
+        ),
+        (lambda: tn.Block(tn.ReLU(), tn.ReLU(), "ln", tn.ReLU()), "Block: norm2 must be a tn4nn layer, received str"),
+        (lambda: tn.Tied(tn.Linear(4, 4), tn.ReLU()), "Tied takes an Embedding and a tn4nn layer, received Linear"),
+        (
+            lambda: tn.Tied(tn.Embedding(9, 4), tn.Linear(4, 3)).out_shape((2,)),
+            "Tied: the body must give (..., 4), the width of the table, received (2, 3)",
+        ),
         (
             lambda: tn.Parallel(tn.Linear(6, 4), tn.Linear(6, 5)).out_shape((6,)),
             "Parallel: branches to add differ in shape: [(4,), (5,)]",
@@ -138,6 +190,13 @@ def test_unknown_shapes_are_checked_as_far_as_they_are_known() -> None:
     tn.Sequential(tn.Flatten(), tn.Linear(24, 3))
     with pytest.raises(ShapeError, match="layer '2': Linear 4 -> 2"):
         tn.Sequential(tn.Flatten(), tn.Linear(24, 3), tn.Linear(4, 2))
+
+
+def test_tokens_after_a_linear_layer_are_checked_as_far_as_they_are_known() -> None:
+    model = tn.Sequential(tn.Linear(4, 8), tn.Attention(8, 2), tn.MeanPool(), tn.Linear(8, 3))
+    assert model.out_shape((5, 4)) == (3,)
+    with pytest.raises(ShapeError, match="layer '1': Attention 8"):
+        tn.Sequential(tn.Linear(4, 6), tn.Attention(8, 2))
 
 
 # -- names and counts --------------------------------------------------------------------------------------
@@ -331,6 +390,79 @@ def test_networks_can_be_exchanged() -> None:
     }
     assert list(changed.specs()) == list(model.specs())
     assert replace_networks(model, {}) == model
+
+
+@pytest.mark.parametrize("kind", [kind for kind, layer in EVERY.items() if layer.networks()])
+def test_networks_can_be_exchanged_in_every_kind_of_layer(kind: str) -> None:
+    model = EVERY[kind]
+    networks = model.networks()
+    others = {name: tn.low_rank(net.in_features, net.out_features).with_rank(1) for name, net in networks.items()}
+    changed = replace_networks(model, others)
+    assert changed.networks() == others
+    assert [name for name, _ in changed.walk()] == [name for name, _ in model.walk()]
+    assert replace_networks(changed, networks) == model
+
+
+def test_a_budget_reaches_the_networks_of_a_block() -> None:
+    mpo = tn.mpo((4, 4), (4, 4))
+    attention = tn.Attention(16, 4, query=mpo, key=mpo, value=mpo, out=mpo)
+    block = tn.Block(tn.RMSNorm(16), attention, tn.RMSNorm(16), tn.Sequential(up=tn.Linear(mpo)))
+    model = tn.Tied(tn.Embedding(tn.mpo((4, 8), (4, 4))), block)
+    with pytest.raises(TopologyError, match=re.escape("layer 'embedding' has a topology without ranks")):
+        model.init(0)
+    small = tn.with_budget(model, params=1000)
+    assert small.num_params <= 1000
+    assert set(small.networks()) == {"embedding", "body.mlp.up"} | {
+        f"body.attention.{name}" for name in ("query", "key", "value", "out")
+    }
+    assert all(next(iter(net.ranks.values())) > 1 for net in small.networks().values())
+
+
+def test_older_data_of_a_parallel_layer_has_no_names() -> None:
+    data = json.loads(tn.Parallel(tn.ReLU(), tn.Tanh()).to_json())
+    del data["model"]["names"]
+    assert tn.model_from_json(json.dumps(data)) == tn.Parallel(tn.ReLU(), tn.Tanh())
+
+
+def test_a_container_of_the_users_own_keeps_its_children() -> None:
+    import dataclasses
+
+    @dataclasses.dataclass(frozen=True)
+    class Twice(tn.Layer):
+        inner: tn.Layer
+
+        def children(self) -> tuple[tuple[str, tn.Layer], ...]:
+            return (("inner", self.inner),)
+
+    try:
+        model, other = Twice(tn.Linear(NET)), NET.topology.with_rank(1)
+        assert replace_networks(model, {"inner": other}) == Twice(tn.Linear(other))
+        assert tn.model_from_json(model.to_json()) == model
+    finally:
+        del KINDS["Twice"]
+
+
+def test_the_start_of_tables_and_of_logits() -> None:
+    layer = tn.Positions(256, 64)
+    assert layer.init(0)["table.core0"].std() == pytest.approx(0.02, rel=0.01)
+    on_network = tn.Positions(256, 64, tn.mpo((16, 16), (8, 8)).with_rank(4))
+    table = on_network.networks()["table"]
+    drawn = {name.removeprefix("table."): array for name, array in on_network.init(0).items()}
+    assert table.to_dense(drawn).std() == pytest.approx(0.02, rel=0.05)
+    for width in (16, 256):
+        model = tn.Tied(tn.Embedding(300, width), tn.Sequential(tn.Linear(width, width), tn.RMSNorm(width)))
+        logits = model.build("numpy", seed=0)(np.arange(300)[None])
+        assert logits.std() == pytest.approx(1, rel=0.1)
+
+
+def test_a_tied_table_is_drawn_and_trained_as_any_embedding() -> None:
+    net = tn.mpo((10, 10), (4, 4)).with_rank(3)
+    model = tn.Tied(tn.Embedding(net), tn.RMSNorm(16))
+    assert set(model.specs()) == {"embedding.core0", "embedding.core1", "body.scale"}
+    assert {spec.role for name, spec in model.specs().items() if "core" in name} == {"core"}
+    assert model.head.solid().shapes == net.shapes
+    assert model.head.out_shape((7, 16)) == (7, 100)
+    assert model.networks() == {"embedding": net}
 
 
 def test_a_layer_of_the_users_own() -> None:

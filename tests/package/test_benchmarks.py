@@ -23,6 +23,7 @@ pytest.importorskip("torch", reason="the benchmark's dense row needs torch")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = (
     "_cell",
+    "_einsums",
     "_goals",
     "_instances",
     "_measure",
@@ -32,10 +33,12 @@ NAMES = (
     "_runners",
     "_workset",
     "contraction",
+    "einsum",
     "prediction",
     "decomposition",
     "minilm",
     "plan_choice",
+    "compiled_model",
     "replaced_layer",
     "ill_conditioned",
     "step_time",
@@ -110,6 +113,7 @@ def test_saved_bytes_leave_the_parameters_out(results):
     assert train["dense-torch"]["saved_bytes"] == 4 * 5 * 12  # x alone
 
 
+@pytest.mark.cases(13)
 @pytest.mark.parametrize("name", ["reconstruct", "cotengra", "opt-einsum", "jax-einsum", "tn4nn-jax", "dense-jax"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_competitors_are_right(bench, data, settings, name, batch):
@@ -370,6 +374,27 @@ def test_path_optimizers_search_in_several_processes(bench):
         searched.run(problem, 0.5)
 
 
+def test_einsums_next_to_others(bench, monkeypatch):
+    module, cases = bench["einsum"], bench["_einsums"]
+    monkeypatch.setattr(module, "_extension", lambda: None)
+    quick = bench["_measure"].Settings(slot_s=1e-4, rounds=3, most_rounds=3, cell_s=0.01)
+    monkeypatch.setattr(module, "SETTINGS", quick)
+    tiny = cases.Einsum("tiny", "classics", cases.mps_norm(4, 3))
+    assert cases.is_runnable(tiny)
+    monkeypatch.setitem(module.COMPETITORS, "wrong", lambda each, arrays: lambda: np.float32(7))
+    monkeypatch.setitem(module.COMPETITORS, "gone", lambda each, arrays: __import__("no_such_library"))
+    names = ["tn4nn torch", "torch.einsum", "wrong", "gone"]
+    row = module.measured(tiny, names)
+    assert [r["status"] for r in row["rows"]] == ["ok", "ok", "wrong", "absent"]
+    assert row["summary"]["best_other"] == "torch.einsum"
+    data = json.loads(json.dumps(module.report([row], 1, {"huge": "a call takes too long"})))
+    (mean,) = {v["mean"] for v in data["verdicts"]}
+    assert mean == pytest.approx(row["summary"]["ratio"], rel=1e-3)
+    page = module.page(data)
+    assert "absent: huge: a call takes too long" in page
+    assert "| tiny | 8 |" in page
+
+
 def test_path_optimizers_lose_in_words(bench, contraction):
     worse = copy.deepcopy(contraction["instances"])
     worse[0]["rows"][0]["macs"] *= 2
@@ -476,6 +501,7 @@ def decompositions(bench):
     return json.loads(json.dumps(script.report(entries, refined, 16, "nothing")))
 
 
+@pytest.mark.thorough
 def test_decompositions(bench, decompositions):
     entries = {entry["topology"]: entry for entry in decompositions["entries"]}
     assert {"low_rank", "mpo", "tucker", "ring", "cp", "tree", "peps"} == set(entries)
@@ -515,6 +541,21 @@ def test_steps_after_least_squares(bench):
     row = script.measure(script.exact(net, 0) + 0.1 * np.random.default_rng(0).standard_normal((3, 9)), net)
     assert 0 < row["steps"] <= row["als"] * (1 + 1e-9)
     assert row["als_on"] <= row["als"] * (1 + 1e-9)
+
+
+@pytest.mark.thorough
+def test_models_under_torch_compile(bench):
+    script = bench["compiled_model"]
+    torch = pytest.importorskip("torch")
+    for kind in script.KINDS:
+        module = script.model(kind)
+        assert module(torch.zeros(2, script.WIDTH)).shape == (2, script.WIDTH)
+        dense = 2 * script.BLOCKS * script.WIDTH * script.HIDDEN
+        matrices = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+        assert matrices == dense if kind == "dense" else matrices <= script.SHARE * dense
+    row = {"params": 1000, "compile_s": 20.0, "eager_ms": 5.0, "compiled_over_eager": 0.9, "traces": 2}
+    _, _, cells = script.table({"threads": 1, "rows": {"dense": row, "mpo": {**row, "compile_s": 25.0}}})
+    assert cells[1] == ["mpo", "1,000", "25.0", "1.25", "5.0", "0.90", "2"]
 
 
 def test_a_layer_replaced(bench):

@@ -12,7 +12,7 @@ if not (ROOT / "docs").is_dir():  # the wheel, tested from outside the tree
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
 ROOM_PAGES = sorted((ROOT / "docs" / "rooms").glob("*.md"))
-TREES = ("tn4nn", "backends", "tests", "benchmarks", "docs", ".ci")
+TREES = ("tn4nn", "backends", "tests", "benchmarks", "docs", "examples", ".ci")
 
 
 def anchors(page):
@@ -56,7 +56,7 @@ def test_a_broken_link_and_a_missing_file_are_seen(tmp_path):
 @pytest.mark.parametrize("page", [ROOT / "docs" / "rooms.md", *ROOM_PAGES], ids=lambda page: page.stem)
 def test_files_named_on_the_page_of_a_room_are_there(page):
     """Whoever renames a file finds here the pages that name it."""
-    known = {path.name for tree in TREES for path in (ROOT / tree).rglob("*")}
+    known = {path.name for tree in TREES for path in (ROOT / tree).rglob("*")} | {path.name for path in ROOT.iterdir()}
     named = re.findall(r"`([\w/]*?(\w+\.(?:py|c|cpp)))`", page.read_text())
     assert named
     assert [whole for whole, name in named if name not in known] == []

@@ -26,6 +26,7 @@ def test_import_brings_no_framework():
     assert imported_by("import tn4nn") == "[]"
 
 
+@pytest.mark.thorough
 def test_that_test_can_fail():
     pytest.importorskip("torch")
     assert "torch" in imported_by("import tn4nn; tn4nn.backend('torch')")
@@ -70,13 +71,21 @@ def modules():
         yield from (found.name for found in pkgutil.walk_packages(root.__path__, f"{package}."))
 
 
+@pytest.mark.cases(19)
 @pytest.mark.parametrize("name", list(modules()))
 def test_doctests(name):
     import doctest
 
     needs = {"interop.quimb": "quimb.tensor", "interop.engines": "quimb.tensor"}
     needs |= {f"interop.{name}": name for name in ("tensornetwork", "tensorkrowch", "tltorch")}
-    needs |= {"tn4nn_jax._convert": "equinox"}
+    needs |= {
+        "tn4nn_jax._convert": "equinox",
+        "tn4nn_jax._keep": "equinox",
+        "tn4nn_jax._nnx": "flax",
+        "tn4nn_jax._replace": "equinox",
+        "tn4nn_jax.nnx": "flax",
+        "tn4nn_torch.hugging_face": "transformers",
+    }
     for ending, library in needs.items():
         if name.endswith(ending):
             pytest.importorskip(library)
@@ -85,7 +94,10 @@ def test_doctests(name):
     assert failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/topologies.md", "docs/decomposition.md", "docs/interop.md"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/topologies.md", "docs/decomposition.md", "docs/interop.md", "docs/einsum.md"]
+)
 def test_the_pages_are_true(page):
     import doctest
 

@@ -11,15 +11,16 @@ import pytest
 
 import tn4nn as tn
 from tn4nn._base.errors import BackendError, TN4NNError
+from tn4nn._base.records import sealed
 from tn4nn._model.backend import Place, place_of
 from tn4nn._planning import calibrate as calibrating
 from tn4nn._planning.calibrate import NATIVE_PARAMETERS, PROGRAM_PARAMETERS, Sample
 from tn4nn._planning.planner import candidates
 from tn4nn._planning.program import ProgramExecutor
 from tn4nn._planning.request import PlanRequest
-from tn4nn._runtime import compiled as _compiled
 from tn4nn._runtime import devices as _devices
 from tn4nn._runtime import native as _native
+from tn4nn._runtime import processor as _processor
 from tn4nn._runtime.target import Target
 
 TRUE = {
@@ -100,6 +101,7 @@ def test_the_parts_of_a_plan_that_saves_its_states_are_its_whole():
     assert sum(times.values()) == pytest.approx(p.cost.predicted_s)
 
 
+@pytest.mark.thorough
 def test_calibrate_stores_what_it_found_for_this_processor(native, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
     assert tn.calibrated() is None
@@ -116,7 +118,7 @@ def test_calibrate_stores_what_it_found_for_this_processor(native, monkeypatch, 
     assert dataclasses.asdict(tn.calibrated()) == found["machine"]
     assert tn.calibrated("cpu", dtype="float32") == tn.calibrated() == _devices.native_machine(4)
     assert tn.calibrated(dtype="float64") is None
-    assert _devices.native_machine(8) == tn.Machine(vector_bytes=_compiled.vector_bytes())
+    assert _devices.native_machine(8) == tn.Machine(vector_bytes=_processor.vector_bytes())
     assert found["default"]["tile_s"] == tn.Machine().tile_s
     monkeypatch.setattr(_devices, "processor", lambda: "another")
     assert tn.calibrated() is None
@@ -131,6 +133,9 @@ def test_calibrate_stores_what_it_found_for_this_processor(native, monkeypatch, 
         '{"schema": 1, "machine": {"tile_s": NaN}}',
         '{"schema": 1, "machine": {"speed": 2}}',
         '{"schema": 2, "machine": {}}',
+        '{"schema": 1, "mach',
+        "[" * 10**5,
+        "[]",
     ],
 )
 def test_a_file_that_cannot_be_read_counts_as_absent(monkeypatch, tmp_path, text):
@@ -138,6 +143,30 @@ def test_a_file_that_cannot_be_read_counts_as_absent(monkeypatch, tmp_path, text
     path = _devices._file("native", "cpu", "float32")
     path.parent.mkdir(parents=True)
     path.write_text(text)
+    assert tn.calibrated() is None
+    if text.startswith("{") and text.endswith("}"):
+        path.write_text(json.dumps(sealed(json.loads(text))))
+        _devices._read.cache_clear()
+        assert tn.calibrated() is None
+
+
+@pytest.mark.parametrize("how", ["edited", "of another", "a link", "open to others"])
+def test_parameters_that_were_edited_or_are_not_ours_count_as_absent(monkeypatch, tmp_path, how):
+    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    _devices.store("native", "cpu", "float32", {"schema": 1, "machine": dataclasses.asdict(tn.Machine())})
+    assert tn.calibrated() == tn.Machine()
+    path = _devices._file("native", "cpu", "float32")
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    if how == "edited":
+        path.write_text(path.read_text().replace('"tile_s": ', '"tile_s": 1'))
+    elif how == "of another":
+        monkeypatch.setattr("os.geteuid", lambda: 12345)
+    elif how == "a link":
+        path.rename(tmp_path / "other")
+        path.symlink_to(tmp_path / "other")
+    else:
+        path.chmod(0o666)
+    _devices._read.cache_clear()
     assert tn.calibrated() is None
 
 
@@ -263,6 +292,7 @@ def test_nothing_more_is_run_when_the_time_is_over(few, monkeypatch):
     assert found.seconds < 1
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("name", ["torch", "jax"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("phase", ["forward", "train"])
@@ -369,11 +399,12 @@ def test_parameters_of_a_gpu_are_those_stored_per_dtype_and_read_once(name, monk
 
 def test_costs_are_predicted_with_what_was_stored(monkeypatch, tmp_path):
     monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
+    default = _devices.native_machine()  # with the vectors of this processor
     before = tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s
-    slow = dataclasses.replace(tn.Machine(), tile_macs_per_s=1e6)
+    slow = dataclasses.replace(default, tile_macs_per_s=1e6)
     _devices.store("native", "cpu", "float32", {"schema": 1, "machine": dataclasses.asdict(slow)})
     assert tn.cost(MPO, [64], phases=["forward"]).rows[0].predicted_s > 100 * before
-    assert tn.cost(MPO, [64], phases=["forward"], machine=tn.Machine()).rows[0].predicted_s == before
+    assert tn.cost(MPO, [64], phases=["forward"], machine=default).rows[0].predicted_s == before
 
 
 @pytest.mark.parametrize(

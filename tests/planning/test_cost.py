@@ -189,3 +189,16 @@ def test_hyperedges_and_kept_legs_have_a_cost_too():
 def test_questions_that_cannot_be(arguments, message):
     with pytest.raises(TN4NNError, match=message):
         tn.cost(NET, **{"batches": [4], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "batch"), [("mpo", 4, 2048), ("ring", 16, 64), ("peps", 4, 2048), ("btt", 4, 64)]
+)
+def test_the_cheapest_priced_order_wins_whatever_its_name(name, rank, batch):
+    net = tn.build(name, 1024, 1024).with_rank(rank, clip=True)
+    for device in ("H100", None):
+        rows = [row for row in tn.cost(net, [batch], device=device).rows if row.way != "dense"]
+        for phase in ("forward", "train"):
+            for runtime in {row.runtime for row in rows}:
+                times = {r.way: r.predicted_s for r in rows if (r.phase, r.runtime) == (phase, runtime)}
+                assert times["ours"] <= min(times.values()) * (1 + 1e-9), (device, phase, runtime, times)

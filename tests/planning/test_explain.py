@@ -11,6 +11,7 @@ from tn4nn._planning.explain import explain
 NET = tn.mpo((4, 8, 4), (4, 8, 4)).with_ranks({"a0": 6, "a1": 2})
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("runtime", ["program", "native"])
 def test_every_change_is_the_plan_of_what_it_says(runtime):
     p = tn.plan(NET, 64, "train", runtime=runtime)

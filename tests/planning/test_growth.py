@@ -76,6 +76,7 @@ def test_another_kind_of_the_same_name_is_not_remade():
     assert like(tn.build("mera", 64, 64), (8, 8, 1), (8, 8)) is None  # these modes it cannot take
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_the_figure(short, tmp_path, ending):
     pytest.importorskip("matplotlib")
@@ -98,3 +99,24 @@ def test_questions_that_cannot_be(short):
         tn.growth(NET, phase="back")
     with pytest.raises(TN4NNError, match=r"expected a .png or .svg file for a picture, received 'g.pdf'"):
         tn.growth(NET, batch=4).draw("g.pdf")
+
+
+def test_curves_of_a_device_are_its_own_and_say_so(tmp_path):
+    pytest.importorskip("matplotlib")
+    net = tn.low_rank(64, 64).with_rank(4)
+    here, there = tn.growth(net, batch=64), tn.growth(net, batch=64, device="H100", itemsize=2)
+    assert (here.device, there.device) == ("cpu", "H100")
+    for axis, points in there.curves.items():
+        for point, other in zip(points, here.curves[axis], strict=True):
+            assert point.predicted_s != other.predicted_s
+    priced = {(r.batch, r.phase, r.way): r for r in tn.cost(net, [64], device="H100", itemsize=2).rows}
+    (point,) = (point for point in there.curves["batch"] if point.at == 64)
+    assert point.predicted_s == priced[64, "train", "ours"].predicted_s
+    assert point.dense_s == pytest.approx(priced[64, "train", "dense"].predicted_s)
+    assert there.draw(str(tmp_path / "g.svg")).get_suptitle().endswith("train, H100")
+    assert "H100" in str(there)
+    assert there.to_dict()["device"] == "H100"
+    with pytest.raises(tn.TN4NNError, match="unknown GPU 'Z80'"):
+        tn.growth(net, device="Z80")
+    with pytest.raises(tn.TN4NNError, match="leave out machine="):
+        tn.growth(net, device="H100", machine=tn.Machine())

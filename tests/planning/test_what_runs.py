@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers import first_of
 
 import tn4nn as tn
 from tn4nn._graph import paths as _paths
@@ -53,6 +54,7 @@ def executed(monkeypatch):
     return found
 
 
+@pytest.mark.cases(7)
 @needs_compiler
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("rows", ROWS)
@@ -103,6 +105,7 @@ def test_autocast_runs_the_program_that_a_layer_shows_within_it(torch, monkeypat
     assert ran == [shown.program]
 
 
+@pytest.mark.thorough
 def test_a_plan_under_a_memory_cap_is_the_one_that_runs(torch):
     from tn4nn_torch import TNLinear
 
@@ -161,7 +164,7 @@ def test_jax_runs_the_native_plan_that_it_shows(name, jax, monkeypatch):
         _apply, "apply_native", lambda native, *rest: (ran.append(native.recipe), run(native, *rest))[1]
     )
     net = NETWORKS[name]
-    layer = tn4nn_jax.TNLinear(net)
+    layer = tn4nn_jax.TNLinear(net, seed=0)
     shown = layer.plan(77)
     layer(ones(77, net))
     assert shown.executor == "native"
@@ -171,6 +174,7 @@ def test_jax_runs_the_native_plan_that_it_shows(name, jax, monkeypatch):
     assert shown == tn.plan(net, 77, "train", backend="jax")
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("where", [{"dtype": "bfloat16"}, {"runtime": "program"}])
 def test_jax_runs_the_program_that_it_shows(name, where, jax, monkeypatch):
@@ -178,9 +182,9 @@ def test_jax_runs_the_program_that_it_shows(name, where, jax, monkeypatch):
     from tn4nn_jax import _apply
 
     ran, run = [], _apply.run
-    monkeypatch.setattr(_apply, "run", lambda ops, program, arrays: (ran.append(program), run(ops, program, arrays))[1])
+    monkeypatch.setattr(_apply, "run", lambda program, arrays: (ran.append(program), run(program, arrays))[1])
     net = NETWORKS[name]
-    layer = tn4nn_jax.TNLinear(net, **where)
+    layer = tn4nn_jax.TNLinear(net, seed=0, **where)
     shown = layer.plan(51)
     layer(ones(51, net))
     assert shown.executor == "program"
@@ -195,7 +199,7 @@ def test_a_jax_convolution_runs_in_the_form_that_it_shows(jax, monkeypatch):
     monkeypatch.setattr(_apply, "_patches", lambda *args: (cut.append(1), patches(*args))[1])
     forms = set()
     for rank, side in ((1, 16), (100, 16)):
-        conv = tn4nn_jax.TNConv2d(tn.mpo((8, 9), (16, 16)).with_rank(rank), kernel=3, padding=1)
+        conv = tn4nn_jax.TNConv2d(tn.mpo((8, 9), (16, 16)).with_rank(rank), kernel=3, padding=1, seed=0)
         cut.clear()
         conv(np.ones((2, 8, side, side), np.float32))
         shown = conv.plan(2 * side * side)
@@ -216,7 +220,8 @@ def test_a_model_of_several_layers_shows_each(jax):
 # -- tables -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", first_of(["float32", "bf16"]))
 def test_the_rows_of_compare_are_the_plans_that_run(precision, trained_backend):
     batch = 48
     report = tn.compare(
@@ -238,7 +243,8 @@ def test_the_rows_of_compare_are_the_plans_that_run(precision, trained_backend):
         found = plans(module, batch).values()
         assert {p.batch for p in found} == {batch}
         assert row["macs_per_sample"] == round(sum(p.cost.macs for p in found) / 3 / batch)
-        assert row["peak_bytes"] == max(p.cost.peak for p in found)
+        first, last = (p.cost for p in found)
+        assert row["peak_bytes"] == max(first.peak, first.saved + last.peak) >= row["saved_bytes"]
         assert row["saved_bytes"] == sum(p.cost.saved for p in found)
 
 
@@ -299,6 +305,7 @@ def searches(monkeypatch, tmp_path):
     return count
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_a_layer_of_twelve_sites_is_searched_once(torch, searches):
     from tn4nn_torch import TNLinear
@@ -316,6 +323,7 @@ def test_a_layer_of_twelve_sites_is_searched_once(torch, searches):
     assert len(searches) == 2
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_a_layer_with_a_batch_is_planned_by_its_first_call_and_once(torch, searches):
     from tn4nn_torch import TNLinear
@@ -328,6 +336,7 @@ def test_a_layer_with_a_batch_is_planned_by_its_first_call_and_once(torch, searc
     assert len(searches) == 1
 
 
+@pytest.mark.slow
 def test_the_answer_does_not_depend_on_what_was_asked_before(searches):
     net = tn.mpo((2,) * 12, (2,) * 12).with_rank(3)
     one = [tn.plan(net, batch, "train", runtime="native", cache=False) for batch in (1, 64, 1024)]
@@ -375,6 +384,7 @@ def test_a_new_executor_is_a_class_and_a_name(monkeypatch):
         find(PlanRequest(NETWORKS["mpo"], 9, target=target.only("small")), cache=False)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("runtime", ["program", "native"])
 @pytest.mark.parametrize(("name", "batch", "rows"), [("tree", 64, 1), ("tucker", 256, 1), ("mpo", 256, 255)])
 def test_a_plan_out_of_the_store_is_priced_for_other_rows_as_it_runs(name, batch, rows, runtime):

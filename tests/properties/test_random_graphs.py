@@ -25,6 +25,7 @@ def check_graph(name, seed, cores):
     assert close(found_x, gx, FLOAT64), net
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), cores=st.integers(1, 6))
 @pytest.mark.parametrize("name", ["numpy", "torch"])
@@ -34,6 +35,7 @@ def test_graphs(name, seed, cores):
     check_graph(name, seed, cores)
 
 
+@pytest.mark.thorough
 @settings(max_examples=8, deadline=None, derandomize=True)  # jax compiles each graph
 @given(seed=st.integers(0, 10**6), cores=st.integers(1, 6))
 def test_graphs_in_jax(seed, cores):

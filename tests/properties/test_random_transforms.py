@@ -113,6 +113,7 @@ def check(name, seed):
     CHECKS[name](seed)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("seed", FEW)
 @pytest.mark.parametrize("name", CHECKS)
 def test_graphs(name, seed):

@@ -16,7 +16,7 @@ from helpers import environment
 import tn4nn as tn
 from tn4nn import _cli, reproduce
 from tn4nn._base.clock import interleaved
-from tn4nn._base.records import plain
+from tn4nn._base.records import plain, write_record
 from tn4nn._drawing.figure import new_figure, saved
 from tn4nn.reproduce import autorank, coord_check, counts, digits, entangle, order, vgg16
 from tn4nn.reproduce._experiment import Line, mean_line
@@ -57,7 +57,7 @@ def copied(finished, tmp_path):
 
 def without_times(path):
     record = json.loads(path.read_text())
-    del record["times"]
+    del record["times"], record["digest"]
     return record
 
 
@@ -75,7 +75,7 @@ def test_every_experiment_is_whole():
 def test_list(shell):
     code, out, _ = shell("--list")
     assert code == 0
-    assert all(name in out for name in reproduce.experiments())
+    assert all(name[:11] in out for name in reproduce.experiments())  # a narrow terminal cuts long ones
 
 
 def test_counts_hold(shell, tmp_path):
@@ -98,6 +98,7 @@ def test_counts_can_fail(shell, tmp_path, monkeypatch):
     assert "| FC2, D = 4, both layers | 1,761 | 1,760 | 1,761 | **does not hold** |" in page
 
 
+@pytest.mark.slow
 def test_digits_from_end_to_end_and_twice_the_same(shell, tmp_path, finished):
     pytest.importorskip("matplotlib")
     code, out, _ = shell("digits", "--quick", "--out", tmp_path / "one")
@@ -116,6 +117,7 @@ def test_digits_from_end_to_end_and_twice_the_same(shell, tmp_path, finished):
     assert "| Exact parameter counts | not run here | `tn4nn reproduce counts` |" in page
 
 
+@pytest.mark.slow
 def test_on_jax(tmp_path):
     pytest.importorskip("jax")
     record = reproduce.run("digits", quick=True, backend="jax", out=tmp_path)
@@ -123,8 +125,9 @@ def test_on_jax(tmp_path):
     assert record["command"] == "tn4nn reproduce digits --quick --backend jax"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path, finished):
-    command = [sys.executable, "-m", "tn4nn._cli", "reproduce", "digits", "--quick", "--out", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "tn4nn", "reproduce", "digits", "--quick", "--out", str(tmp_path / "killed")]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
     results = tmp_path / "killed" / "digits.json"
     until = time.monotonic() + 60
@@ -139,6 +142,7 @@ def test_a_killed_run_goes_on(tmp_path, finished):
     assert record["finished"]
 
 
+@pytest.mark.thorough
 def test_a_unit_that_was_stopped_loses_one_epoch_at_most(tmp_path, monkeypatch):
     seen = []
     train = tn.train
@@ -172,7 +176,8 @@ def test_results_of_others_are_not_mixed(shell, copied, pretend_version):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "cannot be read"), ('{"schema": 0}', "has schema 0"), ("[]", "list")]
+    ("text", "message"),
+    [("{", "cannot be read"), ('{"schema": 0}', "has schema 0"), ("[]", "list"), ("[" * 10**5, "nested more than")],
 )
 def test_results_that_cannot_be_read(tmp_path, text, message):
     (tmp_path / "counts.json").write_text(text)
@@ -201,6 +206,43 @@ def test_data_that_is_absent(shell, tmp_path, monkeypatch):
     assert code == 0
     assert "digits: left out. expected the files of 'mnist'" in err
     assert (tmp_path / "counts.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["rows"][0].update(accuracy=99.9),
+        lambda record: record["lines"][0].update(verdict="holds", ours=99.9),
+        lambda record: record["rows"].pop(),
+        lambda record: record["times"]["units"].clear(),
+        lambda record: record.pop("digest"),
+    ],
+)
+def test_results_that_were_edited_are_neither_continued_nor_shown(copied, change):
+    record = json.loads((copied / "digits.json").read_text())
+    change(record)
+    (copied / "digits.json").write_text(json.dumps(record))
+    for use in (lambda: reproduce.run("digits", quick=True, out=copied), lambda: reproduce.write_page(copied)):
+        with pytest.raises(tn.CheckpointError, match=r"digits\.json was damaged or edited after it was written"):
+            use()
+
+
+def test_results_of_another_form_are_refused(copied):
+    record = json.loads((copied / "digits.json").read_text())
+    del record["lines"]
+    write_record(copied / "digits.json", record)
+    with pytest.raises(tn.CheckpointError, match=r"digits\.json lacks lines"):
+        reproduce.write_page(copied)
+    write_record(copied / "digits.json", {**record, "lines": [], "rows": [{"no": "unit"}]})
+    with pytest.raises(tn.CheckpointError, match="holds no rows that can be read"):
+        reproduce.run("digits", quick=True, out=copied)
+
+
+def test_published_results_have_their_digests():
+    files = sorted((Path(__file__).parents[2] / "docs" / "reproduction").glob("*.json"))
+    assert len(files) > 10
+    for path in files:
+        reproduce.read_results(path)
 
 
 def test_without_matplotlib_there_is_no_figure(copied, monkeypatch):
@@ -249,6 +291,7 @@ def timed(record):
     return [{**row, "times": times[row["unit"]]} for row in record["rows"]]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_what_is_committed_follows_from_its_rows(path, tmp_path):
     """Tables, verdicts and words are those that the rows give, and the figure can be drawn from them."""
@@ -277,6 +320,7 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     assert page.read_text("utf-8") == result.replace(images, "](reproduction/")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_fixed_orders_give_the_numbers_of_ours(backend):
     pytest.importorskip(backend)
@@ -305,6 +349,7 @@ def test_the_paper_s_init_is_xavier_for_each_core():
         assert weights[name].std() == pytest.approx((2 / (rows + columns)) ** 0.5, rel=0.2)
 
 
+@pytest.mark.thorough
 def test_the_even_init_has_one_variance_and_a_smaller_w():
     model = tn.presets.fc2(16, bias=False)
     weights, ours = even(model, 0), model.init(0)
@@ -330,12 +375,14 @@ def test_equal_ranks_fit_the_budget():
         assert equal.model.num_weights <= filled.model.num_weights <= budget
 
 
+@pytest.mark.thorough
 def test_one_step_moves_a_layer_alike_at_every_width_by_structure_aware_rates():
     pytest.importorskip("torch")
-    ratio = {
-        rule: coord_check.moved("mpo", 1024, rule, QUICK, 0) / coord_check.moved("mpo", 16, rule, QUICK, 0)
-        for rule in coord_check.RULES
-    }
+
+    def moved(width, rule):
+        return coord_check.moved(coord_check.network("mpo", width), rule, QUICK, 0)
+
+    ratio = {rule: moved(1024, rule) / moved(16, rule) for rule in coord_check.RULES}
     assert 0.5 < ratio["structure"] < 2 < ratio["one lr"]
 
 

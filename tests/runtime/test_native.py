@@ -6,22 +6,28 @@ import pathlib
 import pickle
 import re
 import time
+import warnings
 
 import numpy as np
 import pytest
-from helpers import all_close, close
+from helpers import all_close, close, first_of
+from helpers.kernels import compiled_with
 
 import tn4nn as tn
 from tn4nn import reference
+from tn4nn._base import libraries
+from tn4nn._base import private as _private
 from tn4nn._graph.candidates import candidate_paths
 from tn4nn._graph.problem import Problem
 from tn4nn._planning import measure
 from tn4nn._planning.plan import Plan
 from tn4nn._planning.planner import at_rows, candidates
 from tn4nn._planning.request import PlanRequest
-from tn4nn._runtime import compiled as _compiled
 from tn4nn._runtime import contraction as _contraction
+from tn4nn._runtime import devices as _devices
+from tn4nn._runtime import kernels as _kernels
 from tn4nn._runtime import native as _native
+from tn4nn._runtime import variants
 from tn4nn._runtime.cost import Cost
 from tn4nn._runtime.recipe import recipe
 from tn4nn._runtime.recipe_cost import recipe_cost
@@ -31,7 +37,7 @@ torch = pytest.importorskip("torch")
 from tn4nn_torch import TNLinear  # noqa: E402
 
 if _native.runtime(4) is None:
-    pytest.skip("no C compiler on this machine", allow_module_level=True)
+    pytest.skip("there is no native kernel here", allow_module_level=True)
 
 CASES = {
     name: tn.build(name, 36, 24, sites=1 if name == "dense" else 4 if name == "mera" else 2, pad=False)
@@ -88,6 +94,7 @@ def gradients(layer, x, **options):
     return torch.autograd.grad((layer(value) ** 2).sum(), wanted, **options)
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("name", list(CASES))
 @pytest.mark.parametrize("rows", [1, 16, 45])
 def test_values_and_gradients_of_the_plan(name, rows):
@@ -102,6 +109,7 @@ def test_values_and_gradients_of_the_plan(name, rows):
         assert layer.plan(rows).executor == "native"
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", list(CASES))
 def test_every_order_and_layout_gives_the_same(name):
     net = network(name, 3)
@@ -114,6 +122,7 @@ def test_every_order_and_layout_gives_the_same(name):
             assert all_close(gradients(layer, x), expected)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("seed", range(25))
 def test_random_graphs(seed):
     from tn4nn.testing import random_network
@@ -126,6 +135,7 @@ def test_random_graphs(seed):
         assert all_close(gradients(layer, x), gradients(other, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ring", "cp", "kept", "padded"])
 def test_gradcheck_in_float64(name):
     net = network(name)
@@ -194,8 +204,11 @@ def test_little_more_than_the_input_is_saved_for_backward():
     assert x.nbytes <= total <= x.nbytes + 2**20
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("save", [False, True])
-def test_threads_give_the_same_numbers(save):
+def test_threads_give_the_same_numbers(save, monkeypatch):
+    # Whatever the size
+    monkeypatch.setattr(_native, "runtime", lambda itemsize: compiled_with(itemsize, "-DSHARE=1", "-DLEAST=1"))
     for name in ("mpo-3", "dense", "ring", "cp"):
         net = network(name, 3)
         layer, x = forced(net, paths(net, 300)[0][1], 16, save=save), rows_of(net, 300)
@@ -303,6 +316,7 @@ def test_candidates_come_best_first():
     assert predicted == sorted(predicted)
 
 
+@pytest.mark.thorough
 def test_the_search_has_a_seed_a_time_limit_and_progress(monkeypatch):
     net = tn.mpo((2,) * 10, (2,) * 10).with_rank(2)
     asked = {"batch": 16, "phase": "train", "runtime": "native"}
@@ -314,10 +328,14 @@ def test_the_search_has_a_seed_a_time_limit_and_progress(monkeypatch):
         priced.append([line for line in lines if re.fullmatch(r"path \d+/\d+ priced: .+, [\d.]+ s", line)])
     assert len(priced[0]) > len(priced[1]) == 1  # what the limit has interrupted still has a plan
     tn.plan(net, **asked)
-    monkeypatch.setattr("tn4nn._planning.planner.candidates", None)
+
+    def searched(*args, **kwargs):
+        raise RuntimeError("a search")
+
+    monkeypatch.setattr("tn4nn._planning.planner.candidate_paths", searched)
     tn.plan(net, **asked)
     for other in ({"seed": 1}, {"time_limit": 9.0}):  # another question
-        with pytest.raises(TypeError):
+        with pytest.raises(RuntimeError, match="a search"):
             tn.plan(net, **asked, **other)
 
 
@@ -385,51 +403,43 @@ def test_the_cost_counts_multiply_adds_once_forward_and_four_times_in_training()
 # -- without it -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """A process that has compiled nothing yet, with an empty cache folder."""
-    monkeypatch.setenv("TN4NN_CACHE", str(tmp_path))
-    monkeypatch.setattr(_compiled, "_LIBRARIES", {})
-    monkeypatch.setattr(_compiled, "_WARNED", set())
-    _native.runtime.cache_clear()
-    yield tmp_path
-    _native.runtime.cache_clear()
+@pytest.mark.thorough
+def test_a_cache_that_cannot_be_written_costs_one_warning_and_no_speed(fresh, monkeypatch):
+    (fresh / "file").write_text("in the way")
+    monkeypatch.setenv("TN4NN_CACHE", str(fresh / "file" / "below"))
+    net = network("mpo-3")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        layers = [TNLinear(net, seed=1), TNLinear(network("ring"), seed=1)]
+        for layer in layers:
+            for rows in (1, 7, 64):
+                layer(rows_of(layer.network, rows))
+    assert all(layer.plan(64).executor == "native" for layer in layers)
+    assert _native.runtime(4) is not None
+    assert len(told) == 1, [str(one.message) for one in told]
 
 
-def test_without_a_compiler_the_layer_says_so_once_and_runs(fresh, monkeypatch):
-    monkeypatch.setattr(_compiled.shutil, "which", lambda name: None)
+@pytest.mark.thorough
+def test_a_user_without_a_home_runs_all_the_same(fresh, monkeypatch):
+    for module in (_private, libraries):
+        monkeypatch.setattr(module, "cache_folder", _no_home)
+    with pytest.warns(UserWarning, match="this user has no home folder"):
+        TNLinear(network("mpo-3"), seed=1)(rows_of(network("mpo-3"), 5))
+    assert _native.runtime(4) is not None
+
+
+def _no_home():
+    raise tn.TN4NNError("this user has no home folder: set TN4NN_CACHE")
+
+
+def test_without_a_kernel_the_layer_says_so_once_and_runs(fresh, monkeypatch):
+    monkeypatch.setattr(_kernels, "AHEAD", fresh / "nothing")
     net = network("mpo-3")
     layer, x = TNLinear(net, seed=1), rows_of(net, 64)
-    with pytest.warns(UserWarning, match="no native kernel.*install gcc"):
+    with pytest.warns(UserWarning, match="no native kernel.*without a compiler.*tn4nn build-kernel"):
         y = layer(x)
     assert close(y, plain(net)(x))
     TNLinear(network("ring"))(x)  # a second one is silent
-
-
-def test_a_runtime_that_fails_its_self_check_is_not_used(fresh, monkeypatch):
-    built = _compiled._compiled
-    monkeypatch.setattr(
-        _compiled,
-        "_compiled",
-        lambda text, flags: built(text.replace("acc[i][v] += x * bv[v]", "acc[i][v] += x"), flags),
-    )
-    with pytest.warns(UserWarning, match="failed its self-check"):
-        assert _native.runtime(4) is None
-
-
-def test_a_broken_library_on_disk_is_built_again(fresh):
-    assert _native.runtime(4) is not None
-    (library,) = (fresh / "kernels").iterdir()
-    other = fresh / "other"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TN4NN_CACHE", str(other))
-        patch.setattr(_compiled, "_LIBRARIES", {})
-        _native.runtime.cache_clear()
-        broken = other / "kernels" / library.name
-        broken.parent.mkdir(parents=True)
-        broken.write_bytes(b"no library")
-        assert _native.runtime(4) is not None
-        assert broken.stat().st_size > 1000
 
 
 def test_only_sizes_of_float32_and_float64_are_known():
@@ -471,6 +481,7 @@ def test_a_native_plan_prints_its_calls():
     assert sum(row.macs for row in forward) * tiles < p.cost.macs
 
 
+@pytest.mark.thorough
 def test_a_memory_cap_is_met_or_the_error_names_the_smallest():
     net = tn.mpo((4,) * 5, (4,) * 5).with_rank(16)
     free = tn.plan(net, 256, "train", runtime="native")
@@ -491,6 +502,7 @@ def test_what_the_native_runtime_cannot_do_is_an_error():
         tn.plan(net, runtime="native", form="gather")
 
 
+@pytest.mark.cases(24)
 @pytest.mark.parametrize("name", list(CASES))
 @pytest.mark.parametrize("batch", [1, 4096])
 def test_merged_cores_give_the_same(name, batch):
@@ -547,7 +559,7 @@ def assert_calls_agree(itemsize):
             zeros = {"steps": [0] * 10, "sums": [0] * 10, "lengths": [0] * 6}
             encoded = _native.encode(([call], (), (), ()), sizes, itemsize, block=1, cores=1, **zeros)
             given = np.array([*(array.ctypes.data for array in (*arrays, result)), 0, 0])
-            library.forward(encoded.ctypes.data, 1, given.ctypes.data, 1, _native._parallel, None)
+            library.forward(encoded.ctypes.data, 1, given.ctypes.data, 1)
             expected = np.einsum(f"{a},{b}->{c}".replace("4", "f"), *(array.astype("f8") for array in arrays))
             assert np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max(), (a, b, c, m, n, k)
 
@@ -557,7 +569,9 @@ def test_vectors_may_lie_along_every_group(itemsize):
     assert_calls_agree(itemsize)
 
 
-def test_the_gradient_of_a_small_core_has_its_vectors_along_the_rows():
+def test_the_gradient_of_a_small_core_has_its_vectors_along_the_rows(monkeypatch):
+    for module in (_devices, _contraction):  # vectors of 64 bytes, which prefer long rows, on any processor
+        monkeypatch.setattr(module, "vector_bytes", lambda: 64)
     net = tn.mpo((4, 4, 4, 4, 4), (4, 4, 4, 4, 4)).with_rank(2)
     p = priced(net, 2048, "train")[0]
     result = p.recipe
@@ -598,29 +612,27 @@ def test_long_outputs_lie_in_large_pages():
     assert next(size for (low, high), size in held.items() if low <= middle < high) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "width"), VECTORS)
-@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("itemsize", first_of([4, 8]))
 def test_other_vectors_give_the_same(flag, width, itemsize, monkeypatch):
-    if _compiled.platform.machine() not in ("x86_64", "AMD64"):
+    if variants.machine() != "x86_64":
         pytest.skip("these flags are x86's")
     monkeypatch.setattr(_native, "vector_bytes", lambda: width)
-    monkeypatch.setattr(_native, "_EXTRA", (flag,))
-    _native.runtime.cache_clear()
-    try:
-        for name in ("mpo-3", "ring", "cp", "vectors", "across"):
-            net = network(name, 3)
-            dtype = np.float32 if itemsize == 4 else np.float64
-            layer, other = forced(net, paths(net, 21)[0][1], 8, itemsize=itemsize), plain(net)
-            x = rows_of(net, 21, dtype=dtype)
-            expected = (other.to(x.dtype)(x), *gradients(other, x))
-            assert all_close((layer(x), *gradients(layer, x)), expected)
-        assert_calls_agree(itemsize)
-    finally:
-        _native.runtime.cache_clear()
+    monkeypatch.setattr(_native, "runtime", lambda itemsize: compiled_with(itemsize, flag))
+    for name in ("mpo-3", "ring", "cp", "vectors", "across"):
+        net = network(name, 3)
+        dtype = np.float32 if itemsize == 4 else np.float64
+        layer, other = forced(net, paths(net, 21)[0][1], 8, itemsize=itemsize), plain(net)
+        x = rows_of(net, 21, dtype=dtype)
+        expected = (other.to(x.dtype)(x), *gradients(other, x))
+        assert all_close((layer(x), *gradients(layer, x)), expected)
+    assert_calls_agree(itemsize)
 
 
-@pytest.mark.parametrize("itemsize", [4, 8])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.thorough
+@pytest.mark.parametrize("itemsize", first_of([4, 8]))
+@pytest.mark.parametrize("threads", first_of([2, 1]))
 def test_a_large_prologue_is_recomputed_instead_of_saved(itemsize, threads):
     net = tn.mpo((8, 8, 8, 8), (8, 8, 8, 8)).with_rank(64)
     path = next(path for order, path in paths(net, 64) if order == "left to right, cores merged by 2+2")
@@ -639,6 +651,7 @@ def test_a_large_prologue_is_recomputed_instead_of_saved(itemsize, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.thorough
 def test_a_plan_in_tiles_saves_at_most_a_million_bytes_beside_x_and_y():
     seen = set()
     for features, rank, rows in ((8, 64, 32), (4, 4, 32), (4, 2, 256), (4, 4, 256)):
@@ -696,14 +709,6 @@ def test_the_first_call_does_not_say_how_often_a_candidate_is_run():
     assert calls > 6
 
 
-def test_the_kernel_is_compiled_with_the_constants_of_the_cost_model():
-    shared = {f"-DKC={_contraction.DEPTH}", f"-DFETCHED={_contraction.FETCHED}"}
-    shared |= {f"-DFAR_K={_contraction.FAR_K}", f"-DFAR_N={_contraction.FAR_N}"}
-    assert shared <= set(_native.definitions(4)) & set(_native.definitions(8))
-    with pytest.raises(RuntimeError, match="are passed with -D"):
-        _compiled._compiled(_native.source(), ("-DREAL=float", "-DWHOLE=int"))
-
-
 @pytest.mark.parametrize("batch", [40, 4096])
 def test_rows_that_memory_has_to_bring_are_priced_by_what_is_fetched(batch):
     net = tn.mpo((8, 8, 8, 8), (1, 2, 5, 1)).with_rank(4)
@@ -744,6 +749,7 @@ def test_numbers_a_page_apart_cost_more_to_write():
     assert apart > beside
 
 
+@pytest.mark.thorough
 def test_paths_whose_products_alone_take_too_long_are_not_priced():
     net = tn.build("peps", 2**12, 2**12, grid=(3, 4), pad=False).with_rank(2)
     found = paths(net, 256)

@@ -10,6 +10,7 @@ import pytest
 from helpers import relative_error
 
 import tn4nn as tn
+from tn4nn._base.records import read_arrays, write_arrays
 from tn4nn._compression.target import Target
 from tn4nn._search.moves import larger, smaller, structure_of, swaps, warm_start
 from tn4nn._search.objective import ArrayObjective
@@ -35,6 +36,7 @@ def error(found: tn.Search, X: np.ndarray) -> float:
 # -- what it finds ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_permuted_ring_is_found_by_its_entries() -> None:
     X = ring_tensor(3)
     found = tn.search(X, error=1e-4, evaluations=60, seed=3)
@@ -44,6 +46,7 @@ def test_a_permuted_ring_is_found_by_its_entries() -> None:
     assert found.evaluations <= 60
 
 
+@pytest.mark.thorough
 def test_a_budget_is_kept_and_used() -> None:
     X = ring_tensor(0, ranks=(2, 2, 2, 2))
     found = tn.search(X, params=48, evaluations=60)
@@ -62,6 +65,7 @@ def test_a_matrix_by_its_modes() -> None:
     assert found.network.to_dense(found.weights) == pytest.approx(W)
 
 
+@pytest.mark.thorough
 def test_swaps_find_the_order_of_the_modes_on_a_fixed_graph() -> None:
     X = ring_tensor(5, ranks=(2, 2, 2, 2, 2))
     ring = tn.ring((3,) * 5, (1,) * 5)
@@ -110,6 +114,7 @@ def test_a_task_of_training() -> None:
 # -- honest, deterministic, resumable ---------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_equal_searches_give_equal_results() -> None:
     X = ring_tensor(2, ranks=(2, 2, 2, 2))
     one, other = (tn.search(X, error=1e-4, evaluations=30, seed=7) for _ in range(2))
@@ -121,6 +126,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 4, 9])
 def test_a_killed_search_goes_on_to_the_same_result(
     after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,8 +167,39 @@ def test_a_state_of_another_search_is_refused(tmp_path: Path, pretend_version: C
     with pytest.raises(tn.CheckpointError, match=r"was written by tn4nn .*, this is 0\.0\.1"):
         tn.search(X, error=1e-3, evaluations=3, state=path)
     path.write_bytes(b"no state")
-    with pytest.raises(tn.CheckpointError, match="is not the state of a search"):
+    with pytest.raises(tn.CheckpointError, match="is not a safetensors file"):
         tn.search(X, error=1e-3, evaluations=3, state=path)
+
+
+def test_a_state_that_was_damaged_or_edited_is_refused(tmp_path: Path) -> None:
+    X, path = ring_tensor(2, ranks=(2, 2, 2)), tmp_path / "state"
+    tn.search(X, error=1e-3, evaluations=3, state=path)
+    whole = path.read_bytes()
+    for at in range(20, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(tn.CheckpointError):
+            tn.search(X, error=1e-3, evaluations=4, state=path)
+    record, arrays = read_arrays(_whole(path, whole), 2, "", "")
+    for wrong in ({"errors": 3}, {"errors": [["a"]]}, {"rounds": [1]}, {"versions": None}, {"errors": [["a", "x"]]}):
+        write_arrays(path, arrays, {**record, **wrong})
+        with pytest.raises(tn.CheckpointError, match="is not the state of a search"):
+            tn.search(X, error=1e-3, evaluations=4, state=path)
+
+
+@pytest.mark.parametrize("change", [lambda a: a * np.nan, lambda a: a.reshape(-1), lambda a: a[..., :0]])
+def test_weights_in_a_state_that_do_not_fit_are_refused(change: Callable, tmp_path: Path) -> None:
+    X, path = ring_tensor(2, ranks=(2, 2, 2)), tmp_path / "state"
+    tn.search(X, error=1e-3, evaluations=4, state=path)
+    record, arrays = read_arrays(path, 2, "", "")
+    assert arrays
+    write_arrays(path, {name: change(array) for name, array in arrays.items()}, record)
+    with pytest.raises(tn.CheckpointError, match=r"the weights of evaluation \d+ do not fit"):
+        tn.search(X, error=1e-3, evaluations=6, state=path)
+
+
+def _whole(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
 
 
 # -- at the door ------------------------------------------------------------------------------------------------
@@ -249,6 +286,7 @@ def binary(order: tuple[int, ...], modes: int = 3) -> tn.Topology:
     return tn.topology(text, {f"x{i}": modes for i in range(8)}, {"y0": 1})
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("seed", range(4))
 def test_far_pairs_that_are_entangled_come_together(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -264,6 +302,7 @@ def test_far_pairs_that_are_entangled_come_together(seed: int) -> None:
         assert any({f"x{a}", f"x{b}"} <= set(core.legs) for core in found.topology.cores)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_random_tree_is_no_more_entangled_than_the_one_that_made_it(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -286,4 +325,11 @@ def test_only_trees_are_reconnected() -> None:
 def test_results_print() -> None:
     found = tn.search(np.ones((2, 2, 2)), error=1e-3, evaluations=2)
     assert str(found).startswith("Search: 6 parameters, error")
+    assert found.asked == 1e-3
+    assert " (at most 0.001 that was asked for); evaluation" in str(found)
+    missed = tn.search(np.random.default_rng(0).standard_normal((4, 4, 4)), error=1e-9, evaluations=1)
+    assert not missed.reached
+    assert " (more than the 1e-09 that was asked for); evaluation" in str(missed)
+    free = tn.search(np.ones((2, 2, 2)), params=8, evaluations=2)
+    assert (free.asked, "asked" in str(free)) == (None, False)
     assert dataclasses.asdict(found.history[0])["accepted"] is True

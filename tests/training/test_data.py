@@ -446,6 +446,7 @@ def test_the_parser_reads_big_endian_sizes() -> None:
     np.testing.assert_array_equal(published._parse_idx(idx(array), 3, "pictures"), array)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "mean", "sd"), [("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.2860, 0.3530)])
 def test_the_real_sets(name: str, mean: float, sd: float) -> None:
     if not os.environ.get("TN4NN_DATA"):

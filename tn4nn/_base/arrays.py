@@ -38,6 +38,24 @@ def numbers(value: Any, what: str) -> NDArray[Any]:
     return array
 
 
+def check_range(array: Array, what: str) -> None:
+    """Raises DataError for an array with an entry that is NaN, infinite, or too large to be squared."""
+    bad = ~np.isfinite(array)
+    if bad.any():
+        first = tuple(map(int, np.argwhere(bad)[0]))
+        raise DataError(f"{what} has {int(bad.sum())} entries that are NaN or infinite, the first at {first}")
+    largest = float(np.abs(array).max(initial=0.0))
+    if largest > _RANGE:
+        raise _out_of_range(what, largest)
+
+
+def _out_of_range(what: str, largest: float) -> DataError:
+    return DataError(
+        f"the largest entry of {what} is {largest:.3g} in magnitude, whose square is out of range: scale {what} to "
+        f"between {1 / _RANGE:g} and {_RANGE:g}"
+    )
+
+
 def checked_array(
     value: ArrayLike, what: str, ndim: int, zero: str = "there is nothing to decompose, leave the layer out"
 ) -> Array:
@@ -57,16 +75,10 @@ def checked_array(
     if array.ndim != ndim or 0 in array.shape:
         raise ShapeError(f"{what} must have {ndim} axes and at least one entry, received shape {array.shape}")
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
-    bad = ~np.isfinite(array)
-    if bad.any():
-        first = tuple(map(int, np.argwhere(bad)[0]))
-        raise DataError(f"{what} has {int(bad.sum())} entries that are NaN or infinite, the first at {first}")
+    check_range(array, what)
     largest = float(np.abs(array).max())
     if largest == 0:
         raise DataError(f"{what} is zero everywhere: {zero}")
-    if not 1 / _RANGE <= largest <= _RANGE:
-        raise DataError(
-            f"the largest entry of {what} is {largest:.3g} in magnitude, whose square is out of range: scale {what} to "
-            f"between {1 / _RANGE:g} and {_RANGE:g}"
-        )
+    if largest < 1 / _RANGE:
+        raise _out_of_range(what, largest)
     return array

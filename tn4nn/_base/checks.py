@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from .errors import TN4NNError, TopologyError
+from .reading import json_of
 
 SCHEMA = 1  # of topologies, networks and models as plain data
 
@@ -35,7 +35,7 @@ def checked_size(size: object, what: str) -> int:
 def read_json(text: str, what: str) -> dict[str, Any]:
     """A JSON object, or an error that says what was expected."""
     try:
-        data = json.loads(text)
+        data = json_of(text)
     except (TypeError, ValueError) as error:
         raise TopologyError(f"this is not JSON of a {what}: {error}") from error
     if not isinstance(data, dict):

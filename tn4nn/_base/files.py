@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import stat
+import time
 from pathlib import Path
 
 from .errors import TN4NNError, WriteError
@@ -19,6 +22,11 @@ _ADVICE = {
     errno.ENOTDIR: "name a path whose parents are folders",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+_TEMPORARY = re.compile(r"\.tn4nn-\d+-[0-9a-f]{12}\.tmp")
+_OLD_S = 3600.0  # seconds after which a temporary file is one that a killed process has left
+_SWEPT: set[Path] = set()  # folders in which this process has looked for those
 
 
 def cache_folder() -> Path:
@@ -41,7 +49,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
+def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True, private: bool = False) -> None:
     """Writes a file so that a reader sees the old bytes or the new ones, never a part of them.
 
     The bytes go to a temporary name in the same folder, which is then renamed over the file. Missing folders
@@ -53,6 +61,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True
         data: all of its bytes.
         sync: whether the bytes must be on the disk before the rename, so that they survive a power cut. False
             is faster, and enough for what can be computed again.
+        private: for this user alone, whatever the umask says; a link of that name is replaced, not followed.
 
     Raises:
         WriteError: the operating system refused, for instance because the disk is full. The temporary file is
@@ -66,25 +75,72 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True
         b'whole'
     """
     try:
-        _write(Path(path), data, sync)
+        _write(Path(path), data, sync, private)
     except OSError as error:
-        unchanged = "An older file of that name, if any, is unchanged."
-        advice = _ADVICE.get(error.errno or 0, "check the path, its permissions and the disk")
-        message = (
-            f"expected to write {len(data)} bytes to {os.fspath(path)!r}; "
-            f"received from the system: {error.strerror or error}. {unchanged} What would do: {advice}."
-        )
-        raise WriteError(error.errno, message, os.fspath(path)) from error
+        raise unwritten(path, len(data), error, "An older file of that name, if any, is unchanged.") from error
 
 
-def _write(path: Path, data: bytes, sync: bool) -> None:
+def append(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes behind the end of a file; where that fails, the file is as it was.
+
+    Raises:
+        WriteError: the operating system refused, for instance because the disk is full.
+    """
+    where = Path(path)
     try:
-        old = os.stat(path)
+        make_folder(where.parent)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(where, flags, 0o666)
+        try:
+            length = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, data)
+            except OSError:
+                with contextlib.suppress(OSError):  # a device has no length
+                    os.ftruncate(descriptor, length)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unwritten(path, len(data), error, "What was in it before is unchanged.") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder and those above it; returns it.
+
+    Raises:
+        WriteError: the operating system refused.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(path, 0, error, "Nothing was made.") from error
+    return path
+
+
+def unwritten(path: str | os.PathLike[str], count: int, error: OSError, unchanged: str) -> WriteError:
+    """The error for a file that the operating system did not let us write."""
+    advice = _ADVICE.get(error.errno or 0, "check the path, its permissions and the disk")
+    message = (
+        f"expected to write {count} bytes to {os.fspath(path)!r}; "
+        f"received from the system: {error.strerror or error}. {unchanged} What would do: {advice}."
+    )
+    return WriteError(error.errno, message, os.fspath(path))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether this is the name of a file that is being written, or was when its process was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _write(path: Path, data: bytes, sync: bool, private: bool) -> None:
+    try:
+        old = os.lstat(path) if private else os.stat(path)
     except FileNotFoundError:
         old = None
     if old is not None and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    if old is not None and not stat.S_ISREG(old.st_mode):
+    if old is not None and not stat.S_ISREG(old.st_mode) and not private:
         # A rename would replace /dev/null or a pipe by a plain file.
         descriptor = os.open(path, os.O_WRONLY)
         try:
@@ -92,11 +148,12 @@ def _write(path: Path, data: bytes, sync: bool) -> None:
         finally:
             os.close(descriptor)
         return
-    target = Path(os.path.realpath(path))
+    target = path if private else Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
     # Not tempfile: its files are private to the user whatever the umask says, and would stay so after the rename.
     temporary = target.parent / f".tn4nn-{os.getpid()}-{os.urandom(6).hex()}.tmp"
-    mode = 0o666 if old is None else stat.S_IMODE(old.st_mode)
+    mode = 0o600 if private else 0o666 if old is None else stat.S_IMODE(old.st_mode)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, mode)
     try:
@@ -106,7 +163,7 @@ def _write(path: Path, data: bytes, sync: bool) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if old is not None:
+        if old is not None and not private:
             os.chmod(temporary, mode)
         os.replace(temporary, target)
     except BaseException:
@@ -118,3 +175,17 @@ def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed processes have left in a folder, once a process."""
+    if folder in _SWEPT:
+        return
+    _SWEPT.add(folder)
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_temporary(entry.name):
+                with contextlib.suppress(OSError):  # somebody else's, or gone by now
+                    found = entry.stat(follow_symlinks=False)
+                    if time.time() - found.st_mtime > _OLD_S:
+                        os.unlink(entry.path)

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from .._base.files import atomic_write
 from .._drawing.figure import NEEDS
-from .figure import plottable, svg_of
+from .columns import short
+from .contents import contents_of
+from .figure import svgs_of
+from .panels import plottable
 from .rows import ROW_KEYS
-from .summary import COLUMNS, NOTES, checked_rows, short, summarise
+from .variants import DENSE
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 
 def write_html(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Writes one HTML file that needs no other: figures, a table to sort, every seed, machine and settings.
+    """Writes one HTML file that needs no other: figures, a table to sort, what each layer has, every seed, machine
+    and settings.
 
     Without matplotlib the page comes without figures, and says how to get them.
 
@@ -38,32 +42,37 @@ def write_html(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None
 def _page(results: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
-    rows = checked_rows(results)
-    summaries = summarise(rows)
-    drawn = plottable(summaries)
+    contents = contents_of(results)
+    drawn = plottable(contents.summaries)
     try:
-        figure = Markup(svg_of(drawn)) if drawn else None
+        figures = [(caption, Markup(svg)) for caption, svg in svgs_of(contents)] if drawn else []
     except ImportError:
-        figure = None
-    config = results.get("config") or {}
+        figures = []
+    config, rows = contents.config, contents.rows
     subject = config.get("data") or config.get("dataset")
     return _template().render(
         title=f"tn4nn compare: {subject}" if subject else "tn4nn compare",
         date=results.get("date"),
         now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        figure=figure,
+        key=figures[:1],
+        figures=figures[1:],
         needs=NEEDS,
-        has_accuracies=bool(drawn),
-        has_dense=any(one.topology == "dense" for one in drawn),
-        columns=COLUMNS,
-        summaries=summaries,
-        notes=NOTES,
+        metric=contents.metric.name,
+        has_scores=bool(drawn),
+        has_dense=any(one.role == DENSE for one in drawn),
+        columns=contents.columns,
+        summaries=contents.summaries,
+        findings=contents.findings,
+        notes=contents.notes,
+        layers=list(dict.fromkeys(name for one in contents.summaries for name in one.layers)),
+        chosen=[one for one in contents.summaries if one.layers],
         sections=[
             ("Machine", results.get("machine")),
             ("Versions", results.get("versions")),
             ("Settings", config),
         ],
-        keys=list(dict.fromkeys([*ROW_KEYS, *(key for row in rows for key in row)])),
+        # What each layer has is in a table of its own.
+        keys=[key for key in dict.fromkeys([*ROW_KEYS, *(key for row in rows for key in row)]) if key != "layers"],
         rows=rows,
     )
 

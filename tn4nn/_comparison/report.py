@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._base.files import atomic_write
 from .._base.records import write_json
+from .columns import Column
+from .contents import contents_of
 from .figure import write_figure
 from .html import write_html
 from .rows import ROW_KEYS
-from .summary import COLUMNS, NOTES, Column, Summary, checked_rows, machine_line, summarise
+from .summary import Summary, checked_rows, machine_line, summarise
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,14 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Summary", "print_table", "summarise", "write_csv", "write_figure", "write_html", "write_json"]
 
-# On a terminal that is too narrow for all columns these are left out, the first of them first.
-_DISPENSABLE = ("saved", "peak", "compr.", "fill", "MACs", "backend", "step")
+_FORMULAS = ("=", "+", "-", "@", "\t")  # what a formula begins with, in one spreadsheet or another
+_LONGEST = 32  # letters of a topology on a line: an equation may be its name
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
-    """Prints results grouped over seeds, with the definitions of the columns and the machine below.
+    """Prints results grouped over seeds, with what the seeds tell, the meaning of the columns and the machine below.
 
-    On a terminal under about 110 columns the least important columns are left out, and it says so.
+    On a terminal under about 110 columns the least important columns are left out, and it says so. What is always there
+    is the topology, the metric that decides, the step time against the dense model, and what went wrong.
 
     Args:
         results: an object of schema 1, as `compare` returns and `--json` writes it.
@@ -46,28 +49,31 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     from rich.measure import Measurement
     from rich.text import Text
 
-    summaries = summarise(checked_rows(results))
+    contents = contents_of(results)
+    summaries = contents.summaries
     machine = Text(machine_line(results), style="dim")
     if not summaries:
         console.print("no rows")
         console.print(machine)
         return
     footnotes = _footnotes(summaries)
-    columns = list(COLUMNS)
+    columns = contents.columns
     table = _table(summaries, columns, footnotes)
     unbounded = console.options.update(max_width=10_000)
-    for title in _DISPENSABLE:
+    for drop in sorted({column.drop for column in columns} - {0}):
         if Measurement.get(console, unbounded, table).maximum <= console.width:
             break
-        columns = [column for column in columns if column.title[0] != title]
+        columns = [column for column in columns if column.drop != drop]
         table = _table(summaries, columns, footnotes)
     console.print(table)
     # Text and not markup: a reason may hold square brackets, such as a shape.
+    for line in contents.findings:
+        console.print(Text(line))
     for reason, mark in footnotes.items():
         console.print(Text(f"[{mark}] {reason}", style="dim"))
-    for note in NOTES:
+    for note in contents.notes:
         console.print(Text(note, style="dim"))
-    left_out = len(COLUMNS) - len(columns)
+    left_out = len(contents.columns) - len(columns)
     if left_out:
         console.print(Text(f"{left_out} columns do not fit in this width: see the CSV or HTML.", style="dim"))
     console.print(machine)
@@ -84,10 +90,17 @@ def _table(summaries: Sequence[Summary], columns: Sequence[Column], footnotes: M
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     for column in columns:
         title = Text("\n".join(part for part in column.title if part))
-        table.add_column(title, justify="right" if column.numeric else "left", no_wrap=True)
+        name = column.title[0] == "topology"  # which alone may go on in a second line
+        table.add_column(
+            title,
+            justify="right" if column.numeric else "left",
+            no_wrap=not name,
+            overflow="fold",
+            max_width=_LONGEST if name else None,
+        )
     for one in summaries:
         cells = [Text(column.cell(one)) for column in columns]
         if one.reason:
@@ -99,6 +112,8 @@ def _table(summaries: Sequence[Summary], columns: Sequence[Column], footnotes: M
 def write_csv(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
     """Writes one line a row (a seed), in UTF-8: the columns of schema 1, then any others; None is empty.
 
+    Text that a spreadsheet would take for a formula (a topology may be called "=1+1") has an apostrophe before it.
+
     Raises:
         CheckpointError: results of another schema.
         WriteError: the file cannot be written.
@@ -108,5 +123,12 @@ def write_csv(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, [*ROW_KEYS, *extra], restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     atomic_write(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which the csv module leaves as it is, and readers take for the end of a line
+    return f"'{text}" if text.startswith(_FORMULAS) else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -47,20 +48,25 @@ def holm(values: Sequence[float]) -> list[float]:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    found, most = [0.0] * len(values), 0.0
+    known = [1.0 if math.isnan(value) else value for value in values]
+    order = sorted(range(len(known)), key=lambda i: known[i])
+    found, most = [0.0] * len(known), 0.0
     for rank, i in enumerate(order):
-        most = max(most, min(1.0, (len(values) - rank) * values[i]))
+        most = max(most, min(1.0, (len(known) - rank) * known[i]))
         found[i] = most
     return found
 
 
-def level_with_best(rows: Sequence[Mapping[str, Any]], alpha: float = 0.05) -> dict[str, float]:
-    """Topology -> corrected p against the best one, for those of a table's rows that are not significantly below it.
+def level_with_best(
+    rows: Sequence[Mapping[str, Any]], alpha: float = 0.05, metric: str = "accuracy", larger_is_better: bool = True
+) -> dict[str, float]:
+    """Topology -> corrected p against the best one, for those of a table's rows that are not significantly worse.
 
     Args:
-        rows: of one budget on one backend, a row for each topology and seed; those without accuracy are left out.
+        rows: of one budget on one backend, a row for each topology and seed; those without the metric are left out.
         alpha: level of the test (Welch, Holm-corrected for the number of topologies).
+        metric: what decides: a field of the rows.
+        larger_is_better: its direction.
 
     Example:
         >>> seeds = {"mpo": (97.1, 97.3, 97.2), "ring": (97.0, 97.2, 97.3), "cp": (90.0, 90.4, 90.2)}
@@ -68,14 +74,66 @@ def level_with_best(rows: Sequence[Mapping[str, Any]], alpha: float = 0.05) -> d
         >>> list(level_with_best(rows))
         ['mpo', 'ring']
     """
-    samples: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get("accuracy") is not None:
-            samples.setdefault(str(row["topology"]), []).append(float(row["accuracy"]))
+    samples = samples_of(rows, metric)
     if not samples:
         return {}
-    best = max(samples, key=lambda name: statistics.fmean(samples[name]))
-    others = [name for name in samples if name != best]
-    corrected = holm([welch(samples[best], samples[name]) for name in others])
-    pairs = zip(others, corrected, strict=True)
-    return {best: 1.0, **{name: p for name, p in pairs if not p <= alpha}}
+    choose = max if larger_is_better else min
+    best = choose(samples, key=lambda name: statistics.fmean(samples[name]))
+    others = {name: p for name, p in _corrected(samples, best).items() if not p <= alpha}
+    return {best: 1.0, **others}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Difference:
+    """How a topology compares with another model.
+
+    Attributes:
+        p: of equal means, corrected for the number of topologies.
+        better: its mean is.
+    """
+
+    p: float
+    better: bool
+
+
+def against(
+    rows: Sequence[Mapping[str, Any]], reference: str, metric: str = "accuracy", larger_is_better: bool = True
+) -> dict[str, Difference]:
+    """Topology -> how it compares with one of them, by Welch's t-test over the seeds, Holm-corrected.
+
+    Args:
+        rows: see `level_with_best`.
+        reference: the topology that the others are compared with; without rows of it nothing is found.
+        metric: see `level_with_best`.
+        larger_is_better: see `level_with_best`.
+
+    Example:
+        >>> seeds = {"narrow": (2.1, 2.2, 2.0), "btt": (1.1, 1.2, 1.3), "cp": (2.2, 2.0, 2.1)}
+        >>> rows = [{"topology": name, "loss": a} for name, values in seeds.items() for a in values]
+        >>> found = against(rows, "narrow", "loss", larger_is_better=False)
+        >>> found["btt"].better, found["btt"].p < 0.01, found["cp"].p
+        (True, True, 1.0)
+    """
+    samples = samples_of(rows, metric)
+    if reference not in samples:
+        return {}
+    means = {name: statistics.fmean(values) for name, values in samples.items()}
+    return {
+        name: Difference(p, means[name] > means[reference] if larger_is_better else means[name] < means[reference])
+        for name, p in _corrected(samples, reference).items()
+    }
+
+
+def samples_of(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[float]]:
+    """Topology -> the metric of its rows that have a finite one."""
+    samples: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get(metric) is not None and math.isfinite(row[metric]):
+            samples.setdefault(str(row["topology"]), []).append(float(row[metric]))
+    return samples
+
+
+def _corrected(samples: Mapping[str, Sequence[float]], reference: str) -> dict[str, float]:
+    others = [name for name in samples if name != reference]
+    corrected = holm([welch(samples[reference], samples[name]) for name in others])
+    return dict(zip(others, corrected, strict=True))

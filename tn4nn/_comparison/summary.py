@@ -1,44 +1,59 @@
-"""Results of a comparison, grouped over seeds, and the columns in which people read them."""
+"""Results of a comparison, grouped over seeds."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .._base.errors import CheckpointError
 from .._base.records import check_schema
-from .rows import SCHEMA, STATUSES
+from .rows import ROW_KEYS, SCHEMA, STATUSES
+from .variants import DENSE, TOPOLOGY
 
-NOTES = tuple(
-    """\
-asked, params = parameters of the replaced layers; fill = params / asked; compression = dense / params
-MACs, peak, saved = those of the plan that this backend runs for the batch size
-MACs = multiply-adds of one forward pass per sample
-peak = most bytes of intermediates alive at once in a layer, saved = bytes saved for backward, both per batch
-step = median time of one training step; vs dense below 1 is faster than the dense layer
-accuracy = percent right on the test split at the last epoch, mean ± sample sd over seeds""".splitlines()
-)
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metric:
+    """What decides between models.
+
+    Attributes:
+        name: the field of the rows that holds it.
+        larger_is_better: its direction.
+    """
+
+    name: str = "accuracy"
+    larger_is_better: bool = True
+
+
+def metric_of(results: Mapping[str, Any]) -> Metric:
+    """The metric of results; of those that were written before there was a choice, the accuracy."""
+    config = results.get("config") or {}
+    name = str(config.get("metric") or "accuracy")
+    return Metric(name, bool(config.get("larger_is_better", name == "accuracy")))
+
+
+Key = tuple[str, float | None, str, float | None]  # topology, budget, backend, width
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """All seeds of one topology at one budget on one backend.
+    """All seeds of one topology at one budget on one backend, at one width of a ladder.
 
     Attributes:
         topology: name.
         backend: name.
-        budget: parameters asked for, or None.
-        params: parameters of the replaced layers.
+        budget: what was asked for, or None.
+        params: parameters of the compared layers.
         model_params: parameters of the whole model.
         fill: params / budget, a fraction.
-        compression: dense parameters / params, of the replaced layers.
+        compression: dense parameters / params, of the compared layers.
         model_compression: the same of the whole model.
         macs_per_sample: multiply-adds of one forward pass of one sample.
-        peak_bytes: most bytes of intermediates alive at once in a layer, for a batch.
+        peak_bytes: most bytes alive at once in a training step of the layers, for a batch; never below saved_bytes.
         saved_bytes: bytes saved for backward by all layers, for a batch.
+        lr: learning rate, the same for all seeds.
         step_ms: median over seeds of the time of one training step, in milliseconds.
         step_vs_dense: median over seeds of that time / the dense layer's; below 1 is faster.
         accuracy: mean over seeds, percent on the test split.
@@ -47,6 +62,17 @@ class Summary:
         failed: rows whose status is "failed".
         status: "ok" where one seed is, else "infeasible" where one is, else "failed".
         reason: the distinct reasons of the rows that are not ok.
+        role: "topology", "dense" for the reference, "narrow" for the reference with thinner layers.
+        width: of the model, on a ladder of widths.
+        steps: of a run.
+        flops: floating-point operations of a run.
+        metric: name of what decides.
+        larger_is_better: its direction.
+        score: mean over seeds of what decides.
+        score_sd: sample standard deviation of it, None for fewer than two seeds.
+        metrics: mean and standard deviation of the other metrics, by name.
+        layers: parameters of each compared layer, by its name.
+        level: not significantly worse than the best of its budget, backend and width.
     """
 
     topology: str
@@ -60,6 +86,7 @@ class Summary:
     macs_per_sample: float | None
     peak_bytes: float | None
     saved_bytes: float | None
+    lr: float | None
     step_ms: float | None
     step_vs_dense: float | None
     accuracy: float | None
@@ -68,6 +95,32 @@ class Summary:
     failed: int
     status: str
     reason: str
+    role: str = TOPOLOGY
+    width: float | None = None
+    steps: float | None = None
+    flops: float | None = None
+    metric: str = "accuracy"
+    larger_is_better: bool = True
+    score: float | None = None
+    score_sd: float | None = None
+    metrics: Mapping[str, tuple[float, float | None]] = dataclasses.field(default_factory=dict)
+    layers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    level: bool = False
+
+    @property
+    def key(self) -> Key:
+        """What the rows of the group have in common."""
+        return self.topology, self.budget, self.backend, self.width
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """The group of a row."""
+    return str(row["topology"]), number(row.get("budget")), str(row["backend"]), number(row.get("width"))
+
+
+def role_of(row: Mapping[str, Any]) -> str:
+    """The role of a row; those that were written before there were roles are topologies and the dense reference."""
+    return str(row.get("role") or (DENSE if row["topology"] == DENSE else TOPOLOGY))
 
 
 def checked_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -102,25 +155,29 @@ def number(value: Any) -> float | None:
         return None
 
 
-def summarise(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
-    """Groups rows over seeds by (topology, budget, backend), in the order of first appearance.
+def summarise(rows: Iterable[Mapping[str, Any]], metric: Metric = Metric()) -> list[Summary]:
+    """Groups rows over seeds by (topology, budget, backend, width), in the order of first appearance.
 
     Numbers come from the rows whose status is "ok"; a group without one takes them from its other rows.
+
+    Args:
+        rows: of results.
+        metric: what decides.
 
     Example:
         >>> row = {"topology": "mpo", "budget": 500, "backend": "torch", "status": "ok"}
         >>> [one] = summarise([{**row, "seed": 0, "accuracy": 94.0}, {**row, "seed": 1, "accuracy": 95.0}])
-        >>> one.accuracy, round(one.accuracy_sd, 2), one.seeds
+        >>> one.score, round(one.score_sd, 2), one.seeds
         (94.5, 0.71, 2)
     """
-    groups: dict[tuple[str, float | None, str], list[Mapping[str, Any]]] = {}
+    groups: dict[Key, list[Mapping[str, Any]]] = {}
     for row in rows:
-        key = (str(row["topology"]), number(row.get("budget")), str(row["backend"]))
-        groups.setdefault(key, []).append(row)
-    return [_summary(*key, group) for key, group in groups.items()]
+        groups.setdefault(key_of(row), []).append(row)
+    return [_summary(key, group, metric) for key, group in groups.items()]
 
 
-def _summary(topology: str, budget: float | None, backend: str, rows: list[Mapping[str, Any]]) -> Summary:
+def _summary(key: Key, rows: list[Mapping[str, Any]], metric: Metric) -> Summary:
+    topology, budget, backend, width = key
     done = [row for row in rows if row["status"] == "ok"]
     statuses = {row["status"] for row in rows}
     reasons = dict.fromkeys(str(row["reason"]) for row in rows if row["status"] != "ok" and row.get("reason"))
@@ -135,7 +192,14 @@ def _summary(topology: str, budget: float | None, backend: str, rows: list[Mappi
     def median(key: str) -> float | None:
         return statistics.median(values(key)) if values(key) else None
 
-    accuracies = values("accuracy") if done else []
+    def over_seeds(key: str) -> tuple[float | None, float | None]:
+        found = values(key) if done else []
+        return statistics.fmean(found) if found else None, statistics.stdev(found) if len(found) > 1 else None
+
+    # Whatever else is a number in a row is a metric: of `tn.train`, or of a person's own fit.
+    named = dict.fromkeys(["accuracy", *(name for row in done for name in row if name not in ROW_KEYS)])
+    others = {name: over_seeds(name) for name in named if name != metric.name}
+    score, accuracy = over_seeds(metric.name), over_seeds("accuracy")
     return Summary(
         topology=topology,
         backend=backend,
@@ -148,94 +212,26 @@ def _summary(topology: str, budget: float | None, backend: str, rows: list[Mappi
         macs_per_sample=first("macs_per_sample"),
         peak_bytes=first("peak_bytes"),
         saved_bytes=first("saved_bytes"),
+        lr=first("lr"),
         step_ms=median("step_ms"),
         step_vs_dense=median("step_vs_dense"),
-        accuracy=statistics.fmean(accuracies) if accuracies else None,
-        accuracy_sd=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        accuracy=accuracy[0],
+        accuracy_sd=accuracy[1],
         seeds=len(rows),
         failed=sum(row["status"] == "failed" for row in rows),
         status=next(status for status in STATUSES if status in statuses),
         reason="; ".join(reasons),
+        role=role_of(rows[0]),
+        width=width,
+        steps=first("steps"),
+        flops=first("flops"),
+        metric=metric.name,
+        larger_is_better=metric.larger_is_better,
+        score=score[0],
+        score_sd=score[1],
+        metrics={name: (mean, sd) for name, (mean, sd) in others.items() if mean is not None},
+        layers=next((dict(row["layers"]) for row in rows if row.get("layers")), {}),
     )
-
-
-# -------------------------------------------------------------------------------------------- columns
-
-
-def short(value: float | None, digits: int = 3) -> str:
-    """A number at a glance: 3 significant digits and k, M, G, T from ten thousand on.
-
-    Example:
-        >>> short(0.4567), short(8321), short(1048576), short(None)
-        ('0.457', '8321', '1.05M', '–')
-    """
-    if value is None:
-        return "–"
-    if abs(value) < 9999.5:
-        return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.{digits}g}"
-    power = min(4, int(math.log10(abs(value)) + 1e-9) // 3)
-    # 999,950 would be printed as 1e+03k.
-    if power < 4 and abs(value) / 1000**power >= 999.5:
-        power += 1
-    return f"{value / 1000**power:.{digits}g}{' kMGT'[power]}"
-
-
-def _exact(value: float | None) -> str:
-    return f"{value:.0f}" if value is not None and abs(value) < 1e6 else short(value)
-
-
-def _times(value: float | None) -> str:
-    return "–" if value is None else f"{short(value)}x"
-
-
-def _kib(value: float | None) -> str:
-    return short(None if value is None else value / 1024)
-
-
-def _fill(one: Summary) -> str:
-    return "–" if one.fill is None else f"{100 * one.fill:.1f}"
-
-
-def _ratio(one: Summary) -> str:
-    return "–" if one.step_vs_dense is None else f"{one.step_vs_dense:.2f}x"
-
-
-def _accuracy(one: Summary) -> str:
-    if one.accuracy is None:
-        return "–"
-    return f"{one.accuracy:.2f}" + ("" if one.accuracy_sd is None else f" ± {one.accuracy_sd:.2f}")
-
-
-def _status(one: Summary) -> str:
-    return f"ok {one.seeds - one.failed}/{one.seeds}" if one.status == "ok" and one.failed else one.status
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Column:
-    """A column of every table: its title, the text of a cell, and the value to sort by."""
-
-    title: tuple[str, str]
-    cell: Callable[[Summary], str]
-    value: Callable[[Summary], float | str | None]
-    numeric: bool = True
-
-
-COLUMNS = (
-    Column(("topology", ""), lambda s: s.topology, lambda s: s.topology, numeric=False),
-    Column(("backend", ""), lambda s: s.backend, lambda s: s.backend, numeric=False),
-    Column(("asked", ""), lambda s: _exact(s.budget), lambda s: s.budget),
-    Column(("params", ""), lambda s: _exact(s.params), lambda s: s.params),
-    Column(("fill", "%"), _fill, lambda s: s.fill),
-    Column(("compr.", "layers"), lambda s: _times(s.compression), lambda s: s.compression),
-    Column(("compr.", "model"), lambda s: _times(s.model_compression), lambda s: s.model_compression),
-    Column(("MACs", "/sample"), lambda s: short(s.macs_per_sample), lambda s: s.macs_per_sample),
-    Column(("peak", "KiB"), lambda s: _kib(s.peak_bytes), lambda s: s.peak_bytes),
-    Column(("saved", "KiB"), lambda s: _kib(s.saved_bytes), lambda s: s.saved_bytes),
-    Column(("step", "ms"), lambda s: short(s.step_ms), lambda s: s.step_ms),
-    Column(("vs", "dense"), _ratio, lambda s: s.step_vs_dense),
-    Column(("accuracy", "%"), _accuracy, lambda s: s.accuracy),
-    Column(("status", ""), _status, lambda s: s.status, numeric=False),
-)
 
 
 def machine_line(results: Mapping[str, Any]) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from .._base.checks import read_json
-from .._base.errors import TN4NNError, TopologyError
+from .._base.errors import BudgetError, TN4NNError, TopologyError
+from .._base.reading import toml_of
 from .._graph.catalogue import build, canonical_name, catalogue
 from .._graph.network import Network
+from .._graph.problem import min_macs
 from .._graph.topology import Topology
 from .._model.budget import with_budget
 from .._model.layers import Layer, Linear, ReLU, Sequential
 from .._training.data import Dataset
+from .._training.tasks import Task, classification
+from .variants import DENSE, TOPOLOGY, Infeasible, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +112,64 @@ def model_for(candidate: Candidate, budget: int, classes: int, macs_batch: int |
     return with_budget(model, params=budget, count="networks")
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoLayers:
+    """A subject: features -> hidden -> classes with one ReLU between, both matrices under one budget.
+
+    Attributes:
+        candidates: in the order of the table.
+        data: what they learn.
+        hidden: neurons between.
+        budgets: of parameters, or of multiply-adds.
+        macs_batch: see `model_for`.
+    """
+
+    candidates: Sequence[Candidate]
+    data: Dataset
+    hidden: int
+    budgets: Sequence[int]
+    macs_batch: int | None
+
+    @property
+    def task(self) -> Task:
+        """See `Subject`."""
+        return self._task
+
+    @functools.cached_property
+    def _task(self) -> Task:
+        return classification(self.data)
+
+    @property
+    def reference(self) -> Layer:
+        """See `Subject`."""
+        return Sequential(Linear(self.data.features, self.hidden), ReLU(), Linear(self.hidden, self.data.classes))
+
+    def variants(self) -> Iterator[Variant | Infeasible]:
+        """See `Subject`."""
+        for number, budget in enumerate(self.budgets):
+            for candidate in self.candidates:
+                if is_dense(candidate) and number > 0:  # it is the same for every budget
+                    continue
+                try:
+                    yield self._variant(candidate, budget)
+                except BudgetError as error:
+                    yield Infeasible(candidate.name, TOPOLOGY, budget, str(error))
+
+    def _variant(self, candidate: Candidate, budget: int) -> Variant:
+        model = model_for(candidate, budget, self.data.classes, self.macs_batch)
+        compared = ["0"] if candidate.head is None else ["0", "2"]
+        networks, dense_networks = model.networks(), self.reference.networks()
+        layers = {name: networks[name].num_params for name in compared}
+        used: float = sum(layers.values())
+        if self.macs_batch is not None:
+            used = min_macs(networks["0"], self.macs_batch) / self.macs_batch
+        dense = is_dense(candidate)
+        budget = round(used) if dense else budget
+        role = DENSE if dense else TOPOLOGY
+        dense_params = sum(dense_networks[name].num_params for name in compared)
+        return Variant(candidate.name, role, budget, model, layers, used, dense_params, self.reference.num_params)
+
+
 def read_topologies(path: str | Path) -> list[Topology | Candidate]:
     """Topologies out of a .json or .toml file.
 
@@ -124,13 +186,13 @@ def read_topologies(path: str | Path) -> list[Topology | Candidate]:
     """
     where = Path(path)
     try:
-        text = where.read_text()
+        text = where.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError(f"topologies file {where} cannot be read: {error}") from error
     if where.suffix == ".toml":
         try:
-            entries = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            entries = toml_of(text)
+        except ValueError as error:
             raise TopologyError(f"topologies file {where} is not TOML: {error}") from error
     else:
         entries = read_json(text, f"file of topologies ({where})")

@@ -1,9 +1,10 @@
 """One budget over the matrices of a trained model: each gets what it makes the most of.
 
 Every matrix has a curve, what it loses (a share of its squared norm, or of that of its outputs) by how many
-parameters it is given; its last point is the dense matrix. Layers act one after the other, so the product of what
-they keep is maximised: small losses add up, and no layer loses everything. On the lower convex hulls of the curves (of
--ln of the share that is left) the steepest segment is bought first.
+parameters it is given; its last point is the dense matrix. Where it is known what the model loses by the loss of each
+matrix, the sum of these products is made small. Elsewhere layers act one after the other, so the product of what they
+keep is maximised: small losses add up, and no layer loses everything. On the lower convex hulls of the curves the
+steepest segment is bought first.
 """
 
 from __future__ import annotations
@@ -58,15 +59,20 @@ def loss_curve(
         ((8, 0.75), (16, 0.0))
     """
     target = target_of(W, topology, inputs, ordering)
+    return curve_of(Fitter(target, tree_of(topology), "auto", 0, checked_memory(None)))
+
+
+def curve_of(fitter: Fitter) -> Points:
+    """`loss_curve` of what a fitter was made for, whose decompositions serve for fits at all sizes."""
+    target, topology = fitter.target, fitter.target.topology
     dense = target.w.size
     smallest = topology.with_rank(1).num_params
-    tree = tree_of(topology)
     found: dict[int, float] = {}
     if smallest < dense:
-        if tree is None:
+        if fitter.tree is None:
             found = {smallest: 1.0, **_low_rank_losses(target, smallest, dense)}
         else:
-            found = _tree_losses(Fitter(target, tree, "svd", 0, checked_memory(None)), smallest, dense)
+            found = _tree_losses(fitter, smallest, dense)
     return (*sorted(found.items()), (dense, 0.0))
 
 
@@ -103,31 +109,31 @@ class _Segment:
     length: int
 
 
-def spread(curves: Mapping[str, Points], budget: int) -> dict[str, int]:
+def spread(curves: Mapping[str, Points], budget: int, weights: Mapping[str, float] | None = None) -> dict[str, int]:
     """How many parameters each of several matrices gets: together at most the budget, with the
-    largest product of what they keep (1 - loss).
+    largest product of what they keep (1 - loss), or with the smallest sum of weight times loss.
 
     Args:
         curves: name -> what `loss_curve` gave.
         budget: parameters.
+        weights: what the model loses by the loss of each matrix, where that is known.
 
     Raises:
         BudgetError: the smallest networks together are above the budget.
 
     Example:
-        >>> spread({"flat": ((10, 0.9), (100, 0.8)), "steep": ((10, 0.9), (60, 0.1), (100, 0.0))}, 80)
+        >>> curves = {"flat": ((10, 0.9), (100, 0.8)), "steep": ((10, 0.9), (60, 0.1), (100, 0.0))}
+        >>> spread(curves, 80)
         {'flat': 20, 'steep': 60}
+        >>> spread(curves, 80, {"flat": 100.0, "steep": 1.0})
+        {'flat': 70, 'steep': 10}
     """
-    got = {name: points[0][0] for name, points in curves.items()}
-    smallest = sum(got.values())
-    if smallest > budget:
-        raise BudgetError(
-            f"a budget of {budget:,} parameters cannot be met: the smallest feasible one is {smallest:,} (rank 1 on "
-            "every bond of every layer)",
-            smallest,
-        )
-    left = budget - smallest
-    segments = [segment for name, points in curves.items() for segment in _segments(name, points)]
+    got, left = _smallest(curves, budget)
+    segments = [
+        segment
+        for name, points in curves.items()
+        for segment in _segments(name, points, None if weights is None else weights[name])
+    ]
     # The sort is stable and hulls are convex: the segments of each curve stay in order.
     for segment in sorted(segments, key=lambda segment: segment.slope):
         taken = min(segment.length, left)
@@ -136,9 +142,50 @@ def spread(curves: Mapping[str, Points], budget: int) -> dict[str, int]:
     return got
 
 
-def _segments(name: str, points: Points) -> list[_Segment]:
-    hull = _lower_hull([(params, -math.log(max(1 - loss, _LEAST_KEPT))) for params, loss in points])
-    return [_Segment((b[1] - a[1]) / (b[0] - a[0]), name, b[0] - a[0]) for a, b in itertools.pairwise(hull)]
+def even(curves: Mapping[str, Points], budget: int) -> dict[str, int]:
+    """The same share of its parameters for every matrix, but never less than its smallest network.
+
+    Args:
+        curves: as for `spread`.
+        budget: parameters.
+
+    Raises:
+        BudgetError: the smallest networks together are above the budget.
+
+    Example:
+        >>> even({"a": ((10, 0.9), (100, 0.0)), "b": ((10, 0.9), (300, 0.0)), "c": ((70, 0.9), (100, 0.0))}, 270)
+        {'a': 50, 'b': 150, 'c': 70}
+    """
+    got, left = _smallest(curves, budget)
+    left, free = budget, dict(curves)
+    while free:
+        share = left / sum(points[-1][0] for points in free.values())
+        low = [name for name, points in free.items() if share * points[-1][0] < points[0][0]]
+        if not low:
+            return got | {name: min(points[-1][0], math.floor(share * points[-1][0])) for name, points in free.items()}
+        left -= sum(got[name] for name in low)
+        free = {name: points for name, points in free.items() if name not in low}
+    return got
+
+
+def _smallest(curves: Mapping[str, Points], budget: int) -> tuple[dict[str, int], int]:
+    """The smallest size of each matrix, and what is left of the budget."""
+    got = {name: points[0][0] for name, points in curves.items()}
+    smallest = sum(got.values())
+    if smallest > budget:
+        raise BudgetError(
+            f"a budget of {budget:,} parameters cannot be met: the smallest feasible one is {smallest:,} (rank 1 on "
+            "every bond of every layer)",
+            smallest,
+        )
+    return got, budget - smallest
+
+
+def _segments(name: str, points: Points, weight: float | None) -> list[_Segment]:
+    costs = [(n, -math.log(max(1 - loss, _LEAST_KEPT)) if weight is None else weight * loss) for n, loss in points]
+    return [
+        _Segment((b[1] - a[1]) / (b[0] - a[0]), name, b[0] - a[0]) for a, b in itertools.pairwise(_lower_hull(costs))
+    ]
 
 
 def _lower_hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -9,9 +9,11 @@ and with W, along paths found once.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -30,6 +32,7 @@ _QUICK = 4e6  # multiply-adds up to which a program is quicker than numpy.einsum
 _PULL = 1e-10  # towards the core before, of the mean eigenvalue of N: keeps singular systems quiet
 ENOUGH = 1e-15  # squared error, relative: below it is rounding
 _SETTLED = 1e-5  # relative change of the squared error in a sweep below which nothing is expected any more
+_CALIBRATED = 1e-4  # the same of outputs on calibration inputs, which are a sample: less than it tells apart
 _SWEEPS = (12, 1000)  # fewest and most
 _WORK = 4e10  # multiply-adds that all sweeps together may take
 _OPS = Ops(np.reshape, np.transpose, np.matmul, np.multiply, lambda a, axis, i: np.take(a, i, axis), np.concatenate)
@@ -100,16 +103,45 @@ class _Update:
         return core.transpose([self.order.index(leg) for leg in self.legs])
 
 
+class Watch:
+    """The clock of a fit, and who hears of it.
+
+    Args:
+        time_limit: seconds from now; None for no limit.
+        progress: called with a line of text after each sweep.
+
+    Attributes:
+        sweeps: that were made.
+        stopped: whether the limit ended a fit that would have gone on.
+    """
+
+    def __init__(self, time_limit: float | None = None, progress: Callable[[str], None] | None = None) -> None:
+        self.time_limit, self.progress = time_limit, progress
+        self.start, self.sweeps, self.stopped = time.monotonic(), 0, False
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.time_limit is not None and time.monotonic() - self.start >= self.time_limit
+
+    def swept(self, lost: float) -> None:
+        """One more sweep, at whose end this squared error is left."""
+        self.sweeps += 1
+        if self.progress is not None:
+            self.progress(f"sweep {self.sweeps}: error {math.sqrt(lost):.4g}")
+
+
 class Als:
     """One fit of a network to a target.
 
     Args:
         target: what is fitted; with a covariance, the error is that of the outputs.
         network: its ranks do not change.
+        watch: ends the sweeps when the time is up.
     """
 
-    def __init__(self, target: Target, network: Network) -> None:
-        self.network = network
+    def __init__(self, target: Target, network: Network, watch: Watch | None = None) -> None:
+        self.network, self.watch = network, watch or Watch()
         t = network.topology
         self.weighed = frozenset(t.inputs) - set(t.kept) if target.covariance is not None else frozenset[str]()
         self.metric = tuple(leg for leg in t.inputs if leg in modes_on_cores(t)) if self.weighed else ()
@@ -177,11 +209,10 @@ class Als:
         return path_macs(job.tensors, job.output, self.sizes, job.path) if job.tensors else 0
 
     def contraction(self, tensors: Sequence[Legs], arrays: Sequence[str], output: Legs) -> Contraction:
-        path: Path = ()
-        if len(tensors) > EXHAUSTIVE:
-            path = greedy_path(tensors, output, self.sizes)
-        elif tensors:
-            path = find_paths(tensors, output, self.sizes)[0]
+        path = _path(tensors, output, self.sizes)
+        if ":metric" in arrays:
+            staged = [_staged(tensors, output, self.sizes, groups) for groups in self._stages(tensors, arrays)]
+            path = min([path, *staged], key=lambda one: path_macs(tensors, output, self.sizes, one))
         counts = Counter(leg for legs in tensors for leg in legs)
         program = None
         # Programs cannot sum a leg of one tensor alone, nor make a leg that is on no tensor.
@@ -190,6 +221,16 @@ class Als:
             shape = tuple(self.sizes[leg] for leg in output)
             program = lower(tensors, output, self.sizes, path, names=arrays, output_shape=shape)
         return Contraction(tuple(tensors), tuple(arrays), output, path, program)
+
+    def _stages(self, tensors: Sequence[Legs], arrays: Sequence[str]) -> Iterator[list[list[int]]]:
+        """Groups of tensors that are worth contracting first: cores to a matrix before it meets the covariance, or
+        those alone that hold inputs. Of a dozen tensors, a search pair by pair seldom finds these."""
+        bras = [i for i, name in enumerate(arrays) if name.endswith(":")]
+        kets = [i for i, name in enumerate(arrays) if not name.endswith(":") and name != ":metric"]
+        yield [kets]
+        yield [kets, bras]
+        metric = set(self.metric)
+        yield [[i for i in side if metric & set(tensors[i])] for side in (kets, bras)]
 
     def size(self, legs: Iterable[str]) -> int:
         return math.prod(self.sizes[leg] for leg in legs)
@@ -278,7 +319,12 @@ class Als:
         """Fits from the best of several starts: each gets some sweeps, and the best of them goes on, until the squared
         error is below `enough`."""
         most = int(min(_SWEEPS[1], max(_SWEEPS[0], _WORK // max(1, self.macs)))) if sweeps is None else sweeps
-        tried = [self._go_on(self._sized(start), _SWEEPS[0] // 2, 0.0, enough) for start in starts]
+        tried: list[tuple[dict[str, Array], float]] = []
+        for start in starts:
+            if tried and self.watch.over:
+                self.watch.stopped = True
+                break
+            tried.append(self._go_on(self._sized(start), _SWEEPS[0] // 2, 0.0, enough))
         weights, lost = min(tried, key=lambda fit: fit[1])
         return self._go_on(weights, most, lost, enough)[0]
 
@@ -297,13 +343,46 @@ class Als:
     def _go_on(
         self, weights: dict[str, Array], sweeps: int, before: float, enough: float
     ) -> tuple[dict[str, Array], float]:
-        lost = before
+        lost, settled = before, _CALIBRATED if self.weighed else _SETTLED
         for _ in range(sweeps):
+            if self.watch.over and self.watch.sweeps:
+                self.watch.stopped = True
+                break
             weights, lost = self.sweep(weights)
-            if (before - lost <= _SETTLED * lost and before >= lost > 0) or lost < enough:
+            self.watch.swept(lost)
+            if (before - lost <= settled * lost and before >= lost > 0) or lost < enough:
                 break
             before = lost
         return weights, lost
+
+
+def _path(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int]) -> Path:
+    if len(tensors) > EXHAUSTIVE:
+        return greedy_path(tensors, output, sizes)
+    return find_paths(tensors, output, sizes)[0] if tensors else ()
+
+
+def _staged(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], groups: Sequence[Sequence[int]]) -> Path:
+    """A path that contracts groups of tensors first, each by itself, and then what they give with the rest."""
+    path: list[tuple[int, int]] = []
+
+    def contracted(members: Sequence[int], legs: Sequence[Legs], result: Legs) -> int:
+        known = list(members)
+        for a, b in _path(legs, result, sizes):
+            path.append((known[a], known[b]))
+            known.append(len(tensors) + len(path) - 1)
+        return known[-1]
+
+    left = {i: tensors[i] for i in range(len(tensors))}
+    for group in groups:
+        inside = {i: left.pop(i) for i in group}
+        if not inside:
+            continue
+        around = {*output, *itertools.chain(*left.values())}
+        result = tuple(leg for leg in dict.fromkeys(itertools.chain(*inside.values())) if leg in around)
+        left[contracted(list(inside), list(inside.values()), result)] = result
+    contracted(list(left), list(left.values()), output)
+    return tuple(path)
 
 
 def _balanced(weights: Mapping[str, Array]) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from .._graph.ordering import Ordering, ordering_of
 from .._graph.topology import Topology
 from .._graph.topology import topology as topology_of
 from .._graph.tree import tree_of
-from .fit import Asked, Fitter, checked_memory, checked_method
+from .als import Watch
+from .fit import Asked, Fitter, checked_memory, checked_method, checked_time_limit
 from .gauge import balance
 from .target import Target, target_of
 
@@ -136,6 +137,8 @@ def decompose(
     dtype: str | None = None,
     memory: int | None = None,
     compare_random: bool = True,
+    time_limit: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Decomposition:
     """A network of any topology that is near a given matrix.
 
@@ -161,6 +164,9 @@ def decompose(
         dtype: of the weights; by default "float32", or "complex64" for a complex W or complex inputs.
         memory: bytes that may be used; by default half of what the machine has.
         compare_random: also fit a random matrix, to say whether W is any better than noise (about twice the time).
+        time_limit: seconds for the sweeps of least squares, after which the best weights so far are given, with a note;
+            at least one sweep is made. Singular value decompositions are not stopped.
+        progress: called with a line of text after each sweep, e.g. `print`.
 
     Raises:
         ShapeError: W does not have the shape of the topology, or holds no numbers.
@@ -178,18 +184,41 @@ def decompose(
         >>> np.allclose(result.network.to_dense(result.weights), W, atol=1e-5)
         True
     """
+    watch = Watch(checked_time_limit(time_limit), progress)
+    asked = Asked(onto, rank, params, error)
+    fitter, order = fitter_of(W, onto, method, inputs, ordering, seed, memory, watch)
+    return answered(fitter, order, asked, dtype, compare_random)
+
+
+def fitter_of(
+    W: ArrayLike,
+    onto: Topology | Network,
+    method: str,
+    inputs: ArrayLike | None,
+    ordering: Ordering | str | Sequence[int] | None,
+    seed: int,
+    memory: int | None = None,
+    watch: Watch | None = None,
+) -> tuple[Fitter, Ordering | None]:
+    """What fits W at any size: the part of `decompose` that is the same for all, with its arguments."""
     topology = onto if isinstance(onto, Topology) else getattr(onto, "topology", None)
     if not isinstance(topology, Topology):
         raise TopologyError(f"decompose takes a Topology or a Network after W, received {type(onto).__name__}")
     order = ordering_of(ordering, topology.in_features)
     target = target_of(W, topology, inputs, order)
-    asked = Asked(onto, rank, params, error)
     tree = tree_of(topology)
-    kind = _checked_dtype(dtype, target)
-    fitter = Fitter(target, tree, checked_method(method, tree, topology), checked_seed(seed), checked_memory(memory))
+    how = checked_method(method, tree, topology)
+    return Fitter(target, tree, how, checked_seed(seed), checked_memory(memory), watch), order
+
+
+def answered(
+    fitter: Fitter, order: Ordering | None, asked: Asked, dtype: str | None, compare_random: bool
+) -> Decomposition:
+    """The decomposition at one size."""
+    kind = _checked_dtype(dtype, fitter.target)
     network, weights, notes = asked.answer(fitter)
     weights = _narrowed(balance(network, weights), kind)
-    null = _random_error(fitter, network) if compare_random else None
+    null = _random_error(fitter, network) if compare_random and not fitter.watch.over else None
     return _finished(fitter, network, weights, order, notes, null)
 
 

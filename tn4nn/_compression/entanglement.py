@@ -22,7 +22,7 @@ from .._graph.ordering import Ordering, ordering_of
 from .._graph.paths import Legs
 from .._graph.topology import holders_of
 from .._graph.tree import tree_of
-from .gauge import canonicalise, wide
+from .gauge import canonicalise, checked_weights, wide
 from .ranks import schmidt_values
 from .svd import root, singular_values
 
@@ -384,7 +384,7 @@ def _side_root(
 def bond_shares(network: Network, weights: Weights) -> dict[str, float]:
     """S / ln(chi) of every bond, 0 where chi is 1: at a bond of a tree S of W across it, elsewhere that of the Schmidt
     values of the two cores that it joins (of a hyperedge: of the products of their norms)."""
-    network.check(weights)
+    checked_weights(network, weights)
     tree = tree_of(network.topology)
     if tree is not None and tree.is_plain:
         found = entanglement(network, weights, cuts="bonds") if network.ranks else ()
@@ -425,8 +425,7 @@ def entanglement_nulls(
     if isinstance(W, Network):
         if weights is None:
             raise TopologyError("entanglement_nulls takes a Network with its weights")
-        W.check(weights)
-        given = wide(weights)
+        given = checked_weights(W, weights)
         nulls = {"init": wide(W.init(seed))}
         nulls["shuffled"] = {n: rng.permutation(a.reshape(-1)).reshape(a.shape) for n, a in given.items()}
         nulls["random"] = {n: _normal_like(a, rng) for n, a in given.items()}

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -14,14 +13,15 @@ import numpy as np
 
 from .._base.arrays import Array
 from .._base.checks import nearest, only_one
-from .._base.errors import BudgetError, TopologyError
+from .._base.errors import BudgetError, TN4NNError, TopologyError
+from .._base.memory import check_memory, usable_memory
 from .._base.seeds import rng_for
 from .._graph.budget import checked_budget
 from .._graph.network import Network
 from .._graph.rank_problem import rank_caps
 from .._graph.topology import Core, Topology
 from .._graph.tree import Tree, tree_of
-from .als import Als
+from .als import Als, Watch
 from .gauss_newton import refined
 from .svd import checked_error, checked_rank
 from .target import Target
@@ -47,12 +47,16 @@ def checked_method(method: str, tree: Tree | None, topology: Topology) -> str:
 
 
 def checked_memory(memory: int | None) -> int:
-    if memory is not None:
-        return checked_budget(memory, "bytes of memory")
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, OSError, ValueError):  # no POSIX
-        return 2**32
+    return usable_memory() if memory is None else checked_budget(memory, "bytes of memory")
+
+
+def checked_time_limit(seconds: object) -> float | None:
+    """Seconds above zero, or None for no limit."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise TN4NNError(f"time_limit is a number of seconds above zero, or None for none; received {seconds!r}")
+    return float(seconds)
 
 
 class Fits(Protocol):
@@ -91,6 +95,7 @@ def _eigen(covariance: Array) -> tuple[Array, Array]:
         while len(_SPECTRA) >= _REMEMBERED:
             del _SPECTRA[next(iter(_SPECTRA))]
         values, vectors = np.linalg.eigh(covariance)
+        values = np.maximum(values, np.finfo(float).eps * values[-1])  # the ridge may be less than rounding
         _SPECTRA[key] = values, vectors
     return _SPECTRA[key]
 
@@ -98,10 +103,13 @@ def _eigen(covariance: Array) -> tuple[Array, Array]:
 class Fitter:
     """Weights for given ranks: by the sweep of a tree, by least squares, or by one after the other."""
 
-    def __init__(self, target: Target, tree: Tree | None, method: str, seed: int, memory: int) -> None:
+    def __init__(
+        self, target: Target, tree: Tree | None, method: str, seed: int, memory: int, watch: Watch | None = None
+    ) -> None:
         self.target, self.seed, self.memory = target, seed, memory
+        self.watch = watch or Watch()
         self.tree: Tree | None = tree
-        self.require(_COPIES * target.w.itemsize * math.prod(target.topology.modes.values()))
+        self.require(self.bytes)
         weighed = target.covariance is not None
         self.corner = _corner(target.topology) if weighed and tree is not None and method != "als" else None
         exact = tree is not None and (not weighed or self.corner is not None or method == "svd")
@@ -143,14 +151,15 @@ class Fitter:
         first = self._first[0] if self.tree.edges and tensor is self._seen else None
         return sweep(self.tree, tensor, network.ranks, first)
 
+    @property
+    def bytes(self) -> int:
+        """About what it occupies with all of its decompositions."""
+        return _COPIES * self.target.w.itemsize * math.prod(self.target.topology.modes.values())
+
     def require(self, need: int) -> None:
         """BudgetError where `need` bytes are more than may be used."""
-        if need > self.memory:
-            raise BudgetError(
-                f"decomposing onto {self.target.topology.name!r} needs about {need:,} bytes, {self.memory:,} may be "
-                "used: ask for smaller ranks, split W into blocks, or raise memory=",
-                need,
-            )
+        what = f"decomposing onto {self.target.topology.name!r}"
+        check_memory(need, what, "ask for smaller ranks, split W into blocks, or raise memory=", self.memory)
 
     def fit(self, network: Network, sweeps: int | None = None) -> dict[str, Array]:
         """Weights at the ranks of a network."""
@@ -158,13 +167,13 @@ class Fitter:
         if self.method == "svd":
             assert swept is not None
             return swept if self.whitener is None else _unwhitened(network, swept, self.corner, self.whitener)
-        als = Als(self.target, network)
+        als = Als(self.target, network, self.watch)
         self.require(als.bytes)
         starts = list(self._starts(network)) if swept is None else [swept]
         if swept is None and self.target.covariance is not None:  # what fits W is a good start, and cheap to find
-            starts = [Als(dataclasses.replace(self.target, covariance=None), network).run(starts, sweeps)]
+            starts = [Als(dataclasses.replace(self.target, covariance=None), network, self.watch).run(starts, sweeps)]
         found = als.run(starts, sweeps)
-        return found if sweeps is not None else refined(als, found, self.memory)
+        return found if sweeps is not None or self.watch.over else refined(als, found, self.memory)
 
     def _starts(self, network: Network) -> Iterator[dict[str, Array]]:
         within = _tree_within(network)
@@ -197,9 +206,10 @@ class Fitter:
     def notes(self) -> tuple[str, ...]:
         """What else there is to say of the fit."""
         t = self.target.topology
-        if t.is_padded:
-            return (f"W is filled up with zeros from {t.out_features} x {t.in_features} to the modes",)
-        return ()
+        padded = f"W is filled up with zeros from {t.out_features} x {t.in_features} to the modes"
+        stopped = f"the time limit of {self.watch.time_limit} s stopped the fit after {self.watch.sweeps} sweeps"
+        said = ((padded, t.is_padded), (stopped, self.watch.stopped))
+        return tuple(text for text, holds in said if holds)
 
     def error_of(self, network: Network, weights: Mapping[str, Array]) -> float:
         """What is minimised: the error of the outputs where inputs are given, else of W."""

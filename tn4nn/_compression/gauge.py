@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._base.arrays import Array
+from .._base.arrays import Array, check_range, numbers
 from .._base.checks import nearest
 from .._base.errors import TopologyError
 from .._base.seeds import rng_for
@@ -32,6 +32,20 @@ _PROBES = 64
 def wide(weights: Weights) -> dict[str, Array]:
     """Copies in float64 or complex128."""
     return {n: np.array(a, dtype=np.complex128 if np.iscomplexobj(a) else np.float64) for n, a in weights.items()}
+
+
+def checked_weights(network: Network, weights: Weights) -> dict[str, Array]:
+    """Copies in float64 or complex128 of the weights of a network: what all that changes them starts from.
+
+    Raises:
+        ShapeError: weights of another network, or no numbers.
+        DataError: NaN or infinity.
+    """
+    network.check(weights)
+    found = wide({name: numbers(array, f"core {name!r}") for name, array in weights.items()})
+    for name, array in found.items():
+        check_range(array, f"core {name!r}")
+    return found
 
 
 def narrow(weights: Weights, like: Weights) -> dict[str, NDArray[Any]]:
@@ -74,6 +88,7 @@ def canonicalise(network: Network, weights: Weights, center: str | None = None) 
     Raises:
         TopologyError: a graph with loops or hyperedges, or no such core.
         ShapeError: weights of another network.
+        DataError: NaN or infinity in a core.
 
     Example:
         >>> import numpy as np, tn4nn as tn
@@ -82,9 +97,8 @@ def canonicalise(network: Network, weights: Weights, center: str | None = None) 
         >>> np.allclose(A.T @ A, np.eye(2), atol=1e-6)
         True
     """
-    network.check(weights)
+    cores = checked_weights(network, weights)
     tree = plain_tree(network, center, "a canonical form")
-    cores = wide(weights)
     for edge in tree.edges:
         core, parent = (network.topology.cores[i] for i in (edge.core, edge.parent))
         cores[core.name], cores[parent.name] = _as_isometry(
@@ -116,6 +130,7 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
 
     Raises:
         ShapeError: weights of another network.
+        DataError: NaN or infinity in a core.
 
     Example:
         >>> import numpy as np, tn4nn as tn
@@ -124,8 +139,7 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
         >>> float(w["core0"][0, 0]), float(w["core1"][0, 0])
         (4.0, 4.0)
     """
-    network.check(weights)
-    balanced = wide(weights)
+    balanced = checked_weights(network, weights)
     squares = {name: np.real(array * array.conj()) for name, array in balanced.items()}
     ends = {bond: ends_of(network.topology, bond) for bond in network.ranks}
     scales = {bond: [np.ones(size)] * len(ends[bond]) for bond, size in network.ranks.items()}
@@ -166,6 +180,7 @@ def gauge_error(network: Network, before: Weights, after: Weights) -> float:
 
     Raises:
         ShapeError: weights of another network.
+        DataError: NaN or infinity in a core.
 
     Example:
         >>> import tn4nn as tn
@@ -174,6 +189,8 @@ def gauge_error(network: Network, before: Weights, after: Weights) -> float:
         >>> tn.gauge_error(net, weights, tn.canonicalise(net, weights)) < 1e-6
         True
     """
+    for weights in (before, after):
+        checked_weights(network, weights)
     n = int(np.prod(list(network.topology.inputs.values())))
     x = rng_for(0, "gauge").standard_normal((_PROBES, n))
     y, z = apply(network, before, x), apply(network, after, x)

@@ -98,7 +98,7 @@ class GaussNewton:
         x = np.concatenate([weights[core.name].ravel() for core in self.cores])
         damping, left = _DAMPING, self.affordable
         lost = self._lost(x)
-        while left > 0 and lost > ENOUGH:
+        while left > 0 and lost > ENOUGH and not self.als.watch.over:
             arrays = self._arrays(x)
             gram = self._gram(arrays, x.dtype)
             first = self.parts[0]  # the network is linear in any one core

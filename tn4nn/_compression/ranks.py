@@ -22,7 +22,7 @@ from .._base.seeds import rng_for
 from .._graph.network import Network
 from .._graph.topology import Topology
 from .._graph.tree import tree_of
-from .gauge import ends_of, narrow, wide
+from .gauge import checked_weights, ends_of, narrow, wide
 from .svd import root
 
 Weights = Mapping[str, NDArray[Any]]
@@ -96,6 +96,7 @@ def grow(
     Raises:
         TopologyError: no such bond, or a size below the old one.
         ShapeError: weights of another network, or complex ones.
+        DataError: NaN or infinity in a core.
 
     Example:
         >>> import numpy as np, tn4nn as tn
@@ -123,6 +124,7 @@ def cut(network: Network, weights: Weights, ranks: Mapping[str, int]) -> tuple[N
     Raises:
         TopologyError: no such bond, or a size above the old one.
         ShapeError: weights of another network, or complex ones.
+        DataError: NaN or infinity in a core.
 
     Example:
         >>> import numpy as np, tn4nn as tn
@@ -138,10 +140,10 @@ def cut(network: Network, weights: Weights, ranks: Mapping[str, int]) -> tuple[N
 
 def checked(network: Network, weights: Weights) -> dict[str, Array]:
     """Copies in float64, or an error."""
-    network.check(weights)
-    if any(np.iscomplexobj(array) for array in weights.values()):
+    found = checked_weights(network, weights)
+    if any(np.iscomplexobj(array) for array in found.values()):
         raise ShapeError("ranks change during training, which is real: received complex weights")
-    return wide(weights)
+    return found
 
 
 def _sizes(network: Network, ranks: Mapping[str, int], *, larger: bool) -> dict[str, int]:

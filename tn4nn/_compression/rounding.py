@@ -13,7 +13,7 @@ from .._base.errors import DataError
 from .._graph.network import Network
 from .decompose import Decomposition
 from .fit import Asked, lost_at_edges
-from .gauge import Weights, balance, canonicalise, plain_tree, wide
+from .gauge import Weights, balance, canonicalise, checked_weights, plain_tree
 from .svd import singular_values
 from .tree_svd import Tails
 
@@ -41,7 +41,7 @@ def rounded(
     Raises:
         TopologyError: a graph with loops or hyperedges, or not exactly one of rank=, params=, error=.
         BudgetError: parameters that no ranks can meet.
-        DataError: W is zero everywhere.
+        DataError: W is zero everywhere, or a core holds NaN or infinity.
 
     Example:
         >>> import tn4nn as tn
@@ -52,8 +52,7 @@ def rounded(
         >>> result.network.ranks, result.error < 1e-6
         ({'a0': 3, 'a1': 3}, True)
     """
-    network.check(weights)
-    rounder = _Rounder(network, wide(weights))
+    rounder = _Rounder(network, checked_weights(network, weights))
     if rank is not None:
         rank = min(rank, max(network.ranks.values(), default=1))
     smaller, cores, _ = Asked(network.topology, rank, params, error).answer(rounder)

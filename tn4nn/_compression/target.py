@@ -14,6 +14,8 @@ from .._base.errors import DataError, ShapeError
 from .._graph.ordering import Ordering
 from .._graph.topology import Topology, modes_on_cores
 
+_CLEAN = 1e-9  # of the mean variance: a covariance whose least eigenvalue is not below minus that is taken as it is
+_ROUNDED = 1e-3  # of the largest eigenvalue: as far below zero as rounding may take others (TF32 has 10 bits)
 _RIDGE = 1e-3  # of the mean variance: inputs that never vary must not get arbitrary weights
 
 
@@ -110,12 +112,27 @@ def _covariance(inputs: Any, features: int) -> Array:
             f"received {x.shape}"
         )
     if x.shape[0] == features and np.allclose(x, x.conj().T):
-        try:  # far cheaper than eigenvalues
-            np.linalg.cholesky(x + 1e-6 * np.trace(x).real / features * np.eye(features))
-        except np.linalg.LinAlgError:
-            raise DataError(
-                "the covariance given as inputs has negative eigenvalues: it must be E[x x^T] of some x"
-            ) from None
-        return x
+        return _semidefinite(x)
     covariance: Array = x.T @ x.conj() / len(x)
     return covariance
+
+
+def _semidefinite(x: Array) -> Array:
+    """A covariance without the eigenvalues below zero that rounding leaves: fewer rows than features, or features that
+    are always zero, make many that are zero.
+
+    Raises:
+        DataError: eigenvalues far below zero.
+    """
+    features = len(x)
+    try:  # far cheaper than eigenvalues
+        np.linalg.cholesky(x + _CLEAN * np.trace(x).real / features * np.eye(features))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh((x + x.conj().T) / 2)
+        if values[0] < -_ROUNDED * max(values[-1], 0.0):
+            raise DataError(
+                f"the covariance given as inputs has negative eigenvalues, down to {values[0]:.3g} (the largest is "
+                f"{values[-1]:.3g}): it must be E[x x^T] of some x"
+            ) from None
+        return np.asarray((vectors * np.maximum(values, 0)) @ vectors.conj().T)
+    return x

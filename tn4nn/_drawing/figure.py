@@ -52,6 +52,15 @@ def saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     return figure
 
 
+def svg_of(figure: Figure) -> str:
+    """The figure as one <svg> element, for a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = buffer.getvalue()
+    # Without the XML declaration, which is not allowed inside a page, and which names an address.
+    return text[text.index("<svg") :]
+
+
 def ending(path: str | os.PathLike[str]) -> str:
     """Of a file's name, with its dot, in small letters."""
     return os.path.splitext(path)[1].lower()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PICTURED = 60  # cores of a network that is drawn unasked, in a notebook
+
+
 class Node(Protocol):
     """A core: its name and its legs."""
 
@@ -402,10 +405,9 @@ def _arranged(
             waiting.append((line, text))
         else:
             place = _place_dot(picture, bond, ends)
-            for core in ends:
-                picture.lines.append(([cores[core], place], colour, width))
-            longest = max((cores[core] for core in ends), key=lambda at: math.dist(at, place))
-            waiting.append(([place, longest], text))
+            lines = [_clear_line(picture, cores[core], place) for core in ends]
+            picture.lines += [(line, colour, width) for line in lines]
+            waiting.append((max(lines, key=lambda line: math.dist(line[0], place))[::-1], text))
     _shared_legs(picture, topology, holders)
     for core, (down, up, batch) in _sides(topology).items():
         _stubs(picture, cores[core], down, topology.inputs, -1, _INPUT, batch)
@@ -442,10 +444,17 @@ def _bond_line(picture: _Picture, first: str, second: str, number: int) -> list[
     a, b = picture.cores[first], picture.cores[second]
     if number > 1:
         return _bent(a, b, 0.34 * (number // 2) * (-1) ** number)
-    others = [(place, _RADIUS) for core, place in picture.cores.items() if core not in (first, second)]
-    bends = (0.0, 0.45, -0.45, 0.8, -0.8)
-    lines = [_bent(a, b, bend) for bend in bends]
-    return next((line for line in lines if _room(_dense(line), others) > 0.1), lines[0])
+    return _clear_line(picture, a, b)
+
+
+def _clear_line(picture: _Picture, a: Point, b: Point) -> list[Point]:
+    """A line that does not run behind another core or dot, where it would read as a bond of that one: straight, or bent
+    no more than it takes; the one with most room where all run into something."""
+    others = [(place, _RADIUS) for place in picture.cores.values() if place not in (a, b)]
+    others += [(place, 0.1) for place in picture.dots.values() if place not in (a, b)]
+    lines = [_bent(a, b, bend) for bend in (0.0, 0.45, -0.45, 0.8, -0.8, 1.2, -1.2)]
+    rooms = [_room(_dense(line), others) for line in lines]
+    return next((line for line, room in zip(lines, rooms, strict=True) if room > 0.1), lines[int(np.argmax(rooms))])
 
 
 def _place_dot(picture: _Picture, bond: str, ends: Sequence[str]) -> Point:
@@ -496,7 +505,7 @@ def _shared_legs(picture: _Picture, topology: Topology, holders: Mapping[str, li
             batch = leg in topology.kept
             colour = _BATCH if batch else _INPUT if sign < 0 else _OUTPUT
             for core in holders[leg]:
-                picture.lines.append(([picture.cores[core], place], colour, 1.3))
+                picture.lines.append((_clear_line(picture, picture.cores[core], place), colour, 1.3))
             end = (place[0], place[1] + sign * 0.42)
             picture.lines.append(([place, end], colour, 1.9))
             text = f"{leg}={sizes[leg]}" + (" batch" if batch else "")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.memory import check_memory
 from .network import Network
 from .paths import BATCH, Legs, Path, greedy_path
 
@@ -31,15 +33,14 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
     # numpy.einsum has 52 letters: legs of size 1 take none.
     legs = [tuple(leg for leg in t if sizes[leg] != 1) for t in tensors]
     known = [a.reshape([sizes[leg] for leg in t]) for a, t in zip(arrays, legs, strict=True)]
-    waiting = set(range(len(legs)))
+    holders = Counter(leg for t in (*legs, output) for leg in t)  # tensors that are still there, and the output
     for a, b in path:
-        waiting -= {a, b}
-        needed = set(output).union(*(legs[i] for i in waiting))
+        holders.subtract((*legs[a], *legs[b]))
         both = (*legs[a], *(leg for leg in legs[b] if leg not in legs[a]))
-        result_legs = tuple(leg for leg in both if leg in needed)
+        result_legs = tuple(leg for leg in both if holders[leg])
+        holders.update(result_legs)
         known.append(_pair(known[a], legs[a], known[b], legs[b], result_legs))
         legs.append(result_legs)
-        waiting.add(len(legs) - 1)
     number = {leg: i for i, leg in enumerate(legs[-1])}
     result: Array = np.einsum(known[-1], list(range(len(legs[-1]))), [number[leg] for leg in output if leg in number])
     return result.reshape([sizes.get(leg, 1) for leg in output])
@@ -76,6 +77,9 @@ def cores_of(network: Network, weights: Weights) -> tuple[list[Legs], list[Array
 def dense(network: Network, weights: Weights) -> Array:
     """W of shape (out_features, in_features); see `Network.to_dense`."""
     t = network.topology
+    numbers = math.prod(t.outputs.values()) * math.prod(t.inputs.values())
+    advice = "apply it to rows instead, as a layer does, or look at single entries"
+    check_memory(8 * numbers, f"W of {t.name!r}, {t.out_features} x {t.in_features},", advice)
     tensors, arrays = cores_of(network, weights)
     # A batch leg makes W block-diagonal, as an identity between its input and its output does.
     for leg in t.kept:

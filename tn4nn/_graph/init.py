@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base.checks import nearest
-from .._base.errors import TopologyError
+from .._base.errors import TN4NNError, TopologyError
+from .._base.memory import check_memory
 from .._base.seeds import rng_for
 from .contract import apply, contract
+from .muon import RMS
 from .network import Network
 from .paths import BATCH, Legs, Path, greedy_path, path_macs
-from .topology import modes_on_cores
+from .topology import Core, Topology, modes_on_cores
 
 _AFFORDABLE = 2e9  # multiply-adds for the norm of W
 _ELEMENTS = 2**24  # of the arrays that an estimate may make
@@ -35,6 +37,8 @@ _PROBES = 256
 _ENTRIES = 1024
 
 SCHEMES = ("normal", "orthogonal", "identity")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
+STEP = 0.75  # share of its size by which one step of Adam may change the output of a network, all cores together
 
 
 def fan_ins(network: Network) -> dict[str, int]:
@@ -54,10 +58,73 @@ def fan_ins(network: Network) -> dict[str, int]:
     return found
 
 
-def lr_factors(network: Network, base: int | None) -> dict[str, float]:
-    """base / fan-in for each core; see `Network.lr_factors`."""
+def lr_factors(
+    network: Network, base: int | None, lr: float | None, optimizer: str, *, gain: float = 1.0, one_hot: bool = False
+) -> dict[str, float]:
+    """Learning-rate factor of each core; see `Network.lr_factors`.
+
+    `gain` is that of the initial weights. `one_hot` is for embeddings: an input reads one column of W, so no inputs add
+    up, and the aim is another: that a step lowers the loss to first order as one of a dense table does. A step of signs
+    lowers it by lr * |gradient|_1, and the gradient of a core has the norm of W's, times (its share of the entries of
+    W)^(-1/2) by the ratio of their standard deviations. "muon" leaves them to AdamW.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise TN4NNError(f"unknown optimizer {optimizer!r}." + nearest(optimizer, OPTIMIZERS))
+    if lr is not None and not (math.isfinite(lr) and lr > 0):
+        raise TN4NNError(f"lr must be finite and above 0, received {lr!r}")
+    fans = fan_ins(network)
+    count = len(fans)
+    of_w = gain / math.sqrt(network.in_features)  # standard deviation of the entries of W, as `init` draws them
+    of_core = core_scales(network, gain)
+    if optimizer == "sgd":
+        largest = _environments(network)
+        return {name: (of_core[name] / of_w) ** 2 / (count * largest[name]) for name in fans}
     width = network.in_features if base is None else base
-    return {name: width / fan for name, fan in fan_ins(network).items()}
+    if one_hot:
+        entries = math.prod(network.topology.modes.values())
+        shares = {name: math.sqrt(entries / math.prod(shape)) for name, shape in network.shapes.items()}
+    elif optimizer == "muon":  # a step changes W, or a core, by lr * RMS over the standard deviation of its entries
+        shares = dict.fromkeys(fans, math.sqrt(width / network.in_features))
+    else:
+        shares = {name: width / math.sqrt(network.in_features * fan) for name, fan in fans.items()}
+    found = {name: of_core[name] / of_w * share / count for name, share in shares.items()}
+    if lr is None or count == 1:
+        return found
+    # A core whose entries change by a share s of their size changes its output by as much where the changes add up at
+    # random, and by s * sqrt(fan-in) where all agree. The geometric mean of the two is limited.
+    # The changes of Muon are alike in all directions: they do not agree.
+    agree = {name: RMS if optimizer == "muon" and not one_hot else fan**0.25 for name, fan in fans.items()}
+    most = {name: STEP * of_core[name] / (count * agree[name]) for name in fans}
+    return {name: min(factor, most[name] / lr) for name, factor in found.items()}
+
+
+def core_scales(network: Network, gain: float = 1.0) -> dict[str, float]:
+    """Standard deviation of the entries of each core, as `init` draws them, but for what brings ||W||_F to its target.
+
+    Example:
+        >>> import tn4nn as tn
+        >>> core_scales(tn.mpo((4, 8), (2, 2)).with_rank(2))
+        {'core0': 0.5, 'core1': 0.25}
+    """
+    fans = fan_ins(network)
+    return {name: gain ** (1 / len(fans)) / math.sqrt(fan) for name, fan in fans.items()}
+
+
+def _environments(network: Network) -> dict[str, float]:
+    """How much longer a gradient of W may become on its way through a core's environment (the product of the other
+    cores) and back, than one entry of it does on average.
+
+    As a matrix from a core's bonds to the other modes, a random environment has min(rows, columns) singular values,
+    much alike; the mean of their squares is max(rows, columns) times that of an entry.
+    """
+    t, sizes = network.topology, network.sizes
+    modes = math.prod(t.modes.values())
+    found = {}
+    for core in t.cores:
+        own = math.prod(sizes[leg] for leg in core.legs if leg in t.modes)
+        bonds = math.prod(sizes[leg] for leg in core.legs if leg not in t.modes)
+        found[core.name] = max(1.0, modes / own / bonds)
+    return found
 
 
 def init(
@@ -68,12 +135,15 @@ def init(
         raise TopologyError(f"unknown init scheme {scheme!r}." + nearest(scheme, SCHEMES))
     if not (math.isfinite(gain) and gain > 0):
         raise TopologyError(f"gain must be finite and above 0, received {gain!r}")
+    numbers = network.num_params + max(math.prod(shape) for shape in network.shapes.values())
+    check_memory(8 * numbers, f"drawing the cores of {network.topology.name!r}", "ask for smaller ranks")
     draw = {"normal": _normal, "orthogonal": _orthogonal, "identity": _identity}[scheme]
     fans = fan_ins(network)
     cores: dict[str, NDArray[np.float64]] = {}
+    shapes = network.shapes
     for core in network.topology.cores:
         rng = rng_for(seed, name, core.name)
-        array = draw(network, core.name, core.legs, rng)
+        array = draw(network.topology, core, shapes[core.name], rng)
         # Exactly its mean square: a core of few numbers is off by much, and the offs multiply over sites.
         mean_square = float(np.mean(array**2))
         cores[core.name] = array / math.sqrt(mean_square * fans[core.name]) if mean_square else array
@@ -143,10 +213,10 @@ def mean_square_of(
 
 def _by_norm(w: _Weighted) -> float | None:
     """Exactly: the network is contracted with a copy of itself that has bonds of its own."""
-    t, sizes = w.network.topology, w.network.sizes
+    modes, sizes = w.network.topology.modes, w.network.sizes
 
     def copied(legs: Legs) -> Legs:
-        return tuple(leg if leg in t.modes else leg + ":" for leg in legs)
+        return tuple(leg if leg in modes else leg + ":" for leg in legs)
 
     tensors: list[Legs] = []
     arrays: list[NDArray[np.float64]] = []
@@ -240,21 +310,20 @@ def _affordable(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int],
 # -- draws ------------------------------------------------------------------------------------------------------
 
 
-def _normal(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:
-    return rng.standard_normal(network.shapes[name])
+def _normal(topology: Topology, core: Core, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
+    return rng.standard_normal(shape)
 
 
-def _split(network: Network, name: str, legs: Legs) -> tuple[list[int], list[int]]:
+def _split(t: Topology, core: Core) -> tuple[list[int], list[int]]:
     """Axes of a core that it sums (charged to it by `fan_ins`), and the others."""
-    t = network.topology
-    last = {leg: core.name for core in t.cores for leg in core.legs}
-    summed = [i for i, leg in enumerate(legs) if leg not in t.outputs and last[leg] == name]
-    return summed, [i for i in range(len(legs)) if i not in summed]
+    position = t.cores.index(core)
+    last = [t.holders[leg][-1] == position for leg in core.legs]
+    summed = [i for i, leg in enumerate(core.legs) if leg not in t.outputs and last[i]]
+    return summed, [i for i in range(len(core.legs)) if i not in summed]
 
 
-def _orthogonal(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:
-    shape = network.shapes[name]
-    rows, columns = _split(network, name, legs)
+def _orthogonal(t: Topology, core: Core, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
+    rows, columns = _split(t, core)
     m, n = (math.prod(shape[i] for i in axes) for axes in (rows, columns))
     tall = rng.standard_normal((max(m, n), min(m, n)))
     q, r = np.linalg.qr(tall)
@@ -264,9 +333,9 @@ def _orthogonal(network: Network, name: str, legs: Legs, rng: np.random.Generato
     return np.ascontiguousarray(matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order)))
 
 
-def _identity(network: Network, name: str, legs: Legs, rng: np.random.Generator) -> NDArray[np.float64]:
+def _identity(t: Topology, core: Core, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
     """Ones where the core's input index equals its output index (and its bonds' first values), plus noise."""
-    t, shape = network.topology, network.shapes[name]
+    legs = core.legs
     grids = np.indices(shape)
     same = np.ones(shape, dtype=bool)
     ins = [i for i, leg in enumerate(legs) if leg in t.inputs and leg not in t.outputs]

@@ -7,6 +7,9 @@ The rule, for one side of n features and s sites:
   3. Otherwise (primes, or a large prime factor) the side is padded: the smallest m with n < m <= 1.125 n + 1
      whose largest factor is at most twice its ideal. The input is filled up with zeros, surplus outputs are
      dropped. With pad=False, or where no such m exists, the split of 1 is taken as it is.
+
+Above 2^32 the best split would take too long to find. There the prime factors up to 2^16 are spread over the sites,
+each to the smallest so far, what is left counting as one factor; a padded side has factors that differ by at most 1.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from .._base.checks import checked_size
 from .._base.errors import TopologyError
 
 Pairing = Literal["opposed", "aligned", "palindrome"]
+_EXACT = 1 << 32  # features up to which the best split is searched for
 PAIRINGS = ("opposed", "aligned", "palindrome")
 
 
@@ -50,7 +54,7 @@ def balanced(number: int, count: int) -> tuple[int, ...]:
         >>> balanced(784, 4), balanced(10, 4), balanced(64, 3)
         ((4, 4, 7, 7), (1, 1, 2, 5), (4, 4, 4))
     """
-    return _balanced(number, count)
+    return _balanced(number, count) if number <= _EXACT else _spread(number, count)
 
 
 @lru_cache(maxsize=4096)
@@ -76,10 +80,53 @@ def _divisors(number: int) -> list[int]:
     return small + [number // d for d in reversed(small) if d * d != number]
 
 
+def _spread(number: int, count: int) -> tuple[int, ...]:
+    """The same for a large number: its prime factors, the largest first, each to the smallest product so far."""
+    sizes = [1] * count
+    for prime in reversed(_factors(number)):
+        sizes[sizes.index(min(sizes))] *= prime
+    return tuple(sorted(sizes))
+
+
+def _factors(number: int) -> list[int]:
+    """Prime factors up to 2^16, in ascending order, and what is left."""
+    found = []
+    for prime in range(2, 1 << 16):
+        while number % prime == 0:
+            found.append(prime)
+            number //= prime
+        if number == 1:
+            break
+    return found if number == 1 else sorted([*found, number])
+
+
+def _near(features: int, sites: int) -> tuple[int, ...]:
+    """The smallest product of factors s and s - 1 that is not below a large number of features, on as many sites as
+    give one that is near enough; the others get 1."""
+    for count in range(sites, 1, -1):
+        root = max(1, math.floor(_root(features, count)) - 1)
+        while root**count < features:
+            root += 1
+        smaller = 0
+        while smaller < count and (root - 1) ** (smaller + 1) * root ** (count - smaller - 1) >= features:
+            smaller += 1
+        sizes = (root - 1,) * smaller + (root,) * (count - smaller)
+        if 8 * math.prod(sizes) <= 9 * features:
+            return (1,) * (sites - count) + sizes
+    return (1,) * (sites - 1) + (features,)
+
+
+def _root(number: int, count: int) -> float:
+    return math.exp(math.log(number) / count)
+
+
 def _side(features: int, sites: int, pad: bool) -> tuple[int, ...]:
     whole = balanced(features, sites)
-    if features <= 16 or whole[-1] <= 4 * features ** (1 / sites) or not pad:
+    ideal = features ** (1 / sites) if features <= _EXACT else _root(features, sites)
+    if features <= 16 or not pad or whole[-1] <= 4 * ideal:
         return whole
+    if features > _EXACT:
+        return _near(features, sites)
     for padded in range(features + 1, features + features // 8 + 2):
         split = balanced(padded, sites)
         if split[-1] <= 2 * padded ** (1 / sites):

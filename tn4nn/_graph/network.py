@@ -13,6 +13,9 @@ import numpy as np
 from .._base.checks import check_schema, checked_size, nearest, read_json
 from .._base.errors import ShapeError, TopologyError
 from .._base.hashing import fingerprint_of
+from .._base.notebook import shown
+from .._drawing.figure import svg_of
+from .._drawing.graph import PICTURED
 from .._drawing.graph import draw as draw_graph
 from .topology import Sizes, Topology
 
@@ -77,7 +80,7 @@ class Network:
     ranks: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        bonds = self.topology.bonds
+        bonds = dict.fromkeys(self.topology.bonds)
         if not isinstance(self.ranks, Mapping):
             raise TopologyError(f"ranks must map each bond to its size, received {self.ranks!r}")
         for bond in map(str, self.ranks):
@@ -146,16 +149,43 @@ class Network:
 
         return init(self, seed, scheme=scheme, gain=gain)
 
-    def lr_factors(self, base: int | None = None) -> dict[str, float]:
-        """Learning-rate factor of each core, for Adam-like optimizers: base / fan-in of the core.
+    def lr_factors(
+        self, base: int | None = None, *, lr: float | None = None, optimizer: str = "adam"
+    ) -> dict[str, float]:
+        """Learning-rate factor of each core, so that one learning rate serves every topology.
 
-        One step of size lr then moves the layer's output by the same amount for every core and width
-        (structure-aware learning rates of Qiu et al. 2024, arXiv:2406.06248, with the fan-in read from the
-        graph). `base` is the width at which a dense layer's factor is 1 (default: in_features).
+        One step then moves W, and the layer's output, as it moves that of a dense layer, when all N cores move at once.
+
+        * adam, adamw: an entry moves by lr whatever its gradient, and the output of a core of fan-in f by lr * f.
+          So the factor is base / (N * f). Where lr is large, N cores that each moved so far would multiply to much
+          more: with `lr`, a step changes the output of a core by at most 0.75 / N of its size (taken between changes
+          that add up at random and changes that all agree), so lr times the factor is at most 0.75 / (N * f^(3/4)).
+        * muon: a step changes the entries of a core by lr * 0.2 in the root mean square, in all directions alike, so
+          the output by that over their standard deviation. The factor is the standard deviation of the core over that
+          of W, times sqrt(base / in_features) / N; with `lr`, again at most 0.75 / N of the size of the output.
+        * sgd: a gradient of W reaches a core through its environment, the product of the other cores, and the change
+          comes back the same way. So the factor is 1 / (N * the mean square of the environment's singular values), at
+          most 1 / N for most networks; `base` and `lr` don't matter.
+
+        Args:
+            base: width at which a dense layer's factor is 1 (default: in_features).
+            lr: the learning rate that is multiplied; None for the factors of small rates.
+            optimizer: "adam", "adamw", "muon" or "sgd".
+
+        Raises:
+            TN4NNError: an unknown optimizer, or a learning rate that is not above 0.
+
+        Source: Qiu et al. 2024, Compute Better Spent (arXiv:2406.06248) for base / f, here with the fan-in read from
+        the graph; the shares of N cores, the limit and the factors of sgd are tn4nn's.
+
+        Example:
+            >>> import tn4nn as tn
+            >>> tn.mpo((4, 8), (2, 2)).with_rank(2).lr_factors()
+            {'core0': 4.0, 'core1': 1.0}
         """
         from .init import lr_factors
 
-        return lr_factors(self, base)
+        return lr_factors(self, base, lr, optimizer)
 
     def to_dense(self, weights: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The matrix W of the network, shape (out_features, in_features), in the dtype of the weights.
@@ -209,6 +239,10 @@ class Network:
         shares = None if weights is None else bond_shares(self, weights)
         return draw_graph(self.topology, self.ranks, shares=shares, path=path)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, and the picture of a network that is not too large for one."""
+        return shown(str(self), None if len(self.topology.cores) > PICTURED else lambda: svg_of(self.draw()))
+
     def __str__(self) -> str:
         t = self.topology
         ratio = self.dense_params / self.num_params
@@ -217,9 +251,8 @@ class Network:
             f"({ratio:.3g}x fewer than dense)",
             "  bonds   " + (" ".join(f"{bond}={rank}" for bond, rank in self.ranks.items()) or "none"),
         ]
-        for core in t.cores:
-            shape = self.shapes[core.name]
-            lines.append(f"  {core.name:<8} {' '.join(core.legs):<20} {shape}")
+        shapes = self.shapes
+        lines += [f"  {core.name:<8} {' '.join(core.legs):<20} {shapes[core.name]}" for core in t.cores]
         return "\n".join(lines)
 
     def __eq__(self, other: object) -> bool:
@@ -229,3 +262,12 @@ class Network:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+
+def transposed(network: Network) -> Network:
+    """The network of W^T: the same cores, inputs and outputs exchanged."""
+    t = network.topology
+    exchanged = dataclasses.replace(
+        t, inputs=t.outputs, outputs=t.inputs, in_features=t.out_features, out_features=t.in_features
+    )
+    return Network(exchanged, network.ranks)

@@ -27,6 +27,7 @@ _OPTION: dict[str, str | None] = {
     "custom": "permutation",
 }
 _SYNONYMS = {"row-major": "raster", "z-order": "morton"}
+_MOST = 1 << 27  # neurons
 _PLANE_ONLY = ("block", "hilbert", "morton")
 
 
@@ -72,6 +73,11 @@ class Ordering:
                 f"expected a shape (rows, columns) for the ordering {self.kind!r}; received {shape}. "
                 f'What would do: two sizes whose product is {math.prod(shape)}, or the kind "raster", '
                 f'"random" or "custom".'
+            )
+        if math.prod(shape) > _MOST:
+            raise ShapeError(
+                f"expected an ordering of at most {_MOST:,} neurons, whose permutation takes a gigabyte; received the "
+                f"shape {shape}. What would do: no ordering."
             )
         put = object.__setattr__
         put(self, "shape", shape)

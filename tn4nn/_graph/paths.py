@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,10 +24,13 @@ Progress = Callable[[str], None]
 
 BATCH = ":batch"  # the batch leg; a user cannot name a leg so, a colon ends a core name
 
+_FIRST_LETTER, _FIRST_SURROGATE, _SURROGATES = 0x4E00, 0xD800, 0x800
 EXHAUSTIVE = 9  # tensors up to which the exhaustive search ends within some hundredths of a second, whatever joins them
 _SPARSE, _DEGREE = 14, 2.0  # tensors up to which it does where few of them are joined: so many pairs for each tensor
 _HOLDERS = 3  # and no leg is on more than so many: where a hyperedge joins all, each tensor takes it three times longer
 SMALL = 40  # tensors up to which half of the rounds are enough: they are to be planned within a second
+_FULL = 64  # tensors up to which all rounds are made; in larger networks their number falls with the square
+LARGE = 100  # tensors above which a path for another batch is not searched for: annealing once takes too long
 _ROUNDS = 8  # rounds of the random search
 _TRIALS = 64  # greedy trials in a round
 _AGAIN = 32  # annealings of the best tree, at most
@@ -102,6 +106,21 @@ def search_paths(
         *_lettered(tensors, output, sizes), minimize=minimize, seed=seed, time_limit=time_limit, progress=progress
     )
     return search.run(thorough=thorough)
+
+
+def restarted_paths(
+    tensors: Sequence[Legs],
+    output: Legs,
+    sizes: Mapping[str, int],
+    *,
+    seed: int = 0,
+    time_limit: float = 10.0,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Paths for very many tensors, those with the fewest multiply-adds and elements written ("combo") first, by many
+    starts in place of one long annealing; arguments as in `find_paths`."""
+    options: dict[str, Any] = {"minimize": "combo", "seed": seed, "time_limit": time_limit, "progress": progress}
+    return TreeSearch(*_lettered(tensors, output, sizes), **options).restart()
 
 
 def is_exhaustible(tensors: Sequence[Legs]) -> bool:
@@ -202,7 +221,20 @@ def _lettered(
 
 
 def _letters(tensors: Iterable[Legs]) -> dict[str, str]:
-    return {leg: chr(0x4E00 + i) for i, leg in enumerate(dict.fromkeys(leg for legs in tensors for leg in legs))}
+    return {leg: letter(i) for i, leg in enumerate(dict.fromkeys(leg for legs in tensors for leg in legs))}
+
+
+def letter(number: int) -> str:
+    """A character for each number, none of them ASCII; halves of surrogate pairs are no characters.
+
+    Raises:
+        TN4NNError: there are not that many.
+    """
+    code = _FIRST_LETTER + number
+    code += _SURROGATES if code >= _FIRST_SURROGATE else 0
+    if code > sys.maxunicode:
+        raise TN4NNError(f"a network of more than {number:,} legs has not a letter for each")
+    return chr(code)
 
 
 class TreeSearch:
@@ -227,6 +259,9 @@ class TreeSearch:
         self.minimize, self.seed, self.progress = minimize, seed, progress
         self.start = time.monotonic()
         self.deadline = self.start + time_limit
+        self.begun, self.longest = self.start, 0.0  # of the step that runs, and seconds of the longest so far
+        # Each step takes longer in a large network: it takes fewer, whatever the machine.
+        self.share = min(1.0, (_FULL / len(inputs)) ** 2)
         self.trees: list[Any] = []  # cotengra is untyped, and pyright takes its tree for a str
         self.idle = 0  # annealings without gain, one after the other
 
@@ -236,6 +271,8 @@ class TreeSearch:
         rounds, again, patience = _ROUNDS, _AGAIN, _PATIENCE
         if small:
             rounds, again, patience = rounds // 2, _ROUNDS // 4, _LITTLE_PATIENCE
+        elif self.share < 1:
+            rounds, again, patience = (max(1, round(self.share * most)) for most in (rounds, again, patience))
         if not thorough:
             rounds, again = rounds // 2, again // 2
         self._random_starts(rounds)
@@ -244,8 +281,17 @@ class TreeSearch:
             self._anneal_each(patience if small else rounds + 1)
             self.idle = self.idle if small else 0
             self._anneal_best(again, patience)
-        if thorough:
+        if thorough and len(self.inputs) <= LARGE:  # one step of it could take longer than all before
             self._reorder_best()
+        return self.paths()
+
+    def restart(self) -> list[Path]:
+        """Random-greedy starts, each with its subtrees reordered, annealed a little and reordered again, until several
+        in a row are no better: for so many tensors that annealing alone does not get far."""
+        while self.idle < _PATIENCE and not (self.trees and self._out_of_time()):
+            seed = self.seed + len(self.trees)
+            start = self._reordered(self._tree(self._random_greedy(_TRIALS, seed)), subtree_size=_SUBTREE)
+            self._add(min(start, self._annealed(start, _WARM, seed), key=self._score))
         return self.paths()
 
     def refine(self, known: Iterable[Path], *, times: int) -> list[Path]:
@@ -264,28 +310,34 @@ class TreeSearch:
         return float(tree.total_flops() + (WRITE_MACS * tree.total_write() if self.minimize == "combo" else 0))
 
     def _out_of_time(self) -> bool:
-        return time.monotonic() > self.deadline
+        """Whether another step, which may take as long as the longest so far, would end too late."""
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self.begun)
+        self.begun = now
+        return now + self.longest > self.deadline
 
     def _random_starts(self, rounds: int) -> None:
         for step in range(rounds):
-            path = _call(
-                "optimize_random_greedy_track_flops", self.inputs, self.output, self.sizes, ntrials=_TRIALS,
-                seed=self.seed + step, use_ssa=True,
-            )  # fmt: skip
-            self._add(self._tree(path))
+            self._add(self._tree(self._random_greedy(max(1, round(self.share * _TRIALS)), self.seed + step)))
             if self._out_of_time():
                 return
+
+    def _random_greedy(self, trials: int, seed: int) -> Path:
+        return _call(
+            "optimize_random_greedy_track_flops", self.inputs, self.output, self.sizes, ntrials=trials, seed=seed,
+            use_ssa=True,
+        )  # fmt: skip
 
     def _anneal_each(self, patience: int) -> None:
         self.trees.sort(key=self._score)  # time may run out before all of them are annealed
         for tree in list(self.trees):
-            if self._out_of_time() or self.idle >= patience:
+            if self.idle >= patience or self._out_of_time():
                 return
             self._add(self._annealed(tree, _HOT, self.seed + len(self.trees)))
 
     def _anneal_best(self, times: int, patience: int) -> None:
         for _ in range(times):
-            if self._out_of_time() or self.idle >= patience:
+            if self.idle >= patience or self._out_of_time():
                 return
             hot = _WARM * 2 ** (self.idle % _HOTTER)
             self._add(self._annealed(min(self.trees, key=self._score), hot, self.seed + len(self.trees)))
@@ -333,7 +385,8 @@ class TreeSearch:
                 break
             temperature = hot * (_COLD / hot) ** (i / (_COOLINGS - 1))
             tree.simulated_anneal_(
-                tstart=temperature, tfinal=temperature, tsteps=1, numiter=_SWEEPS, minimize=self.minimize,
+                tstart=temperature, tfinal=temperature, tsteps=1, numiter=max(1, round(self.share * _SWEEPS)),
+                minimize=self.minimize,
                 seed=seed * _COOLINGS + i,
             )  # fmt: skip
         return tree

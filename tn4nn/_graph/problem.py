@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from .._base.errors import TN4NNError
 from .network import Network
@@ -58,6 +58,33 @@ class PathWork(NamedTuple):
         return self.macs + WRITE_MACS * self.written
 
 
+def path_work(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], path: Path) -> PathWork:
+    """What a path computes and writes."""
+    legs = legs_along(tensors, output, path)
+    macs = sum(math.prod(sizes[leg] for leg in legs[a] | legs[b]) for a, b in path)
+    written = [math.prod(sizes[leg] for leg in on) for on in legs[len(tensors) :]]
+    return PathWork(macs, sum(written), max(written, default=0))
+
+
+class Contracted(Protocol):
+    """Any contraction: tensors, the legs of the result, and the sizes of all legs."""
+
+    @property
+    def tensors(self) -> Sequence[Legs]:
+        """The legs of each tensor."""
+        ...
+
+    @property
+    def output(self) -> Legs:
+        """Legs of the result, in order."""
+        ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Of every leg."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One contraction: a network in a form, for a number of rows.
@@ -97,9 +124,18 @@ class Problem:
         """Legs of the result, in order."""
         return self._parts[2]
 
-    @functools.cached_property
+    @property
+    def summed(self) -> frozenset[str]:
+        """Legs that are not of the result."""
+        return frozenset(leg for legs in self.tensors for leg in legs) - frozenset(self.output)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Of every leg, the batch leg included."""
+        return self._sizes
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, int]:
         return {**self.network.sizes, BATCH: self.batch}
 
     def at(self, batch: int) -> Problem:
@@ -112,10 +148,7 @@ class Problem:
 
     def work(self, path: Path) -> PathWork:
         """What a path computes and writes."""
-        legs = legs_along(self.tensors, self.output, path)
-        macs = sum(math.prod(self.sizes[leg] for leg in legs[a] | legs[b]) for a, b in path)
-        written = [math.prod(self.sizes[leg] for leg in on) for on in legs[len(self.tensors) :]]
-        return PathWork(macs, sum(written), max(written, default=0))
+        return path_work(self.tensors, self.output, self.sizes, path)
 
     def dense_first(self) -> Path:
         """The cores among themselves, then x."""
@@ -177,6 +210,17 @@ def _groupings(cores: int) -> Iterator[list[list[int]]]:
         yield [list(range(low, min(cores, low + size))) for low in range(0, cores, size)]
 
 
+def stored_path(data: object, tensors: int) -> Path | None:
+    """A path out of plain data that anybody may have written; None where it is none over so many tensors."""
+    if not isinstance(data, list) or len(data) > tensors:
+        return None
+    for pair in data:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)):
+            return None
+    path = tuple((int(a), int(b)) for a, b in data)
+    return path if is_path(path, tensors) else None
+
+
 def is_path(path: Path, tensors: int) -> bool:
     """Whether this is a path over so many tensors."""
     free = set(range(tensors))
@@ -186,6 +230,22 @@ def is_path(path: Path, tensors: int) -> bool:
         free -= {a, b}
         free.add(tensors + step)
     return len(free) == 1
+
+
+def linear_path(path: Path) -> Path:
+    """A path in opt_einsum's form: each pair counts the tensors that are left, and what it makes goes to their end.
+
+    Example:
+        >>> linear_path(((0, 1), (2, 3)))
+        ((0, 1), (0, 1))
+    """
+    tensors = len(path) + 1
+    left, found = list(range(tensors)), list[tuple[int, int]]()
+    for step, pair in enumerate(path):
+        i, j = sorted(left.index(node) for node in pair)
+        found.append((i, j))
+        left = [*left[:i], *left[i + 1 : j], *left[j + 1 :], tensors + step]
+    return tuple(found)
 
 
 def tree_of_path(path: Path, tensors: int) -> frozenset[frozenset[int]]:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from .._base.checks import check_schema, checked_size, nearest, read_json
 from .._base.errors import TopologyError
 from .._base.hashing import fingerprint_of
+from .._base.notebook import shown
+from .._drawing.figure import svg_of
+from .._drawing.graph import PICTURED
 from .._drawing.graph import draw as draw_graph
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class Sizes(dict[str, int]):
 
 
 _NAME = re.compile(r"[^\s,:]+")
+MOST_LEGS = 64  # of a core: numpy's arrays have no more axes
 SCHEMA = 1
 
 
@@ -119,6 +123,11 @@ class Topology:
             seen.add(core.name)
             if not core.legs:
                 raise TopologyError(f"core {core.name!r} has no legs: give it at least one, or leave it out")
+            if len(core.legs) > MOST_LEGS:
+                raise TopologyError(
+                    f"core {core.name!r} has {len(core.legs)} legs: an array has at most {MOST_LEGS} axes, so split it "
+                    "into several cores, or merge some modes"
+                )
             for leg in core.legs:
                 if core.legs.count(leg) > 1:
                     raise TopologyError(
@@ -181,6 +190,12 @@ class Topology:
         return self.in_features != math.prod(self.inputs.values()) or self.out_features != math.prod(
             self.outputs.values()
         )
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the one core is W as it is, or W^T: a dense layer, or a dense table that is read the other way."""
+        ends = ((*self.outputs, *self.inputs), (*self.inputs, *self.outputs))
+        return len(self.cores) == 1 and self.cores[0].legs in ends and not self.is_padded
 
     @property
     def text(self) -> str:
@@ -300,6 +315,13 @@ class Topology:
     def draw(self, path: str | None = None) -> Figure:
         """Draws the graph with matplotlib; saves it where a path is given."""
         return draw_graph(self, path=path)
+
+    def __deepcopy__(self, memo: object) -> Topology:
+        return self  # it never changes, but for what it has computed, in which another thread may be
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, and the picture of a topology that is not too large for one."""
+        return shown(str(self), None if len(self.cores) > PICTURED else lambda: svg_of(self.draw()))
 
     def __str__(self) -> str:
         lines = [

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .._base.checks import nearest
 from .._base.errors import BackendError
+from .._base.warn import warn_once
+from .._graph.muon import Axes
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 GROUP = "tn4nn.backends"
 
 # What installs the framework of a backend of ours, exactly as it can be typed.
+_OURS = {"numpy": "tn4nn.reference:backend", "torch": "tn4nn_torch:backend", "jax": "tn4nn_jax:backend"}
 _INSTALL = {"torch": 'pip install "tn4nn[torch]"', "jax": 'pip install "tn4nn[jax]"'}
 
 
@@ -47,18 +50,22 @@ class TrainSpec:
 
     Attributes:
         loss: "cross_entropy" (integer labels) or "mse".
-        optimizer: "sgd", "adam" or "adamw".
+        optimizer: "sgd", "adam", "adamw", or "muon", which leaves weights without matrices to adamw.
         momentum: of sgd.
         nesterov: of sgd.
         betas: of adam and adamw.
         eps: of adam and adamw.
         lr_factors: weight name -> factor on the learning rate.
-        decay: weight name -> weight decay (added to the gradient by sgd and adam, decoupled in adamw).
+        decay: weight name -> weight decay (added to the gradient by sgd and adam, decoupled in adamw and muon).
         precision: "float32", "float64", or "bf16" (float32 weights, bfloat16 arithmetic).
         device: the framework's own word, or None.
         seed: of dropout.
         batch_size: rows of a step.
         minimize: what plans are cheap for.
+        matrices: weight name -> (axes that are summed, axes that are opened), of the weights that muon trains; other
+            axes number matrices of a stack.
+        caps: weight name -> largest root mean square, of the cores that are normalized while they are trained: what is
+            computed with is gain * core / max(1, rms(core) / cap), with a gain that is trained too.
     """
 
     loss: str
@@ -74,6 +81,8 @@ class TrainSpec:
     seed: int
     batch_size: int
     minimize: str = "time"
+    matrices: Mapping[str, Axes] = dataclasses.field(default_factory=dict)
+    caps: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Trainer(Protocol):
@@ -103,7 +112,7 @@ class Trainer(Protocol):
         ...
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """All weights of `model.specs()` on the host. Waits."""
+        """All weights of `model.specs()` on the host, as they are computed with. Waits."""
         ...
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -149,7 +158,9 @@ class Backend(Protocol):
 
     A backend whose layers run plans has `target(device: str | None, dtype: str) -> Target` too; one whose programs can
     be calibrated has `place(device: str | None, dtype: str) -> Place`. Both raise BackendError where there is no such
-    device or dtype.
+    device or dtype. What its users expect where they give no seed and no dtype, it says by `fresh_seed() -> int` (which
+    raises BackendError where a seed has to be given) and `default_dtype() -> str`; without these they are 0 and
+    "float32". One whose arrays `tn.einsum` takes has `einsums`; see `_planning.einsum.Einsums`.
     """
 
     name: str
@@ -197,10 +208,22 @@ class Backend(Protocol):
 
 
 def entry_point_table() -> dict[str, EntryPoint]:
-    """Backend name -> entry point, without loading any."""
+    """Backend name -> entry point, without loading any. Nobody takes the place of one of ours."""
     from importlib.metadata import entry_points  # slow to import, and not needed to declare a topology
 
-    return {found.name: found for found in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+    table: dict[str, EntryPoint] = {}
+    for found in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+        if found.value != _OURS.get(found.name, found.value):
+            warn_once(
+                f"the backend {found.name!r} is tn4nn's own, and {found.value!r} of another package is not used under "
+                "that name: register it under another"
+            )
+        elif table.setdefault(found.name, found).value != found.value:
+            warn_once(
+                f"two packages register a backend {found.name!r}: {table[found.name].value!r} is used, and "
+                f"{found.value!r} is not"
+            )
+    return table
 
 
 def backends() -> tuple[str, ...]:
@@ -218,8 +241,8 @@ def backend(name: str) -> Backend:
     """Loads one backend.
 
     Raises:
-        BackendError: no such backend (the nearest names are given), or its framework is missing (with the
-            line that installs it).
+        BackendError: no such backend (the nearest names are given), its framework is missing (with the line that
+            installs it), or it raises while it is imported.
     """
     table = entry_point_table()
     if name not in table:
@@ -229,7 +252,27 @@ def backend(name: str) -> Backend:
     except (ImportError, AttributeError) as error:  # absent, or an entry point that leads nowhere
         advice = _INSTALL.get(name, f"install what {table[name].value!r} needs")
         raise BackendError(f"backend {name!r} cannot be loaded ({error}): {advice}") from error
+    except (Exception, SystemExit) as error:  # somebody's code, which must not break the other backends
+        raise BackendError(
+            f"backend {name!r} is broken: {table[name].value!r} raised {type(error).__name__}: {error} while it was "
+            "imported. What would do: another version of that package, or remove it"
+        ) from error
     return loaded
+
+
+def require_one_process(name: str) -> None:
+    """Trainers know nothing of other processes: each of several that run one program would train a model of its own.
+
+    Raises:
+        BackendError: this process is one of several, by what the backend's framework knows (`backend.processes`).
+    """
+    count = getattr(backend(name), "processes", None)
+    if count is not None and count() > 1:
+        raise BackendError(
+            f"tn.train and tn.compare train in one process, received one of {count()} (torchrun, a process group, or "
+            "jax.distributed): each would train a model of its own. Train one model on several devices by a loop of "
+            'your own (docs/training-on-several-devices.md); compare(jobs=) and jobs="ray" train several at once'
+        )
 
 
 def place_of(name: str, device: str | None, dtype: str) -> Place:

@@ -14,12 +14,13 @@ from .._base.arrays import numbers
 from .._base.cache import plans
 from .._base.checks import nearest
 from .._base.errors import CheckpointError, DataError, ShapeError, TN4NNError
+from .._base.reading import read_npy
 from .._base.records import read_arrays, write_arrays
 from .._base.version import installed_version
 from .._graph.network import Network
 from .layers import Layer, OnNetwork, layer_from_dict
 
-SCHEMA = 1
+SCHEMA = 2  # those before had no digest
 
 
 def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[str, Any]) -> None:
@@ -28,7 +29,7 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
     The file is a safetensors file: anything that reads those finds the arrays under their names. Layer graph,
     topologies, ranks, orderings and versions are JSON in its metadata, and so are the plans that this process has
     found or read for the model's networks: a process that loads the file need not search for them again (those that
-    were made for another processor are not used).
+    were made for another processor are not used). A digest over all of it tells a damaged file.
 
     Args:
         path: of the file; an older one is replaced.
@@ -73,13 +74,16 @@ def _fingerprints(model: Layer | Network) -> set[str]:
 def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArray[Any]]]:
     """Reads what `save` wrote.
 
+    A file may come from anybody: nothing in it is executed, its plans are used for its own networks alone, and each is
+    checked and priced anew when it is needed. One that does not fit is searched for again.
+
     Returns:
         (model, weights): `model.build(backend, weights)` goes on with them on any backend.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
         CheckpointError: a file that is not of `save`, of another version of its format, or with arrays missing, too
-            many, or of another shape.
+            many, or of another shape, or one that was damaged or edited.
     """
     advice = "give a file that this version's tn4nn.save wrote (arrays of other files go to tn.decompose)"
     record, weights = read_arrays(Path(path), SCHEMA, "one of tn4nn.save", advice, unreadable=DataError)
@@ -88,11 +92,11 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
         model = Network.from_dict(record["network"]) if "network" in record else layer_from_dict(record["model"])
         names = list(model.shapes if isinstance(model, Network) else model.specs())
         model.check(weights)
-    except (TN4NNError, KeyError, TypeError) as error:
+    except (TN4NNError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: the model and the arrays in it do not fit: {error}") from error
     found = record.get("plans", {})
-    if isinstance(found, dict):  # a plan that does not fit is noticed when it is needed, and searched for again
-        plans.adopt(found)
+    if isinstance(found, dict):
+        plans.adopt(found, _fingerprints(model))
     return model, {name: weights[name] for name in names}
 
 
@@ -104,8 +108,8 @@ def read_matrix(path: str | os.PathLike[str], tensor: str | None = None) -> NDAr
     """
     if Path(path).suffix == ".npy":
         try:
-            found: NDArray[Any] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            found = read_npy(Path(path))
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as a .npy file: {error}") from error
     else:
         found = _tensor(Path(path), tensor)
@@ -123,9 +127,11 @@ def _tensor(path: Path, name: str | None) -> NDArray[Any]:
             if name not in names:
                 matrices = [n for n in names if len(file.get_slice(n).get_shape()) == 2]
                 raise DataError(
-                    f"{path}: expected the name of a tensor, received {name!r}."
+                    f"{path}: expected the name of a tensor (tensor=; --tensor in a shell), received {name!r}."
                     + nearest(name or "", matrices or names)
                 )
             return np.asarray(file.get_tensor(name))
-    except (OSError, SafetensorError, TypeError) as error:
+    except DataError:
+        raise
+    except (OSError, SafetensorError, TypeError, ValueError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as a .npy or .safetensors file: {error}") from error

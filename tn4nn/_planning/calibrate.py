@@ -25,10 +25,10 @@ from .._graph.candidates import candidate_paths
 from .._graph.network import Network
 from .._graph.paths import Path
 from .._model.backend import Place, place_of
-from .._runtime.compiled import vector_bytes
 from .._runtime.cost import Machine
 from .._runtime.devices import SCHEMA, gpu, store, stored
 from .._runtime.native import runtime
+from .._runtime.processor import vector_bytes
 from .._runtime.program_cost import seconds_of
 from .._runtime.recipe_cost import recipe_cost
 from .._runtime.target import CPU, Target
@@ -222,9 +222,9 @@ def _native(device: str | None, dtype: str) -> _Subject:
     itemsize = NATIVE_DTYPES.get(dtype)
     if itemsize is None or runtime(itemsize) is None:
         raise TN4NNError(
-            "without a backend, calibrating measures the native runtime, which needs a C compiler (install gcc) and "
-            f"dtype {' or '.join(map(repr, NATIVE_DTYPES))}, received dtype={dtype!r}: for another, pass "
-            "backend='torch' or backend='jax'"
+            "without a backend, calibrating measures the native runtime, which needs its kernel (`tn4nn backends` says "
+            f"whether it is there) and dtype {' or '.join(map(repr, NATIVE_DTYPES))}, received dtype={dtype!r}: for "
+            "another, pass backend='torch' or backend='jax'"
         )
     machine = Machine(vector_bytes=vector_bytes())
     asked = [(network, batch) for network, batches in _networks() for batch in batches]

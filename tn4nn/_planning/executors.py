@@ -6,6 +6,7 @@ The order is the backend's: its fastest first, by what was measured (benchmarks/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -41,9 +42,14 @@ class Executor(Protocol):
         ...
 
     def candidates(
-        self, request: PlanRequest, paths: Sequence[tuple[str, Path]], progress: Progress | None = None
+        self,
+        request: PlanRequest,
+        paths: Sequence[tuple[str, Path]],
+        seconds: float = math.inf,
+        progress: Progress | None = None,
     ) -> list[Plan]:
-        """The orders as plans, priced, the best first."""
+        """The orders as plans, priced, the best first; after so many seconds no further one is priced. None where every
+        order is beyond what it can run: then the next executor of the target is asked."""
         ...
 
     def cost(self, plan: Plan) -> Cost:
@@ -56,6 +62,10 @@ class Executor(Protocol):
 
     def smaller(self, plan: Plan) -> Iterable[Iterator[Plan]]:
         """The same order with less memory: sequences of plans with ever smaller peaks."""
+        ...
+
+    def could_make(self, plan: Plan) -> bool:
+        """Whether it is one of its own plans: what came with somebody's model may be any combination."""
         ...
 
 

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._base.errors import TN4NNError
 from .._base.fits import exponent
 from .._drawing.charts import draw_growth
 from .._graph.catalogue import dense, like
 from .._graph.modes import modes_for
 from .._graph.network import Network
 from .._runtime.cost import Machine
+from .._runtime.devices import machine_of
+from .._runtime.target import CPU
 from .layer import plan
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ class GrowthPoint:
         params: numbers in the cores.
         macs: multiply-adds.
         saved: bytes saved for backward; of a forward pass, the peak.
-        predicted_s: seconds by the cost model, in the native runtime.
+        predicted_s: seconds by the cost model, on the device that the curves are of.
         dense_macs: multiply-adds of the dense layer.
         dense_s: its predicted seconds.
     """
@@ -58,6 +61,7 @@ class Growth:
         rank: of all bonds, where the sites vary.
         phase: "forward" or "train".
         curves: "batch", "rank" and "sites" -> points; only those that the network has.
+        device: a GPU by its name, or "cpu": the native runtime of a processor.
     """
 
     network: Network
@@ -65,6 +69,7 @@ class Growth:
     rank: int
     phase: str
     curves: Mapping[str, tuple[GrowthPoint, ...]]
+    device: str = CPU
 
     def exponents(self) -> dict[str, dict[str, float]]:
         """By curve, the exponents e of quantity ~ at^e: of our time, MACs and memory, and of the dense layer's time."""
@@ -82,7 +87,7 @@ class Growth:
     def to_dict(self) -> dict[str, Any]:
         """The curves as plain data."""
         curves = {axis: [dataclasses.asdict(point) for point in points] for axis, points in self.curves.items()}
-        asked = {"batch": self.batch, "rank": self.rank, "phase": self.phase}
+        asked = {"batch": self.batch, "rank": self.rank, "phase": self.phase, "device": self.device}
         return {"schema": 1, **asked, "curves": curves, "exponents": self.exponents()}
 
     def draw(self, path: str | None = None) -> Figure:
@@ -101,10 +106,13 @@ class Growth:
         }
         fixed = {"batch": "", "rank": f", batch {self.batch}", "sites": f", batch {self.batch}, rank {self.rank}"}
         t = self.network.topology
-        return draw_growth(f"{t.name} {t.in_features} -> {t.out_features}, {self.phase}", curves, fixed, path)
+        title = f"{t.name} {t.in_features} -> {t.out_features}, {self.phase}, {self.device}"
+        return draw_growth(title, curves, fixed, path)
 
     def __repr__(self) -> str:
-        lines = [f"Growth of {self.network.topology.name!r}, {self.phase}: x^e, fitted through the logarithms"]
+        lines = [
+            f"Growth of {self.network.topology.name!r}, {self.phase}, {self.device}: x^e, fitted through the logarithms"
+        ]
         for axis, exponents in self.exponents().items():
             at = [point.at for point in self.curves[axis]]
             shown = "  ".join(f"{name} {axis}^{e:.2f}" for name, e in exponents.items())
@@ -121,10 +129,13 @@ def growth(
     phase: str = "train",
     itemsize: int = 4,
     machine: Machine | None = None,
+    device: str | None = None,
     cache: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Growth:
-    """How the predicted cost of a network grows, each point planned for itself in the native runtime.
+    """How the predicted cost of a network grows, each point planned for itself.
+
+    It is planned for the native runtime of a processor, or as a program of a GPU.
 
     Three curves, as far as there are two points: the batch from 1 to 4,096; the rank, the same on all bonds or the
     largest that is of use there, until the network has more parameters than the dense layer; and the number of modes
@@ -135,13 +146,14 @@ def growth(
         network: what is applied.
         batch: rows, for the curves of rank and sites.
         phase: "forward" or "train".
-        itemsize: 4 or 8 bytes of a number.
+        itemsize: 4 or 8 bytes of a number; on a GPU also 2.
         machine: parameters of the cost model (default: this processor's, where calibrated; else one CPU core).
+        device: a GPU that need not be here, "H100" for instance, or one that was calibrated. Instead of `machine`.
         cache: False plans anew and stores nothing.
         progress: called with a line of text for each point.
 
     Raises:
-        TN4NNError: an unknown phase, a batch below 1.
+        TN4NNError: an unknown phase or device, a batch below 1, a device with a machine.
 
     Example:
         >>> import tn4nn as tn
@@ -149,6 +161,11 @@ def growth(
         >>> list(found.curves), found.exponents()["rank"]["MACs"]
         (['batch', 'rank'], 1.0)
     """
+    if device is not None and machine is not None:
+        raise TN4NNError(f"device={device!r} has parameters of its own: leave out machine=, received {machine!r}")
+    runtime = "native"
+    if device is not None:
+        runtime, machine = "program", machine_of(device, itemsize)
     own = network.ranks.values()
     rank = max(1, round(float(np.exp(np.mean(np.log(list(own))))))) if own else 1
     curves = {}
@@ -161,7 +178,7 @@ def growth(
         for at, result in found:
             rows = at if axis == "batch" else batch
             options: dict[str, Any] = {"itemsize": itemsize, "machine": machine, "cache": cache}
-            ours = plan(result, rows, phase, runtime="native", **options).cost
+            ours = plan(result, rows, phase, runtime=runtime, **options).cost
             whole = plan(dense((result.in_features,), (result.out_features,)).with_rank(1), rows, phase, **options).cost
             saved = ours.saved or ours.peak
             points.append(
@@ -173,7 +190,7 @@ def growth(
                 progress(f"{axis} {at}: {ours.predicted_s * 1e3:.3g} ms")
         if len(points) > 1:
             curves[axis] = tuple(points)
-    return Growth(network, batch, rank, phase, curves)
+    return Growth(network, batch, rank, phase, curves, device or CPU)
 
 
 def _ranked(network: Network) -> Iterator[tuple[int, Network]]:

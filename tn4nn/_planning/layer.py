@@ -52,7 +52,7 @@ def plan(
         network: what is applied.
         batch: rows of x.
         phase: "forward", or "train" for a step of forward and backward.
-        minimize: "time" (by the cost model), "flops" (multiply-adds) or "memory" (saved and peak bytes).
+        minimize: "time" (by the cost model), "flops" (multiply-adds) or "memory" (peak bytes).
         memory: cap in bytes on `cost.peak`; met by another order, else by running blocks of rows, else by
             slicing bonds.
         form: "apply" for y = x W^T, "gather" for rows of W^T picked by integers (embeddings), "dense" for W.

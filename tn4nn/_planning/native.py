@@ -6,13 +6,14 @@ Each candidate is priced kernel call by kernel call (`_runtime.recipe_cost`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from .._graph.paths import EXHAUSTIVE, Path, Progress
-from .._graph.problem import BY_HAND
-from .._runtime.contraction import LAYOUTS
+from .._graph.paths import EXHAUSTIVE, LARGE, SMALL, Path, Progress
+from .._graph.problem import BY_HAND, Problem
+from .._runtime.contraction import LAYOUTS, MOST_NUMBERS
 from .._runtime.cost import Cost, Machine
 from .._runtime.devices import native_machine
 from .._runtime.program_cost import unfolding_cost
@@ -29,6 +30,7 @@ _TILES = 4  # batch tiles of a path that stay candidates
 _TABLES = 1 << 22  # entries of the largest table of offsets
 _STATES = 1 << 28  # bytes of the states of a tile, at most
 _PEAK = 1 << 31  # bytes above which a candidate is only taken where there is none below half of it
+_PRICED = 10  # arrangements of a path that are priced, at least, where there is time
 _SINGLY = 10  # states of a path whose layouts are improved one at a time
 
 
@@ -36,57 +38,82 @@ class NativeExecutor:
     """The C runtime of a CPU, in float32 and float64."""
 
     name = "native"
-    version = 20
+    version = 22
 
     def refuses(self, request: PlanRequest) -> str | None:
         """See `Executor`."""
-        if request.form == "apply" and request.itemsize in (4, 8) and request.target.device == "cpu":
-            return None
-        return (
-            "the native runtime applies networks to float32 and float64 rows on a CPU (form 'apply', itemsize 4 or 8), "
-            f"received form={request.form!r}, itemsize={request.itemsize}, device={request.target.device!r}"
-        )
+        if not (request.form == "apply" and request.itemsize in (4, 8) and request.target.device == "cpu"):
+            return (
+                "the native runtime applies networks to float32 and float64 rows on a CPU (form 'apply', itemsize 4 or "
+                f"8), received form={request.form!r}, itemsize={request.itemsize}, device={request.target.device!r}"
+            )
+        most = max(math.prod(shape) for shape in request.network.shapes.values())
+        if most > MOST_NUMBERS:
+            return f"the native runtime takes cores of at most {MOST_NUMBERS:,} numbers, received one of {most:,}"
+        return None
 
     def key(self, request: PlanRequest) -> Sequence[object]:
         """See `Executor`."""
         return dataclasses.astuple(_machine(request))
 
     def candidates(
-        self, request: PlanRequest, paths: Sequence[tuple[str, Path]], progress: Progress | None = None
+        self,
+        request: PlanRequest,
+        paths: Sequence[tuple[str, Path]],
+        seconds: float = math.inf,
+        progress: Progress | None = None,
     ) -> list[Plan]:
         """See `Executor`. Orders whose multiply-adds alone take longer than the best so far are not priced."""
         start, problem = time.monotonic(), request.problem
         passes = (3 if request.phase == "train" else 1) / _machine(request).tile_macs_per_s
         found: list[Plan] = []
+        few = _few(problem)
+        if few is not None:
+            paths = sorted(paths, key=lambda named: problem.macs(named[1]))[:few]
         for i, (order, path) in enumerate(paths, 1):
             best = min((p.cost.predicted_s for p in found), default=math.inf)
             named = order in BY_HAND and len(problem.tensors) <= EXHAUSTIVE
             if request.minimize == "time" and not named and passes * problem.macs(path) > best:
                 continue
-            found += self.arranged(request, order, path)
+            found += self.arranged(request, order, path, seconds - (time.monotonic() - start))
             spent = time.monotonic() - start
             if progress is not None:
                 progress(f"path {i}/{len(paths)} priced: {order}, {spent:.1f} s")
-            if spent > request.time_limit:
+            if spent * (i + 1) / i > seconds:  # the next one would end too late
                 break
+        if not found:
+            return []
         most = max(_PEAK, 2 * min(p.cost.peak for p in found))
         return sorted((p for p in found if p.cost.peak <= most), key=lambda p: p.cost.score(request.minimize))
 
-    def arranged(self, request: PlanRequest, order: str, path: Path) -> list[Plan]:
-        """The best layouts of a path, by changing one at a time, at the best batch tiles, best first."""
+    def arranged(self, request: PlanRequest, order: str, path: Path, seconds: float = math.inf) -> list[Plan]:
+        """The best layouts of a path, by changing one at a time, at the best batch tiles, best first; one of them
+        where there are not seconds for more."""
 
         def score(p: Plan) -> tuple[float, float]:
             return p.cost.score(request.minimize)
 
+        @functools.cache
+        def priced(layouts: tuple[int, ...], block: int) -> Plan:
+            return self.plan(request, order, path, layouts, block)
+
         probe = recipe(request.network, path, 1, itemsize=request.itemsize)
+        if max(probe.lengths.values()) > MOST_NUMBERS:
+            return []
+        few = _few(request.problem)
         blocks = _blocks(probe, request.batch)
-        best = min((self.plan(request, order, path, (), block) for block in blocks), key=score)
-        for states, code in _changes(probe):
-            changed = self.plan(request, order, path, _changed(probe, best.layouts, states, code), best.block)
+        blocks = blocks if few is None else blocks[-few:]
+        start = time.monotonic()
+        best = priced((), blocks[-1])
+        if _PRICED * (time.monotonic() - start) > seconds:
+            return [best]
+        best = min((priced((), block) for block in blocks), key=score)
+        for states, code in _changes(probe) if few != 1 else ():
+            changed = priced(_changed(probe, best.layouts, states, code), best.block)
             if score(changed) < score(best):
                 best = changed
-        tiled = sorted((self.plan(request, order, path, best.layouts, block) for block in blocks), key=score)
-        saving = sorted((p for p in map(self._saving, tiled) if p is not None), key=score)
+        tiled = sorted((priced(best.layouts, block) for block in blocks), key=score)
+        saving = sorted((p for p in map(self._saving, tiled[:1] if few else tiled) if p is not None), key=score)
         return [*tiled[:_TILES], *saving[:_TILES]]
 
     def plan(
@@ -117,6 +144,16 @@ class NativeExecutor:
         found = self.arranged(least, plan.order, plan.path)
         yield iter(replaced(p, request=plan.request) for p in sorted(found, key=lambda p: -p.cost.peak))
 
+    def could_make(self, plan: Plan) -> bool:
+        """See `Executor`."""
+        request = plan.request
+        if plan.sliced or (plan.save and request.phase != "train"):
+            return False
+        probe = recipe(request.network, plan.path, 1, itemsize=request.itemsize)
+        if len(plan.layouts) not in (0, len(probe.steps) - 1) or plan.block not in _blocks(probe, request.batch):
+            return False
+        return not plan.save or request.batch * plan.recipe.saved_per_row * request.itemsize <= _SAVE
+
     def _saving(self, p: Plan) -> Plan | None:
         """The same with all that a training step can save, where the states may still be in a cache when it goes back
         and a plan in tiles saves little more than x and y."""
@@ -129,6 +166,13 @@ class NativeExecutor:
             return None
         within = result.cost.saved <= request.batch * (r.inputs + r.outputs) * request.itemsize + _BESIDE
         return result if result.cost.saved > p.cost.saved and (within or p.block == request.batch) else None
+
+
+def _few(problem: Problem) -> int | None:
+    """How many paths, and batch tiles of each, are priced; None for all. In a large network each takes long to price,
+    and they differ little."""
+    cores = len(problem.tensors)
+    return None if cores <= SMALL else 3 if cores <= LARGE else 1
 
 
 def _machine(request: PlanRequest) -> Machine:

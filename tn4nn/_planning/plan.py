@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._base.notebook import shown
 from .._drawing.contraction_tree import ContractionTree, draw_tree
 from .._graph.network import Network
 from .._graph.paths import BATCH, Path, legs_along
-from .._graph.problem import Form, tensors_of
+from .._graph.problem import Form, linear_path, tensors_of
 from .._runtime.cost import Cost
 from .._runtime.devices import native_machine
 from .._runtime.lowering import lowered
@@ -93,6 +95,36 @@ class Plan:
         """ "native" or "program"."""
         return "native" if self.executor == "native" else "program"
 
+    @property
+    def ssa_path(self) -> Path:
+        """The path as cotengra's `ContractionTree.from_path(ssa_path=)` takes it: `path`, pairs over the cores in
+        order and x, which comes last; the i-th pair makes tensor n + i.
+
+        Example:
+            >>> import cotengra, tn4nn as tn
+            >>> net = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(3)
+            >>> p, t = tn.plan(net, batch=10), net.topology
+            >>> inputs = [*(core.legs for core in t.cores), ("batch", *t.inputs)]
+            >>> sizes = {**net.sizes, "batch": 10}
+            >>> tree = cotengra.ContractionTree.from_path(inputs, ("batch", *t.outputs), sizes, ssa_path=p.ssa_path)
+            >>> int(tree.total_flops()) == p.cost.macs
+            True
+        """
+        return self.path
+
+    @property
+    def linear_path(self) -> Path:
+        """The path as opt_einsum's `contract(optimize=)` and cotengra's `from_path(path=)` take it: each pair counts
+        the tensors that are left, and what it makes goes to their end.
+
+        Example:
+            >>> import tn4nn as tn
+            >>> p = tn.plan(tn.low_rank(64, 64).with_rank(4), batch=10)
+            >>> p.ssa_path, p.linear_path
+            (((2, 0), (3, 1)), ((0, 2), (0, 1)))
+        """
+        return linear_path(self.path)
+
     @functools.cached_property
     def program(self) -> Program:
         """The path in array operations, computed when it is first read."""
@@ -146,8 +178,12 @@ class Plan:
         title = f"{t.name} {t.in_features} -> {t.out_features}, batch {self.batch}, {self.phase}: {self.order}"
         return ContractionTree(title, names, self.path, macs, numbers, labels)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown(str(self))
+
     def __str__(self) -> str:
-        return "\n".join([*_head(self), *(_native_lines(self) if self.executor == "native" else _program_lines(self))])
+        return "\n".join([*_head(self), *(native_lines(self) if self.executor == "native" else _program_lines(self))])
 
 
 def replaced(plan: Plan, **changes: Any) -> Plan:
@@ -170,7 +206,7 @@ def _head(p: Plan) -> list[str]:
     return lines
 
 
-def _native_lines(p: Plan) -> list[str]:
+def native_lines(p: Plan) -> list[str]:
     """The kernel calls of a native plan, those of one batch tile together."""
     measured = "" if p.measured_s is None else f", measured {p.measured_s * 1e3:.3g} ms"
     lines = [f"  native runtime, {p.block} rows at a time{measured}; calls are of one tile"]
@@ -188,21 +224,25 @@ def _program_lines(p: Plan) -> list[str]:
     loops += [f"{math.prod(n for n, _ in p.program.sliced)} slices"] if p.program.sliced else []
     if loops:
         lines.append(f"  runs {' and '.join(loops)}; the steps are of one pass")
-    names = [*p.program.inputs, *(f"t{i}" for i in range(len(p.program.steps)))]
-    lines.append(f"  {'step':<38} {'result':<22} {'MACs':>12} {'bytes':>10}")
-    works = p.work()
+    lines += step_lines(p.program, p.work(), p.itemsize)
+    if p.form == "kernel":
+        lines.append("  then the framework's own convolution with that kernel")
+    return lines
+
+
+def step_lines(program: Program, works: Sequence[Work], itemsize: int) -> list[str]:
+    """The steps of a program and what each does, for people."""
+    names = [*program.inputs, *(f"t{i}" for i in range(len(program.steps)))]
+    lines = [f"  {'step':<38} {'result':<22} {'MACs':>12} {'bytes':>10}"]
     largest = max((math.prod(w.shape) for w in works), default=0)
-    for i, (step, work) in enumerate(zip(p.program.steps, works, strict=True)):
+    for i, (step, work) in enumerate(zip(program.steps, works, strict=True)):
         text = f"t{i} = {step.kind}({', '.join(names[a] for a in step.args)})"
         mark = "  <- largest" if math.prod(work.shape) == largest and work.macs else ""
         lines.append(
             f"  {text:<38} {'x'.join(map(str, work.shape)) or 'scalar':<22} {work.macs:>12,} "
-            f"{in_bytes(work.moved * p.itemsize):>10}{mark}"
+            f"{in_bytes(work.moved * itemsize):>10}{mark}"
         )
-    lines.append(f"  largest intermediate {in_bytes(largest * p.itemsize)}")
-    if p.form == "kernel":
-        lines.append("  then the framework's own convolution with that kernel")
-    return lines
+    return [*lines, f"  largest intermediate {in_bytes(largest * itemsize)}"]
 
 
 def in_bytes(number: float) -> str:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._base.cache import plans as _store
 from .._base.errors import TN4NNError
 from .._base.hashing import fingerprint_of
-from .._graph.candidates import candidate_paths
-from .._graph.paths import Progress
-from .._graph.problem import is_path
-from .._runtime.compiled import processor
+from .._graph.candidates import TOO_DEAR, candidate_paths
+from .._graph.paths import SMALL, Progress, quick_path
+from .._graph.problem import stored_path
 from .._runtime.contraction import LAYOUTS
+from .._runtime.cost import Cost
+from .._runtime.processor import processor
 from .executors import EXECUTORS, Executor, problem_of, select
 from .measure import fastest_of, measured, worth_measuring
 from .plan import Plan, in_bytes, replaced, restored_cost
 from .request import PlanRequest
 
+_SEARCH = 0.6  # share of the time limit for the path search of a large network; the rest is for pricing
 _LISTED = 24  # candidates that a plan names, at most
+_LONGEST = 200  # letters of the order of a plan out of a file
+_PEAK, _PEAKS = 1 << 31, 4  # bytes of its peak, and times what the order that is found at once writes
 
 
 def find(request: PlanRequest, *, cache: bool = True, progress: Progress | None = None) -> Plan:
@@ -45,8 +50,16 @@ def find(request: PlanRequest, *, cache: bool = True, progress: Progress | None 
     key = _key(request, executor, owner)
     stored = _store.get(key, owner) if cache else None
     found = None if stored is None else _restored(request, executor, stored)
+    if found is None and cache:
+        offered = _store.offered(key, owner)
+        found = None if offered is None else _vetted(request, executor, offered)
+        if found is not None:
+            _store.remember(key, _entry(found), owner)
     if found is None:
-        found = _chosen(request, executor, candidates(request, cache=cache, progress=progress))
+        considered = _candidates(request, executor, cache, progress)
+        if not considered:
+            return find(_without(request, executor), cache=cache, progress=progress)
+        found = _chosen(request, executor, considered)
         if cache:
             _store.put(key, _entry(found), owner)
     return found
@@ -55,9 +68,29 @@ def find(request: PlanRequest, *, cache: bool = True, progress: Progress | None 
 def candidates(request: PlanRequest, *, cache: bool = True, progress: Progress | None = None) -> list[Plan]:
     """Everything that is considered for a request, priced, the best first; nothing is stored but paths."""
     executor = select(request)
-    options: dict[str, Any] = {"seed": request.seed, "time_limit": request.time_limit, "cache": cache}
-    paths = candidate_paths(problem_of(request), progress=progress, **options)
-    return executor.candidates(request, paths, progress)
+    found = _candidates(request, executor, cache, progress)
+    return found or candidates(_without(request, executor), cache=cache, progress=progress)
+
+
+def _candidates(request: PlanRequest, executor: Executor, cache: bool, progress: Progress | None) -> list[Plan]:
+    """The same of one executor; none where it can run none of the orders."""
+    start, problem = time.monotonic(), problem_of(request)
+    share = _SEARCH if len(problem.tensors) > SMALL else 1.0
+    options: dict[str, Any] = {"seed": request.seed, "time_limit": share * request.time_limit, "cache": cache}
+    paths = candidate_paths(problem, progress=progress, **options)
+    return executor.candidates(request, paths, request.time_limit - (time.monotonic() - start), progress)
+
+
+def _without(request: PlanRequest, executor: Executor) -> PlanRequest:
+    """The same for the executors that come after one; TN4NNError where none does."""
+    names = request.target.executors
+    rest = names[names.index(executor.name) + 1 :]
+    if not rest:
+        raise TN4NNError(
+            f"{executor.name!r} can run none of the orders for {request.network.topology.name!r}: all make arrays that "
+            f"are too large for it. Choose smaller ranks, or another executor than {', '.join(names)}"
+        )
+    return dataclasses.replace(request, target=request.target.only(*rest))
 
 
 def at_rows(plan: Plan, rows: int, phase: str | None = None) -> Plan:
@@ -132,18 +165,49 @@ def _entry(p: Plan) -> dict[str, Any]:
 
 
 def _restored(request: PlanRequest, executor: Executor, data: Mapping[str, Any]) -> Plan | None:
-    """The plan of an entry, or None where the entry does not fit the request."""
-    problem = request.problem
+    """The plan of an entry of our own, or None where the entry does not fit the request."""
+    found = _shape(request, executor, data)
     try:
-        path = tuple((int(a), int(b)) for a, b in data["path"])
-        block, layouts = int(data["block"]), tuple(int(code) for code in data["layouts"])
-        sliced, seconds = tuple(str(leg) for leg in data["sliced"]), data["measured_s"]
         table = tuple((str(order), restored_cost(cost)) for order, cost in data["candidates"])
-        cost, order, save = restored_cost(data["cost"]), str(data["order"]), bool(data["save"])
+        cost, seconds = restored_cost(data["cost"]), data["measured_s"]
     except (KeyError, TypeError, ValueError):
         return None
-    sound = is_path(path, len(problem.tensors)) and block >= 0 and set(sliced) <= set(problem.sizes)
-    sound = sound and all(code in LAYOUTS for code in layouts)
-    if not sound or not (seconds is None or isinstance(seconds, float)):
+    if found is None or not (seconds is None or isinstance(seconds, float)):
         return None
-    return Plan(request, executor.name, order, path, cost, table, block, sliced, layouts, save, seconds)
+    return replaced(found, cost=cost, candidates=table, measured_s=seconds)
+
+
+def _vetted(request: PlanRequest, executor: Executor, data: Mapping[str, Any]) -> Plan | None:
+    """The plan of an entry that came with a model, or None where this planner could not have made it.
+
+    What is computed from a plan is computed here, whatever the entry says of it.
+    """
+    found = _shape(request, executor, data)
+    if found is None or not executor.could_make(found):
+        return None
+    problem = request.problem
+    quick = problem.work(quick_path(problem.tensors, problem.output, problem.sizes))
+    if problem.macs(found.path) > TOO_DEAR * quick.macs:
+        return None
+    found = replaced(found, cost=executor.cost(found))
+    most = _PEAK + _PEAKS * request.itemsize * quick.written if request.memory is None else request.memory
+    return replaced(found, candidates=((found.order, found.cost),)) if found.cost.peak <= most else None
+
+
+def _shape(request: PlanRequest, executor: Executor, data: Mapping[str, Any]) -> Plan | None:
+    """What an entry says that is run, without what it says that it costs."""
+    problem = request.problem
+    path = stored_path(data.get("path"), len(problem.tensors))
+    order, block, save = data.get("order"), data.get("block"), data.get("save")
+    layouts, sliced = data.get("layouts"), data.get("sliced")
+    if not isinstance(order, str) or len(order) > _LONGEST or not order.isprintable():
+        return None
+    if path is None or type(block) is not int or not isinstance(save, bool) or not 0 <= block <= request.batch:
+        return None
+    if not (isinstance(layouts, list) and all(type(code) is int and code in LAYOUTS for code in layouts)):
+        return None
+    legs = problem.summed
+    if not (isinstance(sliced, list) and all(isinstance(leg, str) and leg in legs for leg in sliced)):
+        return None
+    loops, codes = tuple(dict.fromkeys(sliced)), tuple(layouts)
+    return Plan(request, executor.name, order, path, Cost(0, 0, 0, 0, 0.0), (), block, loops, codes, save)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from .._graph.paths import EXHAUSTIVE, Path, Progress, slice_legs
@@ -23,7 +24,7 @@ def program_machine(request: PlanRequest) -> Machine:
 class ProgramExecutor:
     """Array operations of a framework (or another library along the same path)."""
 
-    version = 10
+    version = 11
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -37,13 +38,19 @@ class ProgramExecutor:
         return dataclasses.astuple(program_machine(request))
 
     def candidates(
-        self, request: PlanRequest, paths: Sequence[tuple[str, Path]], progress: Progress | None = None
+        self,
+        request: PlanRequest,
+        paths: Sequence[tuple[str, Path]],
+        seconds: float = math.inf,
+        progress: Progress | None = None,
     ) -> list[Plan]:
         """See `Executor`. Orders whose multiply-adds alone take longer than the best so far are not lowered."""
         machine, problem = program_machine(request), request.problem
         passes = 3 if request.phase == "train" else 1
-        found: list[Plan] = []
-        for order, path in paths:
+        start, found = time.monotonic(), list[Plan]()
+        for i, (order, path) in enumerate(paths):
+            if found and (time.monotonic() - start) * (i + 1) / i > seconds:
+                break
             best = min((p.cost.predicted_s for p in found), default=math.inf)
             named = order in BY_HAND and len(problem.tensors) <= EXHAUSTIVE
             if request.minimize == "time" and not named and passes * problem.macs(path) > best * machine.macs_per_s:
@@ -75,11 +82,17 @@ class ProgramExecutor:
         """See `Executor`: fewer rows at a time, or slices of the summed legs."""
         return self._in_tiles(plan), self._in_slices(plan)
 
+    def could_make(self, plan: Plan) -> bool:
+        """See `Executor`."""
+        if plan.layouts or plan.save or (plan.block and plan.sliced):
+            return False
+        if plan.request.memory is None or plan.form == "gather":
+            return not plan.block and not plan.sliced
+        return not plan.block or (plan.form == "apply" and plan.block in _tiles(plan.batch))
+
     def _in_tiles(self, p: Plan) -> Iterator[Plan]:
         """The same order on ever fewer rows at a time."""
-        block = p.batch
-        while p.form == "apply" and block > 1:
-            block = -(-block // 2)
+        for block in _tiles(p.batch) if p.form == "apply" else ():
             yield self.plan(p.request, p.order, p.path, (), block)
 
     def _in_slices(self, p: Plan) -> Iterator[Plan]:
@@ -96,8 +109,15 @@ class ProgramExecutor:
             seen.add(sliced)
 
 
+def _tiles(batch: int) -> Iterator[int]:
+    """Rows at a time, ever fewer."""
+    while batch > 1:
+        batch = -(-batch // 2)
+        yield batch
+
+
 class DenseExecutor(ProgramExecutor):
-    """The framework's own matrix product, where W is one core with its legs in the order of a matrix."""
+    """The framework's own matrix product, where W is one core: a matrix, or the transpose of one."""
 
     def __init__(self) -> None:
         super().__init__("dense")
@@ -105,5 +125,4 @@ class DenseExecutor(ProgramExecutor):
     def refuses(self, request: PlanRequest) -> str | None:
         """See `Executor`."""
         t = request.network.topology
-        matrix = len(t.cores) == 1 and t.cores[0].legs == (*t.outputs, *t.inputs) and not t.is_padded
-        return None if matrix and request.form != "gather" else f"{t.name!r} is not one matrix"
+        return None if t.is_matrix and request.form != "gather" else f"{t.name!r} is not one matrix"

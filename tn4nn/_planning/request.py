@@ -24,7 +24,7 @@ class PlanRequest:
         batch: rows of x.
         phase: "forward", "train" for a step of forward and backward, or "frozen" for a forward pass that finds ready
             what is made of cores alone.
-        minimize: "time" (by the cost model), "flops" (multiply-adds) or "memory" (saved and peak bytes).
+        minimize: "time" (by the cost model), "flops" (multiply-adds) or "memory" (peak bytes).
         form: "apply" for y = x W^T, "gather" for rows of W^T picked by integers, "dense" for W, "kernel" for W and the
             framework's own convolution with it.
         target: where it is to run.

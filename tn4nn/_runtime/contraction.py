@@ -10,11 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.errors import TN4NNError
 from .._graph.paths import Legs
-from .compiled import vector_bytes
 from .cost import NativeMachine
+from .processor import vector_bytes
+from .variants import DEPTH, FAR_K, FAR_N
 
 Offsets = NDArray[np.int32]
+MOST_NUMBERS = 2**31 - 1
+"""Of an array that the kernel reads or writes: its tables of offsets hold 32-bit numbers."""
 LAYOUTS = range(5)
 """Leg orders of a new state: 0, the operand's legs innermost; 1, the state's own innermost; 2, as the next
 step sums them, the summed ones innermost; 3, the same with the summed ones outermost; 4, the legs that stay of those
@@ -117,6 +121,12 @@ def offsets(group: Legs, view: View, sizes: Mapping[str, int], rows: int = 1) ->
     for leg in reversed(view.legs):
         strides[leg] = stride
         stride *= sizes[leg]
+    reach = (rows - 1) * view.row + sum((sizes[leg] - 1) * strides[leg] for leg in group)
+    if reach > MOST_NUMBERS:
+        raise TN4NNError(
+            f"the native runtime reaches {MOST_NUMBERS:,} numbers into an array, received legs {' '.join(group)} that "
+            f"reach {reach:,}: pass executor='program'"
+        )
     found = np.arange(rows, dtype=np.int32) * np.int32(view.row)
     for leg in group:
         found = (found[:, None] + np.arange(sizes[leg], dtype=np.int32) * np.int32(strides[leg])).reshape(-1)
@@ -235,9 +245,6 @@ def _c_s(shape: Shape, machine: NativeMachine, width: int, itemsize: int) -> flo
 
 
 _IN_FLIGHT = 4  # products that a processor begins before the first is done
-FETCHED = 1 << 21  # bytes of x, y and their gradients that are fetched ahead, of a batch tile
-DEPTH = 512  # of k at a time, where a or b is copied
-FAR_K, FAR_N = 64, 256  # vectors along k, columns of c, that are taken at a time
 _EVICTED = 9e-8  # seconds for a line of c that left the cache before the next tile came to it: few sets hold them all
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and between lines that share a set of the first-level cache
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +84,9 @@ class Cost:
     Attributes:
         macs: multiply-adds (half the FLOPs); a training step counts forward and backward, 3x forward.
         bytes_moved: bytes read and written by all steps.
-        peak: bytes of intermediates alive at once in the forward pass, input and output included.
-        saved: bytes saved between forward and backward, the input included, the cores not; 0 for "forward".
+        peak: most bytes alive at once in the pass, of a training step forward and backward: the input, the output,
+            intermediates, what is saved, and the gradients of these. Cores and their gradients are not counted.
+        saved: bytes saved between forward and backward, the input included; 0 for "forward". Never above the peak.
         predicted_s: seconds by the cost model.
     """
 
@@ -106,5 +108,22 @@ class Cost:
 
     def score(self, minimize: str) -> tuple[float, float]:
         """What is minimised; ties go to time."""
-        first = {"time": self.predicted_s, "flops": self.macs, "memory": self.peak + self.saved}[minimize]
+        first = {"time": self.predicted_s, "flops": self.macs, "memory": self.peak}[minimize]
         return float(first), self.predicted_s
+
+
+def peak_in_turn(costs: Iterable[Cost]) -> int:
+    """The most bytes alive at once in a pass through layers, one after the other: while one runs, those before it have
+    saved what they save, and those behind it nothing yet, or nothing any more.
+
+    Example:
+        >>> first = Cost(0, 0, peak=90, saved=50, predicted_s=0.0)
+        >>> second = Cost(0, 0, peak=60, saved=40, predicted_s=0.0)
+        >>> peak_in_turn([first, second])
+        110
+    """
+    most = before = 0
+    for cost in costs:
+        most = max(most, before + cost.peak)
+        before += cost.saved
+    return most

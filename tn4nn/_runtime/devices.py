@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path as File
 from typing import Any
 
-from .._base.errors import TN4NNError
-from .._base.files import atomic_write, cache_folder
+from .._base.errors import CheckpointError, TN4NNError
 from .._base.hashing import fingerprint_of
-from .compiled import processor, vector_bytes
+from .._base.private import private_cache, private_folder, read_private, write_private
+from .._base.reading import json_of
+from .._base.records import plain, sealed, unsealed
 from .cost import Machine
+from .processor import processor, vector_bytes
 from .target import CPU, ITEMSIZES
 
 SCHEMA = 1  # of the files that a calibration writes
@@ -139,22 +141,23 @@ def stored(runtime: str, name: str, dtype: str) -> Machine | None:
 
 def store(runtime: str, name: str, dtype: str, found: Mapping[str, Any]) -> None:
     """Writes a calibration, as plain data, to disk."""
-    atomic_write(_file(runtime, name, dtype), json.dumps(found).encode())
+    file = _file(runtime, name, dtype)
+    write_private(private_folder(file.parent) / file.name, json.dumps(sealed(plain(found))).encode())
     _read.cache_clear()
 
 
 def _file(runtime: str, name: str, dtype: str) -> File:
     device = processor() if name == CPU else name
-    return cache_folder() / "machines" / f"{fingerprint_of([runtime, device, dtype])}.json"
+    return private_cache("machines") / f"{fingerprint_of([runtime, device, dtype])}.json"
 
 
 @functools.cache
 def _read(path: File) -> Machine | None:
     try:
-        data = json.loads(path.read_bytes())
+        data = unsealed(json_of(read_private(path)), str(path), "calibrate again")
         machine = Machine(**data["machine"])
         sound = data["schema"] == SCHEMA and all(0 < number < math.inf for number in dataclasses.astuple(machine))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError):
         return None
     return machine if sound else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from .._graph.paths import BATCH, Legs, Path, legs_along
@@ -28,6 +28,10 @@ class _Choice(NamedTuple):
 
 _Option = tuple[Legs, tuple[Legs, Legs], bool, Legs]  # as in a _Choice, without the cost
 _WIDTH = 48  # leg orders tried for one node; above it the first is taken
+_MANY_LEGS, _NARROW = 64, 4  # legs of a product above which so many are: each takes long to compare
+# Of products without a batch leg, measured in torch and numpy, in elements copied in order (0.25 ns):
+_APART = 24.0  # for a run of elements that a copy finds apart from the one before
+_THIN, _THIN_ROWS, _ROW = 16, 32, 60.0  # columns below which BLAS takes each row so much longer, from so many rows on
 
 
 class _Lowering:
@@ -40,8 +44,9 @@ class _Lowering:
         sizes: Mapping[str, int],
         path: Sequence[tuple[int, int]],
         flat_input: bool,
+        wide: bool,
     ) -> None:
-        self.sizes = sizes
+        self.sizes, self.wide = sizes, wide
         real = {leg for leg in sizes if sizes[leg] != 1 or leg == BATCH}  # size-1 legs need no work at all
         self.output = tuple(leg for leg in output if leg in real)
         self.nodes = [_Node(frozenset(t) & real, tuple(leg for leg in t if leg in real), None) for t in tensors]
@@ -49,6 +54,8 @@ class _Lowering:
         self.volumes = [math.prod(sizes[leg] for leg in node.legs) for node in self.nodes]  # elements of each
         self.tried: list[dict[Legs, _Choice]] = [{} for _ in self.nodes]
         self.opened: dict[tuple[int, Legs], list[_Option]] = {}
+        self.sides: dict[int, dict[str, int]] = {}
+        self.gone: dict[int, list[Legs]] = {}
         self.shapes: list[tuple[int, ...]] = [self._shape(t) for t in tensors]
         if flat_input:
             self.shapes[-1] = (-1, math.prod(sizes[leg] for leg in tensors[-1] if leg != BATCH))
@@ -81,6 +88,13 @@ class _Lowering:
         """Elements moved by a permutation, more where the last axis moves and memory is read in strides."""
         if have == want:
             return 0.0
+        if self.wide:
+            run = 1
+            for leg, there in zip(reversed(have), reversed(want), strict=True):
+                if leg != there:
+                    break
+                run *= self.sizes[leg]
+            return self.volumes[node] * (1.0 + _APART / run)
         return self.volumes[node] * (1.0 if have[-1:] == want[-1:] else 4.0)
 
     def choice(self, node: int, want: Legs) -> _Choice:
@@ -118,7 +132,8 @@ class _Lowering:
         """The options of a product; in a deep tree the number of leg orders must not explode."""
         if (node, want) not in self.opened:
             options = self._options(node, want)
-            self.opened[node, want] = options[:1] if len(self.tried[node]) >= _WIDTH else options
+            width = _WIDTH if len(self.nodes[node].legs) <= _MANY_LEGS else _NARROW
+            self.opened[node, want] = options[:1] if len(self.tried[node]) >= width else options
         return self.opened[node, want]
 
     def _best(self, node: int, want: Legs) -> _Choice:
@@ -127,10 +142,20 @@ class _Lowering:
 
         def priced(option: _Option) -> _Choice:
             summed, forms, swap, product = option
-            operands = self._known(left, forms[0]) + self._known(right, forms[1])
-            return _Choice(self._move_cost(node, product, want) + operands, summed, forms, swap, product)
+            cost = self._known(left, forms[0]) + self._known(right, forms[1]) + self._move_cost(node, product, want)
+            cost += self._thin_cost(left, right, summed, swap, product) if self.wide else 0.0
+            return _Choice(cost, summed, forms, swap, product)
 
         return min(map(priced, self._opened(node, want)), key=lambda choice: choice.cost)
+
+    def _thin_cost(self, left: int, right: int, summed: Legs, swap: bool, product: Legs) -> float:
+        """What a product of many rows and few columns costs beside a few rows times many columns."""
+        first, second = (self.nodes[i].legs for i in ((right, left) if swap else (left, right)))
+        columns = math.prod(self.sizes[leg] for leg in product if leg in second and leg not in first)
+        rows = math.prod(self.sizes[leg] for leg in product if leg in first and leg not in second)
+        if not summed or columns >= _THIN or rows < _THIN_ROWS:
+            return 0.0
+        return _ROW * rows * math.prod(self.sizes[leg] for leg in product if leg in first and leg in second)
 
     def _cost(self, node: int, want: Legs) -> float | None:
         """The least cost of bringing a node in the wanted leg order; None where it was not worked out yet."""
@@ -150,22 +175,34 @@ class _Lowering:
         return children
 
     def _options(self, node: int, want: Legs) -> list[_Option]:
-        left, right = self._children(node)
-        a, b, legs = self.nodes[left], self.nodes[right], self.nodes[node].legs
-        shared = tuple(leg for leg in want if leg in a.legs and leg in b.legs)
-        only_a = tuple(leg for leg in want if leg in a.legs and leg not in b.legs)
-        only_b = tuple(leg for leg in want if leg in b.legs and leg not in a.legs)
-        gone = (a.legs & b.legs) - legs
-        # Both operands must bring the summed legs in one order: try each one's own.
-        orders = dict.fromkeys(tuple(leg for leg in side.natural if leg in gone) for side in (a, b))
-        swap = want == (*shared, *only_b, *only_a) and want != (*shared, *only_a, *only_b)
-        product = (*shared, *only_b, *only_a) if swap else (*shared, *only_a, *only_b)
-        options = []
-        for summed in orders:
+        shared, only_a, only_b = self._split(node, want)
+        products = {False: (*shared, *only_a, *only_b), True: (*shared, *only_b, *only_a)}
+        swaps = (False, True) if self.wide else (want == products[True] and want != products[False],)
+        options: list[_Option] = []
+        for summed in self._summed(node):
             forms_a = dict.fromkeys([(*shared, *only_a, *summed), (*shared, *summed, *only_a)])
             forms_b = dict.fromkeys([(*shared, *summed, *only_b), (*shared, *only_b, *summed)])
-            options += [(summed, (fa, fb), swap, product) for fa in forms_a for fb in forms_b]
+            options += [(summed, (fa, fb), swap, products[swap]) for swap in swaps for fa in forms_a for fb in forms_b]
         return options
+
+    def _split(self, node: int, want: Legs) -> tuple[Legs, Legs, Legs]:
+        """The legs of a product in the wanted order: those of both operands, of the left alone, of the right alone."""
+        if node not in self.sides:
+            left, right = (self.nodes[child].legs for child in self._children(node))
+            self.sides[node] = {leg: 0 if leg in left and leg in right else 1 if leg in left else 2 for leg in want}
+        side = self.sides[node]
+        groups: tuple[list[str], list[str], list[str]] = ([], [], [])
+        for leg in want:
+            groups[side[leg]].append(leg)
+        return tuple(groups[0]), tuple(groups[1]), tuple(groups[2])
+
+    def _summed(self, node: int) -> list[Legs]:
+        """Both operands must bring the summed legs in one order: each one's own is tried."""
+        if node not in self.gone:
+            a, b = (self.nodes[child] for child in self._children(node))
+            gone = (a.legs & b.legs) - self.nodes[node].legs
+            self.gone[node] = list(dict.fromkeys(tuple(leg for leg in s.natural if leg in gone) for s in (a, b)))
+        return self.gone[node]
 
     # -- the steps ------------------------------------------------------------------------------------------
 
@@ -209,19 +246,13 @@ class _Lowering:
 
     def _product(self, node: int, want: Legs, ra: int, rb: int) -> int:
         """Emits the product of the two operands, in the wanted leg order."""
-        left, right = self._children(node)
-        a, b = self.nodes[left].legs, self.nodes[right].legs
         choice = self.choice(node, want)
-        shared = tuple(leg for leg in want if leg in a and leg in b)
-        groups = {
-            side: tuple(leg for leg in want if leg in legs and leg not in shared) for side, legs in (("a", a), ("b", b))
-        }
+        shared, only_a, only_b = self._split(node, want)
         if choice.swap:
-            product = self._multiply(
-                rb, ra, (choice.forms[1], choice.forms[0]), shared, groups["b"], groups["a"], choice.summed
-            )
+            forms = choice.forms[1], choice.forms[0]
+            product = self._multiply(rb, ra, forms, shared, only_b, only_a, choice.summed)
         else:
-            product = self._multiply(ra, rb, choice.forms, shared, groups["a"], groups["b"], choice.summed)
+            product = self._multiply(ra, rb, choice.forms, shared, only_a, only_b, choice.summed)
         return self._permute(product, choice.product, want)
 
     def _multiply(
@@ -262,6 +293,7 @@ def lower(
     names: Sequence[str],
     output_shape: tuple[int, ...],
     flat_input: bool = False,
+    wide: bool = False,
 ) -> Program:
     """The program of a contraction path.
 
@@ -273,8 +305,10 @@ def lower(
         names: of the input registers.
         output_shape: what the last step reshapes the result to (-1 for the batch).
         flat_input: the last input comes as (batch, everything else in one).
+        wide: either operand of a product may come first, and copies and thin products are priced as measured, which
+            takes longer; without, as for a batch on the last input.
     """
-    lowering = _Lowering(tensors, output, sizes, path, flat_input)
+    lowering = _Lowering(tensors, output, sizes, path, flat_input, wide)
     register = lowering.bring(len(lowering.nodes) - 1, lowering.output)
     register = lowering._reshape(register, output_shape)
     if register < len(tensors):  # nothing to do at all: a program still has one step
@@ -294,6 +328,53 @@ def _with_frees(steps: tuple[Step, ...], inputs: int) -> tuple[Step, ...]:
     return tuple(
         dataclasses.replace(step, frees=tuple(sorted(freed.get(position, ())))) for position, step in enumerate(steps)
     )
+
+
+class Folded(NamedTuple):
+    """A program some of whose inputs never change, in two parts.
+
+    Attributes:
+        fixed: the positions of these inputs, in order.
+        steps: what is made of them alone, over their registers.
+        kept: registers of `steps` that the rest reads.
+        varying: the positions of the other inputs, in order.
+        rest: the program that remains; its inputs are the varying ones, then what was kept.
+    """
+
+    fixed: tuple[int, ...]
+    steps: tuple[Step, ...]
+    kept: tuple[int, ...]
+    varying: tuple[int, ...]
+    rest: Program
+
+
+def folded(program: Program, constants: Collection[int]) -> Folded:
+    """Parts what depends on constants alone from the rest of a program.
+
+    Args:
+        program: without tiles and slices.
+        constants: positions of the inputs that never change; at least one other input does.
+    """
+    count = len(program.inputs)
+    fixed = tuple(i for i in range(count) if i in constants)
+    varying = tuple(i for i in range(count) if i not in constants)
+    once = {register: i for i, register in enumerate(fixed)}  # register of the program -> of the first part
+    first, later = list[Step](), list[tuple[int, Step]]()
+    for register, step in enumerate(program.steps, count):
+        if all(a in once for a in step.args):
+            first.append(Step(step.kind, tuple(once[a] for a in step.args), step.param))
+            once[register] = len(once)
+        else:
+            later.append((register, step))
+    kept = tuple(dict.fromkeys(a for _, step in later for a in step.args if a in once))
+    number = {register: i for i, register in enumerate((*varying, *kept))}
+    rest = list[Step]()
+    for register, step in later:
+        rest.append(Step(step.kind, tuple(number[a] for a in step.args), step.param))
+        number[register] = len(number)
+    names = (*(program.inputs[i] for i in varying), *(f"constant{i}" for i in range(len(kept))))
+    whole = Program(names, _with_frees(tuple(rest), len(names)))
+    return Folded(fixed, tuple(first), tuple(once[a] for a in kept), varying, whole)
 
 
 def lowered(problem: Problem, path: Path, sliced: Sequence[str] = (), block: int = 0) -> Program:

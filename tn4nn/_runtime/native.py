@@ -7,10 +7,8 @@ encoded in one array without addresses, the **encoded plan**, which a caller of 
 from __future__ import annotations
 
 import array
-import concurrent.futures
 import ctypes
 import functools
-import importlib.resources
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,43 +16,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.warn import warn_once
 from .._graph.paths import Legs
-from .compiled import library, vector_bytes
-from .contraction import DEPTH, FAR_K, FAR_N, FETCHED, Contraction, Offsets, View, contraction_of, offsets, shape_of
+from . import kernels
+from .contraction import Contraction, Offsets, View, contraction_of, offsets, shape_of
+from .kernels import Kernel
+from .processor import vector_bytes
 from .recipe import Recipe
+from .variants import ITEMSIZES
 
 Encoded = NDArray[np.int64]
 
-_LETTERS = {4: ("float", "int"), 8: ("double", "long")}
 _B_VECTORS, _C_VECTORS, _ADDS, _B_COLUMNS, _A_LINES, _ACROSS, _DOTS, _C_FOURS, _A_RUNS, _A_COLUMNS = (
     1 << i for i in range(10)
 )
 _HEAD, _CALL = 15, 21  # numbers of the head of an encoded plan and of a call in it
-_EXTRA: tuple[str, ...] = ()  # flags of the compiler, for tests of other vectors than this processor's
 _ROWS = {"": 0, "m": 1, "k": 2, "n": 3}
-_JOB = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long)
-_PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
 
-@functools.cache
 def runtime(itemsize: int) -> ctypes.CDLL | None:
-    """The compiled runtime for numbers of this size; None where there is no compiler."""
-    if itemsize not in _LETTERS:
+    """The runtime for numbers of this size; None, with one warning, where there is no kernel for this processor."""
+    if itemsize not in ITEMSIZES:
         return None
-    return library(source(), functools.partial(agrees, itemsize), (*definitions(itemsize), *_EXTRA))
+    found = kernel(itemsize)
+    if found.library is None:
+        warn_once(
+            f"no native kernel ({found.why}): layers run in the framework's own operations. `tn4nn build-kernel` "
+            "compiles one where there is gcc or clang"
+        )
+    return found.library
 
 
 @functools.cache
-def source() -> str:
-    """The runtime in C."""
-    return (importlib.resources.files("tn4nn._runtime") / "contract.c").read_text()
+def kernel(itemsize: int) -> Kernel:
+    """The kernel that this process uses for numbers of this size, 4 or 8 bytes, and where it lies."""
+    return kernels.find(itemsize, functools.partial(agrees, itemsize))
 
 
-def definitions(itemsize: int) -> tuple[str, ...]:
-    """What makes it the runtime for numbers of this size, and the constants that the cost model shares with it."""
-    real, whole = _LETTERS[itemsize]
-    shared = {"KC": DEPTH, "FAR_K": FAR_K, "FAR_N": FAR_N, "FETCHED": FETCHED}
-    return f"-DREAL={real}", f"-DWHOLE={whole}", *(f"-D{name}={number}" for name, number in shared.items())
+def build_kernel(itemsize: int) -> Kernel:
+    """Compiles the kernel for this processor (-march=native), for numbers of this size; this process and later ones use
+    it.
+
+    Raises:
+        TN4NNError: it cannot be compiled, or what came out gives wrong numbers.
+    """
+    found = kernels.build(itemsize, functools.partial(agrees, itemsize))
+    kernel.cache_clear()
+    return found
 
 
 # -- an encoded plan ----------------------------------------------------------------------------------------------
@@ -224,7 +232,7 @@ class Native:
         """y = x W^T + bias, all by address; fills `saved` with `saved(rows)` numbers for the backward pass; 0:
         none follows, or nothing is saved. The bias has as many numbers as a row of y; 0: there is none."""
         given = array.array("q", (*cores, x, y, saved, bias))
-        self.library.forward(self._addresses[saved != 0], rows, given.buffer_info()[0], threads, _parallel, None)
+        _ended(self.library.forward(self._addresses[saved != 0], rows, given.buffer_info()[0], threads))
 
     def backward(
         self, rows: int, cores: Sequence[int], saved: int, x: int, gy: int, gx: int, grads: Sequence[int],
@@ -236,7 +244,7 @@ class Native:
         """
         given = array.array("q", (*cores, x, 0, saved, 0, gy, gx, 0, 0, *grads))
         at = self.encoded(wanted).ctypes.data
-        self.library.backward(at, rows, given.buffer_info()[0], threads, _parallel, None)
+        _ended(self.library.backward(at, rows, given.buffer_info()[0], threads))
 
 
 def address_of(library: ctypes.CDLL, function: str) -> int:
@@ -245,24 +253,14 @@ def address_of(library: ctypes.CDLL, function: str) -> int:
 
 
 def native(recipe: Recipe) -> Native | None:
-    """A recipe that can be run; None where there is no compiler."""
+    """A recipe that can be run; None where there is no kernel."""
     found = runtime(recipe.itemsize)
     return None if found is None else Native(recipe, found)
 
 
-def _side_by_side(_: Any, parts: int, job: int, data: int) -> None:
-    one = _JOB(job)
-    waiting = [_pool(parts).submit(one, data, part) for part in range(parts)]
-    for each in waiting:
-        each.result()
-
-
-_parallel = _PARALLEL(_side_by_side)
-
-
-@functools.cache
-def _pool(count: int) -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="tn4nn")
+def _ended(status: int) -> None:
+    if status:
+        raise MemoryError("tn4nn: out of memory for the states of a batch tile: give fewer rows at a time")
 
 
 # -- the self-check ---------------------------------------------------------------------------------------------
@@ -286,9 +284,10 @@ _CHECKS = (
 def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
     """Whether the runtime gives numpy's numbers, in both roles of the two arrays."""
     rng, dtype = np.random.default_rng(0), np.dtype(f"f{itemsize}")
-    long, address = ctypes.c_long, ctypes.c_void_p
+    whole, address = ctypes.c_int64, ctypes.c_void_p
     for function in (found.forward, found.backward):
-        function.argtypes, function.restype = (address, long, address, long, _PARALLEL, address), None
+        function.argtypes, function.restype = (address, whole, address, whole), ctypes.c_int
+    found.vector_width.restype = whole
     if vector_bytes() % (found.vector_width() * itemsize):  # encoded plans are for vectors of that many bytes
         return False
     for a_legs, b_legs, c_legs in _CHECKS:
@@ -303,7 +302,7 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
             )
             given = (address * 5)(a.ctypes.data, b.ctypes.data, result.ctypes.data, None, None)
             result[:] = np.nan
-            found.forward(encoded.ctypes.data, 1, ctypes.addressof(given), 1, _parallel, None)
+            found.forward(encoded.ctypes.data, 1, ctypes.addressof(given), 1)
             if not np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max():
                 return False
     return True

@@ -148,6 +148,7 @@ class Work(NamedTuple):
         moved: elements read and written; 0 for a view.
         gemm: (batch, m, k, n) of a matmul, else zeros.
         copies: whether a permute or reshape has to write memory (its source does not lie in that order).
+        run: elements that lie side by side in what is copied.
     """
 
     shape: tuple[int, ...]
@@ -155,6 +156,7 @@ class Work(NamedTuple):
     moved: int
     gemm: tuple[int, int, int, int]
     copies: bool
+    run: int = 1
 
 
 class _Array(NamedTuple):
@@ -188,7 +190,9 @@ def _reshaped(param: tuple[int, ...], a: _Array) -> tuple[_Array, Work]:
     strides = view_strides(a.shape, a.strides, shape)
     if strides is not None:
         return _Array(shape, strides), Work(shape, 0, 0, _NO_GEMM, False)
-    return _Array(shape, _contiguous(shape)), Work(shape, 0, 2 * math.prod(shape), _NO_GEMM, True)
+    last = _runs([(size, step) for size, step in zip(a.shape, a.strides, strict=True) if size != 1])[-1:]
+    run = next((size for size, step in last if step == 1), 1)
+    return _Array(shape, _contiguous(shape)), Work(shape, 0, 2 * math.prod(shape), _NO_GEMM, True, run)
 
 
 def _permuted(param: tuple[int, ...], a: _Array) -> tuple[_Array, Work]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from .._graph.problem import Problem, tensors_of
 from .cost import Cost, Machine, ProgramMachine
 from .program import Program, Work, trace
+
+_RUN_S = 6e-9  # for a run of elements that a copy finds apart from the one before
+_ROW_S, _THIN, _THIN_ROWS = 15e-9, 16, 32  # for a row of a product of so few columns, from so many rows on
 
 
 def input_shapes(problem: Problem, program: Program) -> list[tuple[int, ...]]:
@@ -53,14 +57,54 @@ def program_cost(problem: Problem, program: Program, phase: str, itemsize: int, 
     macs = sum(work.macs for work in counted) * loops
     moved = sum(work.moved for work in counted) * loops * itemsize
     seconds = sum(step_seconds(work, itemsize, machine) for work in counted) * loops
-    peak, saved = _memory(program, works, shapes, itemsize)
-    if loops > 1:  # the whole input and the whole output are there beside the tile
-        t = problem.network.topology
-        peak += (math.prod(t.inputs.values()) + t.out_features) * problem.batch * itemsize
+    memory = _memory(program, works, shapes, itemsize)
+    t = problem.network.topology
+    # Beside a tile or slice, the whole input and the whole output are there.
+    x, y = (n * problem.batch * itemsize * (loops > 1) for n in (math.prod(t.inputs.values()), t.out_features))
     if phase == "train":
+        saved = memory.saved * loops
+        peak = max(x + y + memory.forward_saving, 2 * x + y + memory.backward) + saved - memory.saved
         # Reverse mode does each product twice more; measured, it also moves the memory twice more.
-        return Cost(3 * macs, 3 * moved, peak, saved * loops, 3 * seconds + machine.step_s)
-    return Cost(macs, moved, peak, 0, seconds + machine.pass_s)
+        return Cost(3 * macs, 3 * moved, peak, saved, 3 * seconds + machine.step_s)
+    return Cost(macs, moved, x + y + memory.forward, 0, seconds + machine.pass_s)
+
+
+def einsum_cost(
+    program: Program,
+    shapes: Sequence[tuple[int, ...]],
+    phase: str,
+    itemsize: int,
+    machine: ProgramMachine,
+    constants: Collection[int] = (),
+) -> Cost:
+    """The cost of a program of any contraction.
+
+    Args:
+        program: the steps.
+        shapes: of its inputs.
+        phase: "forward" or "train".
+        itemsize: bytes of one number.
+        machine: parameters of the cost model.
+        constants: inputs that do not change: what is made of them alone is there.
+    """
+    works = trace(program, shapes)
+    varies = _varies(program, [i not in constants for i in range(len(shapes))])
+    counted = [work for work, varying in zip(works, varies, strict=True) if varying]
+    macs, moved = sum(work.macs for work in counted), sum(work.moved for work in counted) * itemsize
+    seconds = sum(step_seconds(work, itemsize, machine) + _apart_seconds(work) for work in counted)
+    memory = _memory(program, works, shapes, itemsize)
+    if phase == "train":  # as for layers: each product twice more
+        peak = max(memory.forward_saving, memory.backward)
+        return Cost(3 * macs, 3 * moved, peak, memory.saved, 3 * seconds + machine.step_s)
+    return Cost(macs, moved, memory.forward, 0, seconds + machine.pass_s)
+
+
+def _apart_seconds(work: Work) -> float:
+    """What copies of short runs, and products of many rows with few columns, take on top of `step_seconds`."""
+    batch, rows, _, columns = work.gemm
+    if columns:
+        return batch * rows * _ROW_S if columns < _THIN and rows >= _THIN_ROWS else 0.0
+    return work.moved / 2 / work.run * _RUN_S if work.copies else 0.0
 
 
 def convolution_cost(problem: Problem, window: int, phase: str, itemsize: int, machine: Machine) -> Cost:
@@ -79,8 +123,10 @@ def convolution_cost(problem: Problem, window: int, phase: str, itemsize: int, m
     moved = image + output + net.dense_params * itemsize
     peak = max(machine.macs_per_s, machine.tile_macs_per_s)  # measured: a convolution is as fast as the processor goes
     seconds = passes * (max(macs / peak, moved / machine.bytes_per_s) + machine.op_s)
-    saved = image + net.dense_params * itemsize if phase == "train" else 0
-    return Cost(passes * macs, passes * moved, image + output, saved, seconds)
+    if phase != "train":
+        return Cost(macs, moved, image + output, 0, seconds)
+    weight = net.dense_params * itemsize
+    return Cost(passes * macs, passes * moved, 2 * (image + weight) + output, image + weight, seconds)
 
 
 def unfolding_cost(problem: Problem, window: int, phase: str, itemsize: int, machine: ProgramMachine) -> Cost:
@@ -102,7 +148,7 @@ def seconds_of(work: Work, itemsize: int, machine: ProgramMachine) -> tuple[tupl
     if not work.macs and not work.moved:
         return (("op_s", machine.op_s / 4),)  # a view
     memory = work.moved * itemsize / machine.bytes_per_s * (machine.strided if work.copies else 1)
-    if work.gemm[1]:
+    if work.macs and work.gemm[1]:
         batch, m, k, n = work.gemm
         share = math.prod(dim / (dim + machine.edge) for dim in (m, k, n))
         macs, matrices = work.macs / (machine.macs_per_s * share), batch * machine.matrix_s
@@ -113,21 +159,32 @@ def seconds_of(work: Work, itemsize: int, machine: ProgramMachine) -> tuple[tupl
 
 def _holds_x(program: Program) -> Iterable[bool]:
     """Of each step, whether its result depends on x."""
-    holds = [name == "x" for name in program.inputs]
+    return _varies(program, [name == "x" for name in program.inputs])
+
+
+def _varies(program: Program, inputs: Sequence[bool]) -> list[bool]:
+    """Of each step, whether its result depends on any of some inputs."""
+    found = list(inputs)
     for step in program.steps:
-        holds.append(any(holds[a] for a in step.args))
-    return holds[len(program.inputs) :]
+        found.append(any(found[a] for a in step.args))
+    return found[len(inputs) :]
 
 
-def _memory(
-    program: Program, works: Sequence[Work], shapes: Sequence[tuple[int, ...]], itemsize: int
-) -> tuple[int, int]:
-    """(peak, saved) bytes of one pass; views share the memory of what they show."""
+class _Memory(NamedTuple):
+    """Bytes of a tile or slice; cores and their gradients are not counted."""
+
+    forward: int  # most that are alive at once where nothing is saved
+    forward_saving: int  # the same where a backward pass follows
+    backward: int  # most that are alive at once in the backward pass: what is saved, and gradients
+    saved: int
+
+
+def _memory(program: Program, works: Sequence[Work], shapes: Sequence[tuple[int, ...]], itemsize: int) -> _Memory:
+    """What one tile or slice needs; views share the memory of what they show."""
     x = len(shapes) - 1 if program.inputs[-1:] == ("x",) else -1
-    buffer = list(range(len(shapes)))
-    size = [math.prod(shape) * itemsize for shape in shapes]
     inputs = len(shapes)
-    alive = {x} if x >= 0 else set()
+    buffer = list(range(inputs))
+    size = [math.prod(shape) * itemsize if i == x else 0 for i, shape in enumerate(shapes)]
     users: dict[int, int] = {}
     saved: set[int] = set()
     for i, (step, work) in enumerate(zip(program.steps, works, strict=True)):
@@ -137,12 +194,27 @@ def _memory(
         users[buffer[-1]] = users.get(buffer[-1], 0) + 1
         if step.kind in ("matmul", "multiply"):
             saved |= {buffer[a] for a in step.args if buffer[a] >= inputs or buffer[a] == x}
-    peak = sum(size[b] for b in alive)
+
+    def of(buffers: Iterable[int]) -> int:
+        return sum(size[b] for b in buffers)
+
+    alive = {x} if x >= 0 else set()
+    forward = forward_saving = of(alive)
+    kept = alive & saved
     for i, step in enumerate(program.steps):
         alive.add(buffer[inputs + i])
-        peak = max(peak, sum(size[b] for b in alive if b >= inputs or b == x))
+        kept |= alive & saved
+        forward, forward_saving = max(forward, of(alive)), max(forward_saving, of(alive | kept))
         for register in step.frees:
             users[buffer[register]] = users.get(buffer[register], 0) - 1
             if users[buffer[register]] <= 0 and buffer[register] != x:
                 alive.discard(buffer[register])
-    return peak, sum(size[b] for b in saved)
+    gradients = {buffer[-1]}
+    backward = of(gradients)
+    for i, step in reversed(list(enumerate(program.steps))):
+        read = {buffer[a] for a in step.args}
+        gradients |= read
+        backward = max(backward, of(gradients))
+        if buffer[inputs + i] not in read | {buffer[-1]}:  # that of y is its caller's
+            gradients.discard(buffer[inputs + i])
+    return _Memory(forward, forward_saving, of(saved) + backward, of(saved))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .contraction import FETCHED, Contraction, contraction_bytes, contraction_seconds
+from .contraction import Contraction, contraction_bytes, contraction_seconds
 from .cost import Cost, NativeMachine
 from .recipe import Recipe
+from .variants import FETCHED
 
 _UNFETCHED = 3.5  # times as long takes what is not fetched
 _AHEAD, _CROWDED = 0.4, 0.65  # share of the cache that rows ahead may fill; power of how much longer they take beyond
@@ -90,7 +91,8 @@ class _Pricing:
     def _peak(self, saved_states: int) -> int:
         recipe, item, buffers = self.recipe, self.itemsize, self.recipe.buffers
         prologue = recipe.lengths[buffers.prologue] + (recipe.lengths[buffers.prologue_grads] if self.train else 0)
-        ends = self.batch * (recipe.inputs + recipe.outputs)
+        # The backward pass has x and the gradients of x and y, the forward pass x and y.
+        ends = self.batch * (recipe.inputs * (2 if self.train else 1) + recipe.outputs)
         return (ends + self.states + prologue - self.tile_saved) * item + saved_states
 
     def _saved(self, saved_states: int) -> int:

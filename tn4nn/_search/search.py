@@ -9,7 +9,6 @@ start from the neighbour's weights, as in TnALE (Li et al. 2023, arXiv:2304.1287
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from .._base.arrays import Array
 from .._base.checks import checked_size, nearest
 from .._base.errors import BudgetError, CheckpointError, DataError, TN4NNError
-from .._base.files import atomic_write
 from .._base.hashing import fingerprint_of
+from .._base.records import read_arrays, write_arrays
 from .._base.seeds import rng_for
 from .._base.version import installed_version
+from .._compression.gauge import checked_weights
 from .._compression.svd import checked_error
 from .._graph.budget import checked_budget
 from .._graph.network import Network
@@ -32,7 +32,7 @@ from .._graph.topology import Topology
 from .moves import Move, larger, smaller, structure_of, swaps, without_bonds_of_one
 from .objective import Objective, objective_of
 
-SCHEMA = 1
+SCHEMA = 2  # of a state file; those before had no digest
 MOVES = ("rank", "bond", "swap")
 _TRIES = 50  # of a kick, until it is a structure that was not fitted
 
@@ -67,6 +67,7 @@ class Search:
         reached: whether the error that was asked for was reached; None where a budget was.
         found_at: the number of the evaluation that found it, from 1.
         history: every evaluation.
+        asked: the largest error that was asked for; None where a budget was.
     """
 
     network: Network
@@ -75,6 +76,7 @@ class Search:
     reached: bool | None
     found_at: int
     history: tuple[Evaluation, ...]
+    asked: float | None = None
 
     @property
     def evaluations(self) -> int:
@@ -82,7 +84,9 @@ class Search:
         return len(self.history)
 
     def __str__(self) -> str:
-        verdict = {None: "", True: ", which was asked for", False: ", above what was asked for"}[self.reached]
+        verdict = ""
+        if self.asked is not None:
+            verdict = f" ({'at most' if self.reached else 'more than the'} {self.asked:.4g} that was asked for)"
         return (
             f"Search: {self.network.num_params:,} parameters, error {self.error:.4g}{verdict}; evaluation "
             f"{self.found_at:,} of {self.evaluations:,}\n{self.network}"
@@ -388,7 +392,7 @@ class _Searcher:
         if len(self.history) >= self.most:
             raise _Spent
         number, structure = len(self.history) + 1, structure_of(move.network)
-        known = None if self.state is None else self.state.known(number, structure)
+        known = None if self.state is None else self.state.known(number, structure, move.network)
         if known is None:
             start = (near.network, near.weights) if near is not None and near.weights else None
             seed = int(rng_for(self.seed, "fit", number).integers(2**31))
@@ -409,7 +413,9 @@ class _Searcher:
         best = self.best
         assert best is not None
         reached = None if self.goal.error is None else self.goal.reached(best.error)
-        return Search(best.network, dict(best.weights), best.error, reached, best.number, tuple(self.history))
+        return Search(
+            best.network, dict(best.weights), best.error, reached, best.number, tuple(self.history), self.goal.error
+        )
 
 
 class _State:
@@ -427,7 +433,7 @@ class _State:
         if path.exists():
             self._read()
 
-    def known(self, number: int, structure: str) -> tuple[float, dict[str, Array]] | None:
+    def known(self, number: int, structure: str, network: Network) -> tuple[float, dict[str, Array]] | None:
         """What the file says of an evaluation."""
         if number > len(self.errors):
             return None
@@ -437,7 +443,13 @@ class _State:
                 f"{self.path}: evaluation {number} was of {stored}, and this search comes to {structure}: it was "
                 "written on another machine or with other libraries. Name another file"
             )
-        return error, self.weights.get(number, {})
+        weights = self.weights.get(number, {})
+        try:
+            if weights:
+                checked_weights(network, weights)
+        except TN4NNError as reason:
+            raise CheckpointError(f"{self.path}: the weights of evaluation {number} do not fit: {reason}") from reason
+        return error, weights
 
     def chosen(self, moves: list[Move], choose: Callable[[], list[Move]]) -> list[Move]:
         """The moves of the next round of growth: those of the file, or now chosen (by weights that the file may lack
@@ -451,45 +463,39 @@ class _State:
 
     def keep(self, history: Sequence[Evaluation], alive: Iterable[_Found | None]) -> None:
         """Writes the state, unless all of it is in the file."""
-        from safetensors.numpy import save
-
         if len(history) <= len(self.errors):
             return
         self.errors.append((history[-1].structure, history[-1].error))
         arrays = {
-            f"{found.number}.{name}": np.ascontiguousarray(core)
+            f"{found.number}.{name}": core
             for found in alive
             if found is not None
             for name, core in found.weights.items()
         }
-        record = {"schema": SCHEMA, "version": installed_version(), "search": self.identity}
+        record = {"schema": SCHEMA, "versions": {"tn4nn": installed_version()}, "search": self.identity}
         record |= {"errors": self.errors, "rounds": self.rounds}
-        atomic_write(self.path, save(arrays, {"tn4nn": json.dumps(record)}), sync=False)
+        write_arrays(self.path, arrays, record, sync=False)
 
     def _read(self) -> None:
-        from safetensors import SafetensorError, safe_open
-
         advice = "name another file, or remove it to begin anew"
+        record, arrays = read_arrays(self.path, SCHEMA, "the state of a search", advice, unreadable=DataError)
         try:
-            with safe_open(str(self.path), framework="numpy") as file:
-                record = json.loads((file.metadata() or {})["tn4nn"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-                schema, written, identity = record["schema"], record["version"], record["search"]
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error}") from error
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            written, identity = record["versions"]["tn4nn"], record["search"]
+            errors = [(str(structure), float(found)) for structure, found in record["errors"]]
+            rounds = [list(map(str, chosen)) for chosen in record["rounds"]]
+            weights: dict[int, dict[str, Array]] = {}
+            for name, array in arrays.items():
+                number, _, core = name.partition(".")
+                weights.setdefault(int(number), {})[core] = array
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{self.path} is not the state of a search ({error}): {advice}") from error
-        if schema != SCHEMA or written != installed_version():
+        if written != installed_version():
             raise CheckpointError(
-                f"{self.path} was written by tn4nn {written} (schema {schema}), this is {installed_version()} (schema "
-                f"{SCHEMA}): finish the search there, or {advice}"
+                f"{self.path} was written by tn4nn {written}, this is {installed_version()}: finish the search there, "
+                f"or {advice}"
             )
         if identity != self.identity:
             raise CheckpointError(
                 f"{self.path} belongs to a search with another target, goal, start, moves, width or seed: {advice}"
             )
-        self.errors = [(str(structure), float(found)) for structure, found in record["errors"]]
-        self.rounds = [list(map(str, chosen)) for chosen in record["rounds"]]
-        for name, array in arrays.items():
-            number, _, core = name.partition(".")
-            self.weights.setdefault(int(number), {})[core] = array
+        self.errors, self.rounds, self.weights = errors, rounds, weights

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.errors import CheckpointError
 from .._base.seeds import rng_for
 from .._model.backend import Trainer
-from .._model.layers import Layer
 from .bar import Show
 from .checkpoint import Checkpoint, Progress
-from .pairs import Pair
+from .feed import Feed
 from .rank_changes import Ranks, change_ranks
 from .results import Epoch, Run
 from .settings import TrainSettings
+from .splits import Split
 
 _CHUNK = 64  # steps between two looks at the clock
 
@@ -27,37 +29,49 @@ class Loop:
 
     Args:
         settings: how to train.
-        model: the layer graph; it changes where ranks do.
+        model: the layer graph; it changes where ranks do. None for a module of a person's own.
         trainer: of the model.
-        fitting: the pair to train on.
-        held_out: the pair for validation.
+        fitting: the rows to train on.
+        held_out: the rows for validation.
         checkpoint: where to store the progress.
+        larger_is_better: accuracy decides which weights are the best, and not the loss.
     """
 
     def __init__(
         self,
         settings: TrainSettings,
-        model: Layer,
+        model: Any,
         trainer: Trainer,
-        fitting: Pair,
-        held_out: Pair | None = None,
+        fitting: Split,
+        held_out: Split | None = None,
         checkpoint: Checkpoint | None = None,
+        *,
+        larger_is_better: bool = True,
     ) -> None:
         self.settings, self.model, self.trainer, self.checkpoint = settings, model, trainer, checkpoint
-        self.rows = len(fitting[0])
-        self.per_epoch = settings.steps_per_epoch(self.rows)
+        self.larger_is_better = larger_is_better
+        self.rows = len(fitting)
+        self.course = settings.course(self.rows)
         self.rates = settings.rates(self.rows)
-        self.x, self.y = trainer.put(fitting[0]), trainer.put(fitting[1])
-        self.held_out = None if held_out is None else (trainer.put(held_out[0]), trainer.put(held_out[1]))
+        self.fitting, self.held_out = Feed(trainer, fitting), None if held_out is None else Feed(trainer, held_out)
         self.progress = Progress()
+        self._epoch, self._numbers = -1, np.empty(0, np.int64)
         self.ranks: dict[int, Ranks] = {}  # after each change, by epoch
 
     def resume(self) -> None:
         """Goes on from the checkpoint, where there is one."""
-        found = None if self.checkpoint is None else self.checkpoint.read()
-        if found is not None:
-            self.progress, state = found
+        if self.checkpoint is None or not self.checkpoint.path.exists():
+            return
+        found = self.checkpoint.read(self.trainer.state(), self.course)
+        if found is None:
+            return
+        self.progress, state = found
+        try:
             self.trainer.load(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.checkpoint.path}: {error}") from error
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # somebody's own trainer
+            raise CheckpointError(f"{self.checkpoint.path} holds another state than this trainer's: {error}") from error
 
     def run(self, show: Show, callback: Callable[[Epoch, Trainer], None] | None) -> None:
         """Runs to the end, or until the patience runs out."""
@@ -68,40 +82,54 @@ class Loop:
             seconds = time.perf_counter() - begin
             done.losses.append(losses)
             done.epoch_seconds += seconds
-            if done.step % self.per_epoch == 0:
+            if self.course.is_due(done.step):
                 self._end_epoch(callback)
-            if self.checkpoint is not None and self.checkpoint.due(before, done.step, self.per_epoch):
+            if self.checkpoint is not None and self.checkpoint.due(before, done.step, self.course):
                 self.checkpoint.write(done, self.trainer.state())
             accuracy = done.history[-1].accuracy if done.history else math.nan
             show(done.step, float(losses[-1]), accuracy, (done.step - before) * self.settings.batch_size / seconds)
 
     def _run_chunk(self) -> NDArray[np.float64]:
-        """Runs the next steps, up to the end of the epoch or the next checkpoint; returns their losses."""
-        first, size = self.progress.step, self.settings.batch_size
-        epoch, inside = divmod(first, self.per_epoch)
-        order = rng_for(self.settings.seed, "order", epoch).permutation(self.rows)
+        """Runs the next steps, up to the end of the epoch, the next evaluation or checkpoint; returns their losses."""
+        first, size, course = self.progress.step, self.settings.batch_size, self.course
+        epoch, inside = divmod(first, course.per_epoch)
+        order = self._order(epoch)
         full_batches = self.rows // size  # the last batch of an epoch, if smaller, is a chunk of its own
-        count = min(_CHUNK, max(full_batches - inside, 1))
-        if self.checkpoint is not None and self.checkpoint.every:
-            count = min(count, self.checkpoint.every - first % self.checkpoint.every)
-        index = order[inside * size : (inside + count) * size].reshape(count, -1)
+        every = [course.every] + ([self.checkpoint.every] if self.checkpoint and self.checkpoint.every else [])
+        to_next = (steps - first % steps for steps in every)
+        count = min(_CHUNK, max(full_batches - inside, 1), course.total - first, *to_next)
+        count = min(count, self.fitting.most_rows // size or 1)
+        rows = order[inside * size : (inside + count) * size]
         self.progress.step += count
-        losses = self.trainer.steps(self.x, self.y, index, self.rates[first : first + count], first)
+        x, y, index = self.fitting.of(rows)
+        losses = self.trainer.steps(x, y, index.reshape(count, -1), self.rates[first : first + count], first)
         return self.trainer.read(losses)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The numbers of an epoch's rows, in the order of training."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._numbers = self.fitting.split.numbers(rng_for(self.settings.seed, "order", epoch))
+        return self._numbers
 
     def _end_epoch(self, callback: Callable[[Epoch, Trainer], None] | None) -> None:
         done = self.progress
-        number = done.step // self.per_epoch
-        loss = float(np.concatenate(done.losses)[-self.per_epoch :].mean())
-        held_out = (math.nan, math.nan) if self.held_out is None else self.trainer.evaluate(*self.held_out)
-        done.history.append(Epoch(number, loss, *held_out, done.epoch_seconds))
+        before = done.history[-1].step if done.history else 0
+        number = len(done.history) + 1
+        loss = float(np.concatenate(done.losses)[before:].mean())
+        held_out = (math.nan, math.nan) if self.held_out is None else self.held_out.evaluated(self.trainer)
+        done.history.append(Epoch(number, loss, *held_out, done.epoch_seconds, done.step))
         done.epoch_seconds = 0.0
         if self.held_out is None or not done.best_epoch or self._score(number) > self._score(done.best_epoch):
             done.best_epoch, done.best_weights = number, self.trainer.weights()
         if callback is not None:
             callback(done.history[-1], self.trainer)
         auto = self.settings.ranks
-        if auto is not None and auto.due(number, self.settings.epochs) and not self._out_of_patience():
+        if (
+            auto is not None
+            and auto.due(number, self.course.evaluations(self.course.total))
+            and not self._out_of_patience()
+        ):
             self.model, self.trainer, self.ranks[number] = change_ranks(
                 self.model, self.trainer, auto, self.settings, number
             )
@@ -116,27 +144,27 @@ class Loop:
     def _score(self, epoch: int) -> float:
         """Validation score of an epoch; larger is better."""
         line = self.progress.history[epoch - 1]
-        value = line.accuracy if self.settings.loss == "cross_entropy" else -line.validation_loss
+        value = line.accuracy if self.larger_is_better else -line.validation_loss
         return -math.inf if math.isnan(value) else value
 
-    def result(self, test: Pair | None) -> Run:
+    def result(self, test: Split | None) -> Run:
         """The finished run."""
         done, trainer = self.progress, self.trainer
-        test_accuracy = math.nan
-        if test is not None:
-            _, test_accuracy = trainer.evaluate(trainer.put(test[0]), trainer.put(test[1]))
+        tested = (math.nan, math.nan) if test is None else Feed(trainer, test).evaluated(trainer)
         seconds = sum(line.seconds for line in done.history)
+        samples = self.course.samples(done.step, self.rows, self.settings.batch_size)
         return Run(
             losses=np.concatenate(done.losses),
             accuracy=done.history[-1].accuracy,
             best_accuracy=done.history[done.best_epoch - 1].accuracy,
             best_epoch=done.best_epoch,
-            test_accuracy=test_accuracy,
+            test_loss=tested[0],
+            test_accuracy=tested[1],
             weights=trainer.weights(),
             best_weights=dict(done.best_weights),
             history=tuple(done.history),
             module=trainer.module(),
-            samples_per_s=self.rows * len(done.history) / seconds if seconds else math.nan,
+            samples_per_s=samples / seconds if seconds else math.nan,
             stopped_early=self._out_of_patience(),
             model=self.model,
             ranks=self.ranks,

@@ -1,4 +1,4 @@
-"""Data for training as pairs (x, y): checked against the model, and split."""
+"""Data for training: checked against the model, and split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from .._base.errors import DataError, ShapeError
 from .._base.seeds import rng_for
-from .._model.layers import Embedding, Layer
+from .._model.layers import Layer, embedding_of
+from .splits import Arrays, Split, Subset
+from .tasks import Task
 
 Pair: TypeAlias = tuple[Any, Any]
 
@@ -31,7 +33,7 @@ def checked_pair(model: Layer, pair: Pair, loss: str, what: str) -> Pair:
     if loss == "mse":
         _check_targets(y, out, what)
         return x, y
-    _check_labels(y, out[-1], what)
+    _check_labels(y, out, what)
     return x, y.astype(np.int64)
 
 
@@ -42,7 +44,7 @@ def _check_inputs(model: Layer, x: NDArray[Any], what: str) -> None:
             raise DataError(
                 f"{what}: x holds NaN or infinity in {int(bad.sum())} rows, the first is {int(bad.argmax())}"
             )
-    elif not any(isinstance(layer, Embedding) for _, layer in model.walk()):
+    elif embedding_of(model) is None:
         raise DataError(
             f"{what}: the model takes floating-point x, received {x.dtype}: convert it (x / 255 for images)"
         )
@@ -56,28 +58,53 @@ def _check_targets(y: NDArray[Any], out: tuple[int, ...], what: str) -> None:
         )
 
 
-def _check_labels(y: NDArray[Any], classes: int, what: str) -> None:
-    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
+def _check_labels(y: NDArray[Any], out: tuple[int, ...], what: str) -> None:
+    *places, classes = out
+    shape = ", ".join(["rows", *map(str, places)]) + ("" if places else ",")
+    if not np.issubdtype(y.dtype, np.integer) or y.shape[1:] != tuple(places):
         raise DataError(
-            f"{what}: 'cross_entropy' needs integer labels of shape (rows,), received {y.dtype} of shape {y.shape}"
+            f"{what}: 'cross_entropy' needs integer labels of shape ({shape}), received {y.dtype} of shape {y.shape}"
         )
     if y.min() < 0 or y.max() >= classes:
-        row = int(((y < 0) | (y >= classes)).argmax())
-        raise DataError(f"{what}: label {int(y[row])} in row {row} is not from 0 to {classes - 1}, the model's outputs")
+        wrong = (y < 0) | (y >= classes)
+        row = int(wrong.reshape(len(y), -1).any(1).argmax())
+        raise DataError(
+            f"{what}: label {int(y[wrong][0])} in row {row} is not from 0 to {classes - 1}, the model's outputs"
+        )
 
 
-def split(model: Layer, data: Pair, validation: float | Pair | None, seed: int, loss: str) -> tuple[Pair, Pair | None]:
-    """The pair to train on and the one for validation; `validation` as for `train`."""
-    if validation is None or (isinstance(validation, int | float) and validation == 0):
-        return data, None
-    if not isinstance(validation, int | float):
-        return data, checked_pair(model, validation, loss, "validation data")
-    if not 0 < validation < 1:
-        raise DataError(f"validation must be a share from 0 to 1, or (x, y), or None, received {validation!r}")
-    x, y = data
-    count = max(1, round(len(x) * validation))
-    if count >= len(x):
-        raise DataError(f"a validation share of {validation} leaves none of {len(x)} rows to train on")
-    order = rng_for(seed, "split").permutation(len(x))
-    fitting, held_out = np.sort(order[count:]), np.sort(order[:count])
-    return (x[fitting], y[fitting]), (x[held_out], y[held_out])
+def checked_split(model: Layer, split: Split, task: Task, what: str) -> Split:
+    """A split of a task whose rows fit the model: those in memory are all looked at, of others the first.
+
+    Raises:
+        DataError, ShapeError: see `checked_pair`.
+    """
+    try:
+        out = model.out_shape(task.inputs)
+    except ShapeError as error:
+        raise ShapeError(f"{what}: x has rows of shape {task.inputs}: {error}") from None
+    if task.loss == "cross_entropy" and out[-1] < task.outputs[-1]:
+        raise DataError(
+            f"{what}: the model has {out[-1]} outputs, but the task {task.outputs[-1]} classes: expected as many"
+        )
+    pair = split.whole()
+    if pair is not None:
+        return Arrays(*checked_pair(model, pair, task.loss, what))
+    checked_pair(model, split.take(split.numbers()[:1]), task.loss, what)
+    return split
+
+
+def held_out(split: Split, share: float | None, seed: int) -> tuple[Split, Split | None]:
+    """The rows to train on, and a share of them that is drawn from the seed for validation."""
+    if not share:
+        return split, None
+    if not 0 < share < 1:
+        raise DataError(f"validation must be a share from 0 to 1, or (x, y), or None, received {share!r}")
+    count = max(1, round(len(split) * share))
+    if count >= len(split):
+        raise DataError(f"a validation share of {share} leaves none of {len(split)} rows to train on")
+    order = rng_for(seed, "split").permutation(len(split))
+    parts = [np.sort(order[count:]), np.sort(order[:count])]
+    pair = split.whole()
+    fitting, rest = (Subset(split, part) if pair is None else Arrays(*(a[part] for a in pair)) for part in parts)
+    return fitting, rest

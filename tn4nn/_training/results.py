@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,19 +12,19 @@ from numpy.typing import NDArray
 
 from .._base.tables import text_table
 from .._model.backend import Module
-from .._model.layers import Layer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Epoch:
-    """One line of a run's history.
+    """One line of a run's history: an epoch, or with `evaluate_every` the steps from one evaluation to the next.
 
     Attributes:
         epoch: counted from 1.
-        loss: mean training loss over the epoch's steps.
+        loss: mean training loss over its steps.
         validation_loss: NaN without a validation split.
         accuracy: on the validation split, percent; NaN without one or for "mse".
         seconds: of training, evaluation left out.
+        step: the number of steps that were done after it.
     """
 
     epoch: int
@@ -31,6 +32,7 @@ class Epoch:
     validation_loss: float
     accuracy: float
     seconds: float
+    step: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +44,17 @@ class Run:
         accuracy: on the validation split at the last epoch, percent; NaN without a split.
         best_accuracy: the best over the epochs, and
         best_epoch: the epoch at which it was reached.
-        test_accuracy: on the test split with the last weights, percent; NaN where no test data was given.
+        test_accuracy: on the test split with the last weights, percent; NaN where no test data was given, or for "mse".
         weights: name -> array after the last step.
-        best_weights: after the epoch with the best validation accuracy (or loss, for "mse").
+        best_weights: after the epoch with the best validation accuracy, or loss where the task is scored by it.
         history: one Epoch each.
         module: the native trained module, with the last weights.
         samples_per_s: training throughput.
         stopped_early: whether `patience` ended it.
-        model: the layer graph of `weights`: what was given, or with `ranks=` what it became.
+        model: the layer graph of `weights`: what was given, or with `ranks=` what it became; None for a module of a
+            person's own.
         ranks: with `ranks=` the ranks after each change, by epoch: layer -> bond -> rank.
+        test_loss: on the test split with the last weights; NaN where no test data was given.
     """
 
     losses: NDArray[np.float64]
@@ -64,8 +68,9 @@ class Run:
     module: Module
     samples_per_s: float
     stopped_early: bool
-    model: Layer
+    model: Any
     ranks: Mapping[int, Mapping[str, Mapping[str, int]]] = dataclasses.field(default_factory=dict)
+    test_loss: float = math.nan
 
     def __str__(self) -> str:
         table = text_table(
@@ -76,4 +81,5 @@ class Run:
             ],
             left=0,
         )
-        return f"{table}\ntest accuracy {self.test_accuracy:.2f} %, {self.samples_per_s:,.0f} samples/s"
+        test = f"test accuracy {self.test_accuracy:.2f} %, loss {self.test_loss:.4f}"
+        return f"{table}\n{test}, {self.samples_per_s:,.0f} samples/s"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import overload
 
 from .._base.checks import nearest
 from .._base.errors import TN4NNError
 
 Schedule = str | tuple[str, float] | tuple[str, int, float] | Callable[[int, int], float]
 
+DECAY = 0.2  # share of a warmup-stable-decay run in which the rate falls
+
 # (share of the run that is over) -> factor on the learning rate
 _SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "linear": lambda done: 1 - done,
+    "wsd": lambda done: min(1.0, (1 - done) / DECAY),
 }
 
 
@@ -24,8 +29,9 @@ def learning_rates(
     """The learning rate of every step.
 
     Args:
-        schedule: "constant", "cosine" (to 0), "linear" (to 0), ("exponential", factor per epoch),
-            ("step", epochs, factor every so many epochs), or a function (step, steps) -> factor.
+        schedule: "constant", "cosine" (to 0), "linear" (to 0), "wsd" (warmup-stable-decay: constant, then linear to 0
+            over the last fifth; Hu et al., arXiv:2404.06395), ("wsd", share of the fall), ("exponential", factor per
+            epoch), ("step", epochs, factor every so many epochs), or a function (step, steps) -> factor.
         lr: the largest rate.
         steps: of the whole run.
         steps_per_epoch: for the schedules that count epochs.
@@ -40,13 +46,40 @@ def learning_rates(
     """
     if not (math.isfinite(lr) and lr >= 0):
         raise TN4NNError(f"lr must be a finite number of at least 0, received {lr!r}")
-    factor = _factor(schedule, steps_per_epoch)
-    rates = []
-    for step in range(steps):
-        rising = min(1.0, (step + 1) / (warmup + 1))
-        rest = max(1, steps - warmup)
-        rates.append(lr * rising * factor(max(0, step - warmup), rest))
-    return rates
+    return _Rates(lr, _factor(schedule, steps_per_epoch), steps, warmup)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rates(Sequence[float]):
+    """The rates of a run, computed as they are read: a run may be asked for more steps than fit into memory."""
+
+    lr: float
+    factor: Callable[[int, int], float]
+    steps: int
+    warmup: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        if isinstance(index, slice):
+            return [self[step] for step in range(*index.indices(self.steps))]
+        step = range(self.steps)[index]
+        rising = min(1.0, (step + 1) / (self.warmup + 1))
+        rest = max(1, self.steps - self.warmup)
+        return self.lr * rising * self.factor(max(0, step - self.warmup), rest)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 def _factor(schedule: Schedule, steps_per_epoch: int) -> Callable[[int, int], float]:
@@ -56,12 +89,14 @@ def _factor(schedule: Schedule, steps_per_epoch: int) -> Callable[[int, int], fl
         shape = _SHAPES[schedule]
         return lambda step, steps: shape(step / steps)
     match schedule:
+        case ("wsd", float() | int() as share) if 0 < share <= 1:
+            return lambda step, steps: min(1.0, (1 - step / steps) / share)
         case ("exponential", float() | int() as rate):
             return lambda step, _: float(rate) ** (step // steps_per_epoch)
         case ("step", int() as every, float() | int() as rate):
             return lambda step, _: float(rate) ** (step // (every * steps_per_epoch))
     raise TN4NNError(
-        f"unknown schedule {schedule!r}: expected 'constant', 'cosine', 'linear', ('exponential', 0.99), "
+        f"unknown schedule {schedule!r}: expected 'constant', 'cosine', 'linear', 'wsd', ('exponential', 0.99), "
         "('step', 50, 0.3) or a function (step, steps) -> factor."
         + (nearest(schedule, _SHAPES) if isinstance(schedule, str) else "")
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Iterable, Sequence
 
 from .._base.errors import TopologyError
 from .._graph.network import Network
+from .._graph.paths import letter
 from ._tensors import check_on_cores, core_names, network_of
 
 Shape = tuple[int, ...]
@@ -118,13 +120,13 @@ def to_einsum(network: Network) -> tuple[str, list[Shape]]:
     t = network.topology
     legs = dict.fromkeys(leg for core in t.cores for leg in core.legs)
     own = {leg for leg in legs if len(leg) == 1 and leg in string.ascii_letters}
-    spare = (letter for letter in _letters() if letter not in own)
-    letter = {leg: leg if leg in own else next(spare) for leg in legs}
-    left = ",".join("".join(letter[leg] for leg in core.legs) for core in t.cores)
-    right = "".join(letter[leg] for leg in dict.fromkeys([*t.outputs, *t.inputs]))
+    spare = (one for one in _letters() if one not in own)
+    letters = {leg: leg if leg in own else next(spare) for leg in legs}
+    left = ",".join("".join(letters[leg] for leg in core.legs) for core in t.cores)
+    right = "".join(letters[leg] for leg in dict.fromkeys([*t.outputs, *t.inputs]))
     return f"{left}->{right}", list(network.shapes.values())
 
 
 def _letters() -> Iterable[str]:
     yield from string.ascii_letters
-    yield from map(chr, range(0x4E00, 0x9FFF))
+    yield from map(letter, itertools.count())

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import DataError
+from .._base.stopping import advise
 from .._comparison.workers import use_threads
 from ._experiment import FAILS
 from ._page import write_page
@@ -44,6 +45,7 @@ def reproduce(
         _out.print(f"page: {write_page(out)}", highlight=False, soft_wrap=True)
         return
     use_threads(1)  # before a framework is imported: the same numbers on any number of cores
+    advise(f"stopped; what is finished is in {out}: the same command goes on from there")
     chosen = experiments() if name == "all" else (name,)
     broken = []
     for one in chosen:
@@ -54,9 +56,6 @@ def reproduce(
                 raise
             _say(f"{one}: left out. {error}")
             continue
-        except KeyboardInterrupt:
-            _say(f"stopped; what is finished is in {out}: the same command goes on from there")
-            raise typer.Exit(130) from None
         _print(record)
         broken += [one] if failed(record) else []
     _out.print(f"results: {out}", highlight=False, soft_wrap=True)

@@ -22,11 +22,15 @@ MODULES: dict[str, str] = {
     "autorank": "autorank",
     "tnn": "tnn",
     "coord-check": "coord_check",
+    "learning-rates": "learning_rates",
+    "optimizers": "optimizers",
     "topology": "topology",
     "recover": "recover",
     "search": "search",
     "einsum-space": "einsum_space",
     "vgg16": "vgg16",
+    "gpt": "gpt",
+    "vit": "vit",
 }
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import CheckpointError, TN4NNError, installed_backends
-from .._base.records import plain, read_record, write_json
+from .._base.files import make_folder
+from .._base.records import plain, read_record, write_record
 from .._comparison.machine import machine
 from .._drawing.figure import new_figure, saved
 from ._experiment import FAILS, Experiment, Row, Settings
@@ -18,6 +19,8 @@ from ._registry import experiment
 
 SCHEMA = 1
 _IDENTITY = ("schema", "experiment", "settings", "recipe", "machine")  # what rows of one file have in common
+
+_KEYS = {*_IDENTITY, "title", "source", "about", "command", "finished", "lines", "text", "figure", "rows", "times"}
 
 
 def run(
@@ -75,9 +78,14 @@ def read_results(path: Path) -> dict[str, Any]:
     """A results file.
 
     Raises:
-        CheckpointError: no JSON, or of another schema.
+        CheckpointError: no JSON, of another schema, or damaged or edited after it was written.
     """
-    return read_record(path, SCHEMA, "move it away, or write to another folder")
+    advice = "move it away, or write to another folder"
+    record = read_record(path, SCHEMA, advice)
+    missing = sorted(_KEYS - set(record))
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}, so it is not the results of an experiment: {advice}")
+    return record
 
 
 class _Results:
@@ -110,8 +118,14 @@ class _Results:
                 f"{self.path} holds other results ({', '.join(differs)} differ), which are not mixed with these: "
                 "write to another folder (--out), or move the file away"
             )
-        self.rows = {row["unit"]: dict(row) for row in record["rows"]}
-        self.times = dict(record["times"]["units"])
+        try:
+            self.rows = {row["unit"]: dict(row) for row in record["rows"]}
+            self.times = {unit: dict(record["times"]["units"][unit]) for unit in self.rows}
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} holds no rows that can be read ({type(error).__name__}: {error}): move it away, or write "
+                "to another folder"
+            ) from error
 
     def completed(self, say: Callable[[str], None]) -> dict[str, Any]:
         """Runs what is missing; returns the record."""
@@ -119,18 +133,17 @@ class _Results:
         missing = [unit for unit in units if unit.name not in self.rows]
         for number, unit in enumerate(missing, 1):
             begin = time.perf_counter()
-            place = self.scratch / unit.name.replace("/", "-").replace(" ", "_")
-            place.mkdir(parents=True, exist_ok=True)
+            place = make_folder(self.scratch / unit.name.replace("/", "-").replace(" ", "_"))
             values = plain(unit.run(place))  # as it comes back out of the file: a resumed run has the same rows
             seconds = round(time.perf_counter() - begin, 3)
             self.times[unit.name] = {"seconds": seconds, **values.pop("times", {})}
             self.rows[unit.name] = {"unit": unit.name, **unit.key, **values}
-            write_json(self.path, self._record([self.rows[u.name] for u in units if u.name in self.rows], False))
+            write_record(self.path, self._record([self.rows[u.name] for u in units if u.name in self.rows], False))
             shutil.rmtree(self.scratch, ignore_errors=True)
             say(f"[{number}/{len(missing)}] {self.experiment.name}: {unit.name or 'all'} ({seconds:.1f} s)")
         record = self._record([self.rows[unit.name] for unit in units], True)
         record["figure"] = self._drawn(record, say)
-        write_json(self.path, record)
+        write_record(self.path, record)
         return record
 
     def _record(self, rows: Sequence[Row], finished: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, dataset, draw_accuracies, of, units
 
 BUDGETS = (2_000, 5_000, 15_000)
-RECIPE = {"epochs": 6, "batch_size": 100, "lr": 1e-3}
+RECIPE = {"epochs": 6, "batch_size": 100, "lr": 8e-3}
 STRATEGIES = ("equal ranks", "moving ranks", "ranks of the budget")
 
 

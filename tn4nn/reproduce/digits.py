@@ -10,7 +10,7 @@ from ._experiment import Experiment, Line, Row, Settings, Unit, mean_line
 from ._training import Variant, accuracy_line, draw_accuracies, of, units
 
 BUDGET = 600
-RECIPE = {"epochs": 30, "batch_size": 64, "lr": 3e-3}
+RECIPE = {"epochs": 30, "batch_size": 64, "lr": 3e-2}
 
 
 def _units(settings: Settings) -> list[Unit]:

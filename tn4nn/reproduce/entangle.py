@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from .. import (
     presets,
     train,
 )
-from .._base.files import atomic_write
+from .._base.records import read_record, write_record
 from .._base.tables import markdown_table
 from .._drawing.figure import COLOURS, GREY, LINES, dress, legend, panels, style
 from .._model.backend import Trainer
@@ -50,12 +49,13 @@ class _Log:
 
     def __init__(self, model: Layer, seed: int, path: Path) -> None:
         self.model, self.path = model, path
-        self.epochs: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
+        known = read_record(path, 1, "remove it to begin anew")["epochs"] if path.exists() else {}
+        self.epochs: dict[str, list[float]] = dict(known)
         self.add(0, model.init(seed))
 
     def add(self, epoch: int, weights: Weights) -> None:
         self.epochs[str(epoch)] = _cuts(self.model, weights).entropies.tolist()
-        atomic_write(self.path, json.dumps(self.epochs).encode())
+        write_record(self.path, {"schema": 1, "epochs": self.epochs})
 
     def __call__(self, epoch: Epoch, trainer: Trainer) -> None:
         self.add(epoch.epoch, trainer.weights())

@@ -14,10 +14,10 @@ from ._training import Variant, accuracy_line, of, units
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The learning rates are those of 1e-3, 2e-3 and 4e-3 with the best validation accuracy at seed 1000, which is not
-# reported; above 2e-3 the MPOs do not train.
-RECIPE = {"epochs": 6, "batch_size": 100, "lr": 1e-3}
-DENSE_LR = 4e-3
+# The learning rate is that of 2e-3, 4e-3 and 8e-3 with the best validation accuracy at seed 1000, which is not
+# reported: the same for MPOs, low rank and dense.
+RECIPE = {"epochs": 6, "batch_size": 100, "lr": 8e-3}
+DENSE_LR = 8e-3
 LEAST = {4: 96.2, 8: 97.2, 16: 97.4}
 
 
@@ -80,8 +80,8 @@ EXPERIMENT = Experiment(
     source="Gao et al. 2020 (arXiv:1904.06194); Harada 2022",
     about=(
         "784 -> 256 -> 10 on MNIST, both layers MPOs, against low rank at the same weights and dense. Adam, cosine, "
-        "6 epochs, batch 100; learning rates out of 1e-3, 2e-3, 4e-3 by validation accuracy on a seed that is not "
-        "reported: 1e-3 for networks, 4e-3 for dense. The paper's own recipe is `fc2-paper`."
+        "6 epochs, batch 100; one learning rate, 8e-3, out of 2e-3, 4e-3 and 8e-3 by validation accuracy on a seed "
+        "that is not reported. The paper's own recipe is `fc2-paper`."
     ),
     cost="4 min",
     quick_cost="40 s",

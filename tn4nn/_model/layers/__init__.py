@@ -4,8 +4,9 @@ Layers are frozen dataclasses that check themselves at birth. They hold no numbe
 each backend has one table from these classes to what it runs.
 """
 
+from .attention import Attention, Positions
 from .base import KINDS, Layer, OnNetwork, Spec
-from .containers import Parallel, Residual, Sequential, replace_networks
+from .containers import Block, Parallel, Residual, Sequential, Tied, check_branches, embedding_of, replace_networks
 from .data import layer_from_dict, model_from_json
 from .on_network import Conv2d, Embedding, Linear
 from .plain import (
@@ -16,10 +17,13 @@ from .plain import (
     Flatten,
     LayerNorm,
     MaxPool,
+    MeanPool,
     ReLU,
+    RMSNorm,
     Sigmoid,
     SiLU,
     Tanh,
+    Tokens,
     Unflatten,
 )
 from .shapes import Shape
@@ -51,4 +55,13 @@ __all__ = [
     "layer_from_dict",
     "model_from_json",
     "replace_networks",
+    "Attention",
+    "Positions",
+    "Block",
+    "Tied",
+    "RMSNorm",
+    "Tokens",
+    "MeanPool",
+    "check_branches",
+    "embedding_of",
 ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from ..._base.errors import ShapeError, TopologyError
 from ..._base.hashing import fingerprint_of
+from ..._graph.init import core_scales, lr_factors
 from ..._graph.init import init as init_network
+from ..._graph.muon import Axes, matrix_axes
 from ..._graph.network import Network, check_arrays
 from ..._graph.ordering import Ordering
 from ..._graph.topology import Topology
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..backend import Module
 
+T = TypeVar("T")
 Role = Literal["core", "bias", "scale", "state"]
 
 
@@ -35,14 +38,12 @@ class Spec:
         shape: of the array.
         role: "core" (of a network), "bias", "scale" (of a norm), or "state" (running statistics: no gradient).
         start: the value a non-core array starts with.
-        lr_factor: learning-rate factor of the array (1 for everything but cores).
     """
 
     name: str
     shape: Shape
     role: Role
     start: float = 0.0
-    lr_factor: float = 1.0
 
 
 KINDS: dict[str, type[Layer]] = {}
@@ -69,6 +70,25 @@ class Layer:
     def children(self) -> tuple[tuple[str, Layer], ...]:
         """(name, layer) of the layers inside."""
         return ()
+
+    def child_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """Shape of what goes into each layer inside, for one input sample.
+
+        Here all of them take the input; a layer that does otherwise has a version of its own.
+        """
+        return {name: shape for name, _ in self.children()}
+
+    def with_children(self, children: Mapping[str, Layer]) -> Layer:
+        """The same layer around other layers.
+
+        Here each child that is a field of its own is replaced; a layer that keeps its children otherwise has a version
+        of its own.
+
+        Args:
+            children: name -> layer, one for each name of `children()`.
+        """
+        fields = {name: child for name, child in children.items() if isinstance(getattr(self, name, None), Layer)}
+        return dataclasses.replace(self, **fields) if fields else self
 
     # -- the same for all -----------------------------------------------------------------------------------
 
@@ -137,12 +157,13 @@ class Layer:
 
         Args:
             backend: a name out of `tn.backends()`.
-            weights: what `init` or training gave; left out, they are drawn from `seed` (default 0).
-            seed: see `weights`; not both.
+            weights: what `init` or training gave; left out, they are drawn from `seed`.
+            seed: see `weights`; not both. Left out, torch draws one from its generator, jax refuses, and backends
+                without a rule of their own take 0.
             batch: plan for this batch now; left out, a plan is made at the first call of each size class.
             phase: "train" or "forward": what the plan is cheap for.
             device: the framework's own word; None for its default.
-            dtype: e.g. "float32" (default), "float64", "bfloat16".
+            dtype: e.g. "float32", "float64", "bfloat16"; left out, the framework's default.
             minimize: "time", "flops" or "memory".
             tune: measure the best few plans and keep the fastest, where the backend can.
             engine: "quimb" or "tensornetwork", to let that library contract along the plan's path instead, for
@@ -150,7 +171,7 @@ class Layer:
 
         Raises:
             BackendError: an unknown backend or engine, or what it needs is not installed (with the line that installs
-                it).
+                it); neither weights nor a seed on a backend that draws none.
             ShapeError: weights of another model.
         """
         from ..backend import backend as load
@@ -159,8 +180,10 @@ class Layer:
             raise ShapeError("build takes weights= or seed=, received both")
         self.require_ranks()
         native = load(backend)
-        weights = self.init(seed or 0) if weights is None else weights
+        if weights is None:
+            weights = self.init(getattr(native, "fresh_seed", lambda: 0)() if seed is None else seed)
         self.check(weights)
+        kind: str = dtype or getattr(native, "default_dtype", lambda: "float32")()
         # A backend that cannot measure, or has no other engines, need not know the words.
         options: dict[str, Any] = {"tune": True} if tune else {}
         if engine is not None:
@@ -171,7 +194,7 @@ class Layer:
             batch=batch,
             phase=phase,
             device=device,
-            dtype=dtype or "float32",
+            dtype=kind,
             minimize=minimize,
             **options,
         )
@@ -215,6 +238,16 @@ class Layer:
 
 def join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def of_cores(model: Layer, what: Callable[[OnNetwork], Mapping[str, T]]) -> dict[str, T]:
+    """What the layers on networks in a model say of their cores, by the full names of these."""
+    return {
+        join(name, core): found
+        for name, layer in model.walk()
+        if isinstance(layer, OnNetwork)
+        for core, found in what(layer).items()
+    }
 
 
 def encode(value: Any) -> Any:
@@ -263,9 +296,15 @@ class OnNetwork(Layer):
 
     @property
     def is_dense(self) -> bool:
-        """One core with all legs: an ordinary matrix of shape (out_features, in_features)."""
+        """One core with all legs: an ordinary matrix, W or W^T."""
+        return self.topology.is_matrix
+
+    def matrix(self, core: Any) -> Any:
+        """W of shape (out_features, in_features), of the one core of a dense layer; an array of any library."""
         t = self.topology
-        return len(t.cores) == 1 and t.cores[0].legs == (*t.outputs, *t.inputs) and not t.is_padded
+        if t.cores[0].legs == (*t.outputs, *t.inputs):
+            return core.reshape(t.out_features, t.in_features)
+        return core.reshape(t.in_features, t.out_features).T
 
     def draw(self, seed: int, name: str) -> dict[str, NDArray[np.float32]]:
         """The cores of this layer."""
@@ -278,9 +317,19 @@ class OnNetwork(Layer):
 
     def core_specs(self) -> tuple[Spec, ...]:
         """Specs of the cores."""
-        net = self.solid()
-        factors = net.lr_factors()
-        return tuple(Spec(n, shape, "core", lr_factor=factors[n]) for n, shape in net.shapes.items())
+        return tuple(Spec(name, shape, "core") for name, shape in self.solid().shapes.items())
+
+    def lr_factors(self, *, lr: float | None = None, optimizer: str = "adam") -> dict[str, float]:
+        """Learning-rate factor of each core of this layer, by its name; see `Network.lr_factors`."""
+        return lr_factors(self.solid(), None, lr, optimizer, gain=getattr(self, "gain", 1.0))
+
+    def core_scales(self) -> dict[str, float]:
+        """Standard deviation of the initial entries of each core, of a network of two cores or more."""
+        return {} if self.is_dense else core_scales(self.solid(), getattr(self, "gain", 1.0))
+
+    def matrix_axes(self) -> dict[str, Axes]:
+        """(axes that are summed, axes that are opened) of each core that Muon trains; see `tn4nn._graph.muon`."""
+        return matrix_axes(self.topology)
 
     def bias_spec(self, bias: bool) -> tuple[Spec, ...]:
         """Spec of the bias, where there is one."""

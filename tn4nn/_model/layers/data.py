@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..._base.checks import check_schema, nearest, read_json
-from ..._base.errors import TopologyError
+from ..._base.errors import TN4NNError, TopologyError
 from ..._graph.network import Network
 from ..._graph.ordering import Ordering
 from ..._graph.topology import Topology
@@ -29,26 +29,35 @@ def _decode(value: Any) -> Any:
     return value
 
 
+def _apart(names: Sequence[Any], layers: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Layers whose names are their positions, and the others by their names."""
+    pairs = [(str(name), layer) for name, layer in zip(names, layers, strict=True)]
+    return [layer for name, layer in pairs if name.isdigit()], {n: layer for n, layer in pairs if not n.isdigit()}
+
+
 def layer_from_dict(data: Mapping[str, Any]) -> Layer:
     """Reads what `Layer.to_dict` gave."""
     if not isinstance(data, Mapping):
         raise TopologyError(f"a layer is an object in model data, received {data!r}")
     kind = data.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise TopologyError(f"unknown kind of layer {kind!r}." + nearest(str(kind), KINDS))
     cls = KINDS[kind]
-    fields = {key: _decode(value) for key, value in data.items() if key != "kind"}
     try:
+        fields = {key: _decode(value) for key, value in data.items() if key != "kind"}
         if cls is Sequential:
-            numbered = [layer for n, layer in zip(fields["names"], fields["layers"], strict=True) if n.isdigit()]
-            named = {n: layer for n, layer in zip(fields["names"], fields["layers"], strict=True) if not n.isdigit()}
+            numbered, named = _apart(fields["names"], fields["layers"])
             return Sequential(*numbered, input_shape=fields["input_shape"], **named)
         if cls is Parallel:
-            return Parallel(*fields["branches"], combine=fields["combine"])
+            branches = fields["branches"]  # older files have no names of branches
+            numbered, named = _apart(fields.get("names", tuple(map(str, range(len(branches))))), branches)
+            return Parallel(*numbered, combine=fields["combine"], **named)
         if issubclass(cls, OnNetwork):
             fields["init"] = fields.pop("init_scheme")
         return cls(**fields)
-    except (KeyError, TypeError) as error:
+    except TN4NNError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TopologyError(f"data of a {kind} layer does not fit: {error}") from error
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from ..._base.checks import nearest
 from ..._base.errors import ShapeError, TopologyError
 from ..._graph.catalogue import dense
-from ..._graph.init import SCHEMES
+from ..._graph.init import SCHEMES, lr_factors
+from ..._graph.muon import Axes
 from ..._graph.network import Network
 from ..._graph.ordering import Ordering, ordering_of
 from ..._graph.topology import Topology
@@ -26,7 +27,8 @@ def _network_of(network: object, out_features: object, what: str) -> Network | T
         return dense(network, out_features).with_rank(1)
     raise TopologyError(
         f"{what} takes a Network or Topology, or in_features and out_features, "
-        f"received {type(network).__name__} and {type(out_features).__name__}"
+        f"received {type(network).__name__} and {type(out_features).__name__}. For a layer on a network "
+        'build a Network first: tn.build("mpo", 64, 64).with_budget(params=1000)'
     )
 
 
@@ -206,3 +208,11 @@ class Embedding(OnNetwork):
     def out_shape(self, shape: Shape) -> Shape:
         """(...) -> (..., dimensions)."""
         return (*shape, self.topology.out_features)
+
+    def lr_factors(self, *, lr: float | None = None, optimizer: str = "adam") -> dict[str, float]:
+        """Learning-rate factor of each core: those of an input with a single one."""
+        return lr_factors(self.solid(), None, lr, optimizer, gain=self.gain, one_hot=True)
+
+    def matrix_axes(self) -> dict[str, Axes]:
+        """None: a table is left to AdamW."""
+        return {}

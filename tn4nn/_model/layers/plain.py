@@ -115,6 +115,12 @@ class Dropout(Layer):
             raise ShapeError(f"Dropout: the rate must be at least 0 and below 1, received {self.rate!r}")
 
 
+def dropouts(rate: float) -> tuple[tuple[str, Layer], ...]:
+    """The child "dropout" of a layer that has a rate; none where it is 0."""
+    layer = Dropout(rate)
+    return (("dropout", layer),) if rate else ()
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Layer):
     """Normalises each feature (or channel) over the batch, as torch's BatchNorm1d and BatchNorm2d do.
@@ -171,3 +177,67 @@ class LayerNorm(Layer):
     def own_specs(self) -> tuple[Spec, ...]:
         """scale and bias."""
         return Spec("scale", (self.features,), "scale", 1.0), Spec("bias", (self.features,), "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class RMSNorm(Layer):
+    """Divides by the root of the mean square over the last axis; LayerNorm without its mean and its bias.
+
+    Args:
+        features: length of the last axis.
+        eps: added to the mean square.
+
+    Source: Zhang & Sennrich 2019, Root Mean Square Layer Normalization (arXiv:1910.07467).
+
+    Example:
+        >>> import tn4nn as tn
+        >>> tn.RMSNorm(2).build("numpy")([[3.0, 4.0]]).round(3)
+        array([[0.849, 1.131]])
+    """
+
+    features: int
+    eps: float = 1e-6
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Unchanged."""
+        if not shape or shape[-1] != self.features:
+            raise ShapeError(f"RMSNorm: expected (..., {self.features}), received {shape}")
+        return shape
+
+    def own_specs(self) -> tuple[Spec, ...]:
+        """scale."""
+        return (Spec("scale", (self.features,), "scale", 1.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens(Layer):
+    """The places of an image as tokens, row by row: (channels, height, width) -> (height * width, channels).
+
+    Example:
+        >>> import tn4nn as tn
+        >>> tn.Sequential(tn.Conv2d(1, 32, kernel=7, stride=7), tn.Tokens()).out_shape((1, 28, 28))
+        (16, 32)
+    """
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """(channels, height, width) -> (height * width, channels)."""
+        if len(shape) != 3:
+            raise ShapeError(f"Tokens: expected (channels, height, width), received {shape}")
+        return shape[1] * shape[2], shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanPool(Layer):
+    """The mean over all tokens: (tokens, width) -> (width,).
+
+    Example:
+        >>> import tn4nn as tn
+        >>> tn.MeanPool().out_shape((16, 32))
+        (32,)
+    """
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """(tokens, width) -> (width,)."""
+        if len(shape) != 2 or not shape[0]:
+            raise ShapeError(f"MeanPool: expected (tokens, width) of at least one token, received {shape}")
+        return shape[1:]

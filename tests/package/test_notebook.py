@@ -1,0 +1,58 @@
+"""What a notebook and an editor see."""
+
+import inspect
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+import tn4nn as tn
+
+
+@pytest.fixture
+def values():
+    net = tn.ring((4, 4), (4, 4)).with_rank(3)
+    return {"topology": net.topology, "network": net, "plan": tn.plan(net, 8)}
+
+
+def test_values_show_their_text_and_a_picture(values):
+    pytest.importorskip("matplotlib")
+    for name, value in values.items():
+        page = value._repr_html_()
+        ElementTree.fromstring(f"<div>{page}</div>")  # it is whole
+        assert ("<svg" in page) == (name != "plan")
+        assert "<pre" in page
+        assert "&gt;" in page or "->" not in str(value)
+    large = tn.mpo((2,) * 61, (2,) * 61)
+    assert "<svg" not in large._repr_html_()
+    assert "<svg" not in large.with_rank(2)._repr_html_()
+
+
+def test_without_matplotlib_the_text_is_shown(values, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = values["network"]._repr_html_()
+    assert "Network" in page
+    assert "<svg" not in page
+
+
+def test_a_report_shows_its_table():
+    pytest.importorskip("torch")
+    report = tn.compare(["low_rank"], budget=600, backends="torch", seeds=1, epochs=1, lr=1e-3)
+    assert "low_rank" in report._repr_html_()
+
+
+def test_only_public_names_are_seen():
+    assert set(dir(tn)) == {*tn.__all__, "__version__"}
+    assert not hasattr(tn, "Any")
+    assert not hasattr(tn, "TYPE_CHECKING")
+    assert [name for name in vars(tn) if not name.startswith("_") and name not in tn.__all__
+            and not inspect.ismodule(getattr(tn, name))] == []  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_layer_of_two_numbers_says_what_to_build(backend):
+    module = pytest.importorskip(f"tn4nn_{backend}")
+    for make in (lambda: module.TNLinear(64, 64), lambda: module.TNConv2d(64, 64), lambda: module.TNEmbedding(64)):
+        with pytest.raises(tn.TopologyError, match=r"build a Network first: tn\.build\(.mpo., 64, 64\)\.with_budget"):
+            make()

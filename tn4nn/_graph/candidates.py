@@ -26,12 +26,13 @@ from .paths import (
     find_paths,
     greedy_path,
     is_exhaustible,
+    path_work,
     quick_path,
     refined_paths,
     restarted_paths,
     search_paths,
 )
-from .problem import W_FIRST, Contracted, Problem, path_work, stored_path, tree_of_path, x_first
+from .problem import W_FIRST, Contracted, Problem, stored_path, tree_of_path, x_first
 
 VERSION = 2  # raised when the search may find other paths: old entries are then ignored
 SEARCHED_BATCH = 256  # rows at which a large network is searched

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from .._base.errors import TN4NNError
 
@@ -36,6 +36,7 @@ _TRIALS = 64  # greedy trials in a round
 _AGAIN = 32  # annealings of the best tree, at most
 _PATIENCE = 8  # of them without gain, after which the search ends
 _LITTLE_PATIENCE = 2  # of all annealings without gain, after which that of a small network ends
+_TRIED, _MOST_SUBTREES = 8, 1024  # subtrees that are reordered to learn how long one takes; those of a tree, at most
 _SUBTREE = 6  # tensors of the subtrees that are reordered exhaustively
 _LAST: tuple[dict[str, Any], ...] = (  # and how this is done at the end
     {"subtree_size": 9},
@@ -132,10 +133,10 @@ def is_exhaustible(tensors: Sequence[Legs]) -> bool:
     """
     if len(tensors) <= EXHAUSTIVE:
         return True
-    if max(Counter(leg for legs in tensors for leg in legs).values()) > _HOLDERS:
+    if len(tensors) > _SPARSE or max(Counter(leg for legs in tensors for leg in legs).values()) > _HOLDERS:
         return False
     pairs = sum(not set(a).isdisjoint(b) for a, b in itertools.combinations(tensors, 2))
-    return len(tensors) <= _SPARSE and pairs <= _DEGREE * len(tensors)
+    return pairs <= _DEGREE * len(tensors)
 
 
 def refined_paths(
@@ -205,10 +206,46 @@ def legs_along(tensors: Sequence[Iterable[str]], output: Iterable[str], path: Pa
     return found
 
 
+class PathWork(NamedTuple):
+    """What a path computes: multiply-adds, elements that its steps write, and elements of the largest of these."""
+
+    macs: int
+    written: int
+    largest: int
+
+    @property
+    def combo(self) -> float:
+        """cotengra's estimate of time: multiply-adds, and 64 for each element written."""
+        return self.macs + WRITE_MACS * self.written
+
+
+def path_work(
+    tensors: Sequence[Iterable[str]], output: Iterable[str], sizes: Mapping[str, int], path: Path
+) -> PathWork:
+    """What a path computes and writes; all sizes are at least 1.
+
+    Example:
+        >>> path_work(["ij", "jk"], "ik", {"i": 2, "j": 3, "k": 4}, ((0, 1),))
+        PathWork(macs=24, written=8, largest=8)
+    """
+    # Legs of size 1 change no number, and there may be very many of them.
+    wide = [frozenset(leg for leg in legs if sizes[leg] != 1) for legs in (*tensors, output)]
+    legs = legs_along(wide[:-1], wide[-1], path)
+    # From the numbers of the two arrays: all legs of a step are many more than those that both hold, or that it sums.
+    numbers = [math.prod(sizes[leg] for leg in on) for on in wide[:-1]]
+    macs = 0
+    for (a, b), made in zip(path, legs[len(wide) - 1 :], strict=True):
+        both = legs[a] & legs[b]
+        step = numbers[a] * numbers[b] // max(1, math.prod(sizes[leg] for leg in both))
+        macs += step
+        numbers.append(step // max(1, math.prod(sizes[leg] for leg in (legs[a] | legs[b]) - made)))
+    written = numbers[len(wide) - 1 :]
+    return PathWork(macs, sum(written), max(written, default=0))
+
+
 def path_macs(tensors: Sequence[Iterable[str]], output: Iterable[str], sizes: Mapping[str, int], path: Path) -> int:
     """Multiply-adds of a path."""
-    legs = legs_along(tensors, output, path)
-    return sum(math.prod(sizes[leg] for leg in legs[a] | legs[b]) for a, b in path)
+    return path_work(tensors, output, sizes, path).macs
 
 
 def _lettered(
@@ -374,6 +411,14 @@ class TreeSearch:
         import cotengra
 
         exhaustive = cotengra.OptimalOptimizer(minimize=self.minimize, search_outer=True, simplify=False)
+        if len(self.inputs) > LARGE:  # all subtrees may take longer than there is time
+            begun = time.monotonic()
+            tree.subtree_reconfigure(minimize=self.minimize, optimize=exhaustive, maxiter=_TRIED, **options)
+            now = time.monotonic()
+            affordable = int(_TRIED * (self.deadline - now) / (now - begun))
+            if affordable < 1:
+                return tree
+            options["maxiter"] = min(affordable, _MOST_SUBTREES)
         other = tree.subtree_reconfigure(minimize=self.minimize, optimize=exhaustive, **options)
         return min(tree, other, key=self._score)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from .._base.errors import TN4NNError
 from .network import Network
-from .paths import BATCH, WRITE_MACS, Legs, Path, chain_path, legs_along, path_macs, quick_path
+from .paths import BATCH, Legs, Path, PathWork, chain_path, path_macs, path_work, quick_path
 
 Form = Literal["apply", "gather", "dense", "kernel"]
 FORMS = ("apply", "gather", "dense", "kernel")
@@ -43,27 +42,6 @@ def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...
             rows.append((BATCH, *inner) if len(inner) < len(legs) else inner)
         return rows, names, (BATCH, *outputs)
     return [*tensors, (BATCH, *t.inputs)], (*names, "x"), (BATCH, *outputs)
-
-
-class PathWork(NamedTuple):
-    """What a path computes: multiply-adds, elements that its steps write, and elements of the largest of these."""
-
-    macs: int
-    written: int
-    largest: int
-
-    @property
-    def combo(self) -> float:
-        """cotengra's estimate of time: multiply-adds, and 64 for each element written."""
-        return self.macs + WRITE_MACS * self.written
-
-
-def path_work(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], path: Path) -> PathWork:
-    """What a path computes and writes."""
-    legs = legs_along(tensors, output, path)
-    macs = sum(math.prod(sizes[leg] for leg in legs[a] | legs[b]) for a, b in path)
-    written = [math.prod(sizes[leg] for leg in on) for on in legs[len(tensors) :]]
-    return PathWork(macs, sum(written), max(written, default=0))
 
 
 class Contracted(Protocol):

@@ -4,7 +4,8 @@
 
 On each instance ours runs first, as the planner calls it; the others get as many seconds as it took. On instances of
 `BIG` tensors and more a long run says what is best known. Under a memory cap, paths are sliced: ours by
-`slice_legs`, and the best path of the others by cotengra's SliceFinder. One process, one thread.
+`slice_legs` and `reordered_slices`, and the best path of the others by the better of cotengra's `slice` and
+`slice_and_reconfigure`. One process, one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from _paths import Contraction
 from _paths import Path as Tree
 from rich.console import Console
 
-from tn4nn._graph.paths import _lettered, legs_along, path_macs, slice_legs
+from tn4nn._graph.paths import REORDERED, _lettered, legs_along, path_macs, reordered_slices, slice_legs
 
 SCHEMA = 1
 BIG = 60  # tensors from which a long run says what is best known
@@ -96,9 +97,10 @@ def _entry(name: str, problem: Contraction, found: Found) -> Row:
     }
 
 
-def _largest(problem: Contraction, path: Tree) -> int:
+def _largest(problem: Contraction, path: Tree, sliced: Sequence[str] = ()) -> int:
+    sizes = {**problem.sizes, **dict.fromkeys(sliced, 1)}
     result = legs_along(problem.tensors, problem.output, path)[len(problem.tensors) :]
-    return max(math.prod(problem.sizes[leg] for leg in legs) for legs in result)
+    return max(math.prod(sizes[leg] for leg in legs) for legs in result)
 
 
 # -- under a memory cap --------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def _capped(problem: Contraction, mine: Tree, rivals: Sequence[Tree]) -> Row | N
         return None
     theirs = min(rivals, key=lambda path: path_macs(problem.tensors, problem.output, problem.sizes, path))
     start = time.perf_counter()
-    ours_macs = _sliced_macs(problem, mine, slice_legs(problem.tensors, problem.output, problem.sizes, mine, cap))
+    ours_macs = _ours_sliced(problem, mine, cap)
     took = time.perf_counter() - start
     start = time.perf_counter()
     cotengra_macs = _cotengra_sliced(problem, theirs, cap)
@@ -134,15 +136,33 @@ def _sliced_macs(problem: Contraction, path: Tree, sliced: Sequence[str] | None)
     return path_macs(problem.tensors, problem.output, sizes, path) * math.prod(problem.sizes[leg] for leg in sliced)
 
 
+def _ours_sliced(problem: Contraction, path: Tree, cap: int) -> int | None:
+    """The least of what the planner tries: the order as it is, and reordered while it is sliced."""
+    question = problem.tensors, problem.output, problem.sizes, path
+    found = [_sliced_macs(problem, path, slice_legs(*question, cap))]
+    for way in REORDERED:
+        for order, sliced in reordered_slices(*question, *way):
+            if _largest(problem, order, sliced) <= cap:
+                found.append(_sliced_macs(problem, order, sliced))
+                break
+    return min((macs for macs in found if macs is not None), default=None)
+
+
 def _cotengra_sliced(problem: Contraction, path: Tree, cap: int) -> int | None:
+    """The less of cotengra's two ways: the order as it is, and reconfigured while it is sliced."""
     inputs, output, sizes = _lettered(problem.tensors, problem.output, problem.sizes)
     whole = {leg: int(size) for leg, size in sizes.items()}
     tree: Any = ctg.ContractionTree.from_path(inputs, output, whole, ssa_path=path)
-    try:
-        sliced = tree.slice(target_size=cap, allow_outer=False, seed=0)
-    except (RuntimeError, ValueError, KeyError):
-        return None
-    return int(sliced.total_flops()) if sliced.max_size() <= cap else None
+    found = []
+    for slicing in (lambda: tree.slice(target_size=cap, allow_outer=False, seed=0),
+                    lambda: tree.slice_and_reconfigure(cap, allow_outer=False)):  # fmt: skip
+        try:
+            sliced = slicing()
+        except (RuntimeError, ValueError, KeyError):
+            continue
+        if sliced.max_size() <= cap:
+            found.append(int(sliced.total_flops()))
+    return min(found, default=None)
 
 
 # -- what it shows -------------------------------------------------------------------------------------------

@@ -47,8 +47,15 @@ def test_plan_and_cost(monkeypatch, tmp_path, capsys):
     assert "largest intermediate" in shown
     assert "W first" in shown
     assert json.loads((tmp_path / "p.json").read_text())["batch"] == 8
-    assert call(monkeypatch, "cost", "x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a", "--json", tmp_path / "c.json") == 0
-    assert "fewest FLOPs" in capsys.readouterr().out
+    network = "x0=4 x1=8 -> y0=4 : x0 y0 a, x1 a"
+    assert call(monkeypatch, "cost", network, "--json", tmp_path / "one.json") == 0
+    shown = capsys.readouterr().out
+    assert "Training step of 256 rows" in shown
+    assert shown.count("fewest FLOPs") == 1
+    rows = json.loads((tmp_path / "one.json").read_text())["rows"]
+    assert {(row["batch"], row["phase"]) for row in rows} == {(256, "train")}
+    assert call(monkeypatch, "cost", network, "--all", "--json", tmp_path / "c.json") == 0
+    assert capsys.readouterr().out.count("fewest FLOPs") == 8
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]
     assert [(row["batch"], row["phase"]) for row in rows[::7][:3]] == [(1, "forward"), (1, "train"), (32, "forward")]
     assert rows[2]["way"] == "dense"
@@ -79,7 +86,7 @@ def test_cost_of_an_equation_and_of_a_file(monkeypatch, tmp_path, capsys):
     gpu = ["cost", tmp_path / "net.json", "--batches", "3", "--device", "H100", "--itemsize", "2"]
     assert call(monkeypatch, *gpu, "--json", tmp_path / "g.json") == 0
     rows = json.loads((tmp_path / "g.json").read_text())["rows"]
-    assert [row["runtime"] for row in rows] == ["program"] * 12
+    assert [row["runtime"] for row in rows] == ["program"] * 6
     capsys.readouterr()
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     assert call(monkeypatch, "plan", tmp_path / "binary.json") == 1

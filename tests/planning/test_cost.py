@@ -52,10 +52,26 @@ def test_ours_is_the_plan_and_never_predicted_slower_than_the_other_orders():
 def test_the_text_is_the_table():
     report = tn.cost(NET, [16], phases=["train"])
     lines = repr(report).splitlines()
-    assert lines[0] == "Cost of 'mpo' 64 -> 64, 240 params"
-    assert len(lines) == 2 + 7 + 1
-    assert "196,608" in lines[4]
+    assert lines[:3] == ["Cost of 'mpo', 64 -> 64, 240 parameters", "", "Training step of 16 rows"]
+    assert lines[4].startswith("ours           C runtime")
+    assert lines[10].startswith("fewest FLOPs")
+    assert "196,608" in lines[6]
     assert str(report) == repr(report)
+
+
+def test_peaks():
+    """Ours is the plan's; cotengra's is its own, of the same path."""
+    import cotengra
+
+    report = tn.cost(NET, [16], phases=["forward"])
+    row, plan = report.rows[0], tn.plan(NET, 16, runtime="native")
+    assert row.peak == plan.cost.peak
+    t, sizes = NET.topology, {**NET.sizes, "batch": 16}
+    inputs = [*(core.legs for core in t.cores), ("batch", *t.inputs)]
+    tree = cotengra.ContractionTree.from_path(inputs, ("batch", *t.outputs), sizes, ssa_path=plan.ssa_path)
+    assert row.peak_size == 4 * tree.peak_size()
+    dense = next(row for row in report.rows if row.way == "dense")
+    assert dense.peak_size == 4 * (16 * 64 + 64 * 64 + 16 * 64)
 
 
 def test_the_share_of_the_roofline():
@@ -77,7 +93,8 @@ def test_growth_is_the_slope_in_log_log():
     for phase, exponents in report.growth().items():
         assert exponents["MACs"] == pytest.approx(1, abs=1e-3)
         assert 0.8 < exponents["time"] < 1.1
-        assert f"{phase}, ours, native: time ~ batch^" in str(report)
+        name = {"forward": "Forward pass", "train": "Training step"}[phase]
+        assert f"{name}, ours, C runtime: time ~ batch^" in str(report)
     assert report.to_dict()["growth"] == report.growth()
     assert tn.cost(NET, [16]).growth() == {}
 
@@ -98,7 +115,7 @@ def test_every_layer_of_a_module():
     found = tn.cost(Module(first=layer, act=Module(), second=layer), [4], phases=["forward"])
     assert list(found.reports) == ["first", "second"]
     assert found.reports["first"].rows == tn.cost(NET, [4], phases=["forward"]).rows
-    assert str(found).startswith("first: Cost of 'mpo' 64 -> 64")
+    assert str(found).startswith("first: Cost of 'mpo', 64 -> 64")
     assert set(found.to_dict()["layers"]) == {"first", "second"}
 
 
@@ -146,7 +163,7 @@ def test_on_a_gpu_that_is_not_here():
     wide = tn.cost(NET, [16, 4096], device="H100")
     assert {row.runtime for row in wide.rows} == {"program"}
     assert len(wide.rows) == 24
-    assert "train, ours, program: time ~ batch^" in str(wide)
+    assert "Training step, ours, array program: time ~ batch^" in str(wide)
     half, old = tn.cost(NET, [4096], device="H100", itemsize=2), tn.cost(NET, [4096], device="A100")
     of = {name: by_way(report)[4096, "train", "dense", "program"] for name, report in (("h", half), ("a", old))}
     dense = by_way(wide)[4096, "train", "dense", "program"]

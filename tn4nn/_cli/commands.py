@@ -34,6 +34,7 @@ from .._planning.explain import explain
 from .._planning.growth import growth
 from .._planning.layer import plan
 from .._planning.plan import Plan
+from .._planning.request import PHASES
 from .._runtime.native import build_kernel, kernel
 from .._runtime.variants import ITEMSIZES
 from .._training.data import load as load_data
@@ -90,7 +91,7 @@ Json = Annotated[
 def run() -> None:
     """Runs the command that the arguments name; leaves with an exit code."""
     try:
-        app()
+        app(prog_name="tn4nn")  # however it was started: completion goes by the name
     except TN4NNError as error:
         _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
@@ -359,6 +360,7 @@ def _cost_row(p: Plan) -> dict[str, Any]:
     }
 
 
+_COST_BATCH = 256  # rows that `tn4nn cost` is about, where none are given
 Name = Annotated[str, typer.Argument(metavar="NETWORK", help=networks.HELP, autocompletion=networks.complete)]
 Shapes = Annotated[
     str | None,
@@ -428,7 +430,11 @@ def _cost(
     rank: Rank = None,
     shapes: Shapes = None,
     input_legs: InputLegs = "",
-    batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = ",".join(map(str, BATCHES)),
+    batches: Annotated[str, typer.Option(help="Batch sizes, split by commas.")] = str(_COST_BATCH),
+    phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
+    every: Annotated[
+        bool, typer.Option("--all", help=f"Batches of {', '.join(map(str, BATCHES))}, forward and training.")
+    ] = False,
     measure: Annotated[bool, typer.Option("--measure", help="Also run it on random numbers, in one thread.")] = False,
     device: Annotated[
         str | None, typer.Option(help="A GPU that need not be here: H100, H200, H100 PCIe, A100, or a calibrated one.")
@@ -440,12 +446,13 @@ def _cost(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Show what a network costs for several batches, forward and training, beside dense and other orders."""
+    """Show what a network costs in a training step, or as asked, beside dense and other orders."""
+    sizes, phases = (BATCHES, PHASES) if every else (_whole_numbers(batches) or [], (phase,))
     net = _network(_equation(network, shapes, input_legs), inputs, outputs, sites, budget, rank)
     if grown is not None:
         new_figure(grown)  # an error comes before the work
     _show(net)
-    report = cost(net, _whole_numbers(batches) or [], measure=measure, device=device, itemsize=itemsize)
+    report = cost(net, sizes, phases=phases, measure=measure, device=device, itemsize=itemsize)
     _show(report)
     record = report.to_dict()
     if grown is not None:

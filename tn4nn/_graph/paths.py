@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from .._base.errors import TN4NNError
@@ -46,6 +46,8 @@ _HOT, _WARM, _COLD = 1.0, 0.3, 0.02  # e-folds of the multiply-adds: where annea
 _HOTTER = 4  # beginnings of annealing again, each twice as hot as the one before
 _COOLINGS = 12  # temperatures between
 _SWEEPS = 10  # through the whole tree at each temperature
+REORDERED = (("combo", 8), ("flops", 10), ("flops", 8))  # ways to reorder what is sliced: luck decides which is best
+_SLICING: dict[str, Any] = {"temperature": 0.01, "max_repeats": 16, "seed": 0}  # of the search for legs to loop over
 WRITE_MACS = 64  # multiply-adds that take as long as an element written: what cotengra's "combo" says
 
 
@@ -246,6 +248,17 @@ def path_work(
 def path_macs(tensors: Sequence[Iterable[str]], output: Iterable[str], sizes: Mapping[str, int], path: Path) -> int:
     """Multiply-adds of a path."""
     return path_work(tensors, output, sizes, path).macs
+
+
+def peak_size(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], path: Path) -> int:
+    """The most numbers alive at once along a path, as cotengra's `ContractionTree.peak_size` counts them: inputs until
+    they are read, and what each step makes beside what it reads.
+
+    Example:
+        >>> peak_size([("i", "j"), ("j", "k")], ("i", "k"), {"i": 2, "j": 3, "k": 4}, ((0, 1),))  # 6 + 12 + 8
+        26
+    """
+    return int(_tree_of(tensors, output, sizes, path).peak_size())
 
 
 def _lettered(
@@ -482,16 +495,59 @@ def slice_legs(
 
     Returns None where no set of summed legs does it.
     """
-    import cotengra
-
-    letters = _letters(tensors)
-    inputs, out, known = _lettered(tensors, output, sizes)
-    whole = {leg: int(size) for leg, size in known.items()}
-    tree: Any = cotengra.ContractionTree.from_path(inputs, out, whole, ssa_path=path)
+    tree = _tree_of(tensors, output, sizes, path)
     try:
-        sliced = tree.slice(target_size=largest, allow_outer=False, temperature=0.0, max_repeats=1, seed=0)
+        sliced = tree.slice(target_size=largest, allow_outer=False, **_SLICING)
     except (RuntimeError, ValueError, KeyError):
         return None
-    if sliced.max_size() > largest:
-        return None
-    return tuple(leg for leg in letters if letters[leg] in sliced.sliced_inds)
+    return None if sliced.max_size() > largest else _sliced_of(sliced, tensors)
+
+
+def reordered_slices(
+    tensors: Sequence[Legs],
+    output: Legs,
+    sizes: Mapping[str, int],
+    path: Path,
+    minimize: str = "flops",
+    subtree: int = 8,
+) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Ever more summed legs to loop over, and each time the path reordered for what is left: one leg after the other,
+    since what is best to slice depends on the order (as cotengra's `slice_and_reconfigure` does it, but reproducibly).
+
+    Args:
+        tensors: the legs of each tensor.
+        output: the legs that are not summed.
+        sizes: size of every leg.
+        path: where it begins.
+        minimize: what subtrees are reordered for.
+        subtree: tensors of those.
+
+    Example:
+        >>> ring = [("a", "b"), ("b", "c"), ("c", "a")]
+        >>> [legs for _, legs in reordered_slices(ring, (), dict.fromkeys("abc", 4), ((0, 1), (2, 3)))][0]
+        ('a',)
+    """
+    tree, before = _tree_of(tensors, output, sizes, path), 0
+    while True:
+        try:
+            tree = tree.slice(target_slices=2, allow_outer=False, **_SLICING)
+        except (RuntimeError, ValueError, KeyError):
+            return
+        if len(tree.sliced_inds) == before:
+            return
+        before = len(tree.sliced_inds)
+        tree = tree.subtree_reconfigure(minimize=minimize, subtree_size=subtree)
+        yield _pairs(tree.get_ssa_path()), _sliced_of(tree, tensors)
+
+
+def _tree_of(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], path: Path) -> Any:
+    import cotengra
+
+    inputs, out, known = _lettered(tensors, output, sizes)
+    whole = {leg: int(size) for leg, size in known.items()}
+    return cotengra.ContractionTree.from_path(inputs, out, whole, ssa_path=path)
+
+
+def _sliced_of(tree: Any, tensors: Sequence[Legs]) -> tuple[str, ...]:
+    letters = _letters(tensors)
+    return tuple(leg for leg in letters if letters[leg] in tree.sliced_inds)

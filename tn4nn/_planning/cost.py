@@ -11,9 +11,10 @@ import numpy as np
 
 from .._base.errors import TN4NNError
 from .._base.fits import exponent
+from .._base.tables import text_table
 from .._graph.catalogue import dense
 from .._graph.network import Network
-from .._graph.paths import Path, find_paths, greedy_path, legs_along
+from .._graph.paths import Path, find_paths, greedy_path, legs_along, peak_size
 from .._model.layers import Embedding
 from .._runtime.cost import Machine
 from .._runtime.devices import machine_of, native_machine
@@ -47,6 +48,10 @@ class CostRow:
         roofline_s: the least seconds for these multiply-adds on this machine: at its peak rate, or at its bandwidth for
             reading and writing x, y and the cores once (in training their gradients too), whichever is longer.
         measured_s: seconds in the native runtime, or of numpy's product for dense; None where not measured.
+        peak: most bytes alive at once, as `Cost.peak` counts them: as it runs, tile by tile, in training forward and
+            backward, without the cores.
+        peak_size: the same as cotengra's `ContractionTree.peak_size` counts it, times the bytes of a number: of one
+            forward pass of the whole batch, every input held until it is read, the cores included.
     """
 
     batch: int
@@ -61,6 +66,8 @@ class CostRow:
     predicted_s: float
     roofline_s: float
     measured_s: float | None = None
+    peak: int = 0
+    peak_size: int = 0
 
     @property
     def roofline(self) -> float:
@@ -118,24 +125,17 @@ class CostReport:
         return found
 
     def __repr__(self) -> str:
-        lines = [
-            f"Cost of {self.network.topology.name!r} {self.network.in_features} -> {self.network.out_features}, "
-            f"{self.network.num_params:,} params",
-            f"{'batch':>6} {'phase':<8}{'way':<14}{'runtime':<9}{'MACs':>15} {'moved':>10} {'largest':>10} "
-            f"{'saved':>10} {'MACs/B':>7} {'predicted':>11} {'measured':>11} {'roofline':>9}",
-        ]
-        for row in self.rows:
-            measured = "" if row.measured_s is None else _milliseconds(row.measured_s)
-            sizes = " ".join(f"{in_bytes(number):>10}" for number in (row.bytes_moved, row.largest, row.saved))
-            lines.append(
-                f"{row.batch:>6} {row.phase:<8}{row.way:<14}{row.runtime:<9}{row.macs:>15,} {sizes} "
-                f"{row.intensity:>7.3g} {_milliseconds(row.predicted_s):>11} {measured:>11} {row.roofline:>9.0%}"
-            )
+        net = self.network
+        title = f"Cost of {net.topology.name!r}, {net.in_features} -> {net.out_features}, {net.num_params:,} parameters"
+        groups = dict.fromkeys((row.batch, row.phase) for row in self.rows)
+        lines = [title]
+        for batch, phase in groups:
+            lines += ["", f"{_PHASES[phase]} of {batch:,} row{'s' if batch > 1 else ''}"]
+            lines.append(_table([row for row in self.rows if (row.batch, row.phase) == (batch, phase)]))
         for phase, exponents in self.growth().items():
             grown = ", ".join(f"{name} ~ batch^{exponent:.2f}" for name, exponent in exponents.items())
-            lines.append(f"{phase}, ours, {self.rows[0].runtime}: {grown}")
-        lines.append("MACs are multiply-adds; bytes at the size of one number that was asked for")
-        return "\n".join(lines)
+            lines += ["", f"{_PHASES[phase]}, ours, {_RUNTIMES[self.rows[0].runtime]}: {grown}"]
+        return "\n".join([*lines, "", *_MEANINGS])
 
     __str__ = __repr__
 
@@ -160,8 +160,41 @@ class ModuleCost:
     __str__ = __repr__
 
 
+_PHASES = {"forward": "Forward pass", "train": "Training step"}
+_RUNTIMES = {"native": "C runtime", "program": "array program"}
+_MEANINGS = (
+    "multiply-adds  half the FLOPs",
+    "moved          bytes that all steps read and write",
+    "largest        the largest array between x, the cores and y, of one tile of rows where it runs in tiles",
+    "peak           most bytes alive at once, without the cores",
+    "peak_size      the same as cotengra counts it: one forward pass, all rows at once, with the cores",
+    "saved          bytes kept from the forward pass for the backward pass",
+    "limit          the least time for these multiply-adds, or for reading and writing x, y and the cores once, as a",
+    "               share of the time that it takes",
+)
+
+
+def _table(rows: Sequence[CostRow]) -> str:
+    """The rows of one batch and phase."""
+    measured = any(row.measured_s is not None for row in rows)
+    head = ("", "runs as", "multiply-adds", "moved", "largest", "peak", "peak_size", "saved", "predicted")
+    cells = [
+        (
+            row.way,
+            _RUNTIMES[row.runtime],
+            f"{row.macs:,}",
+            *(in_bytes(n) for n in (row.bytes_moved, row.largest, row.peak, row.peak_size, row.saved)),
+            _milliseconds(row.predicted_s),
+            *([] if not measured else ["" if row.measured_s is None else _milliseconds(row.measured_s)]),
+            f"{row.roofline:.0%}",
+        )
+        for row in rows
+    ]
+    return text_table((*head, *(["measured"] if measured else []), "limit"), cells, left=2)
+
+
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 @overload
@@ -375,6 +408,8 @@ class _Question:
             cost.saved,
             cost.predicted_s,
             self._roofline(name, cost.macs),
+            peak=cost.peak,
+            peak_size=self._peak_size(p),
         )
 
     def _roofline(self, name: str, macs: int) -> float:
@@ -388,6 +423,14 @@ class _Question:
         peak = max(machine.macs_per_s, machine.tile_macs_per_s)
         bandwidth = max(machine.bytes_per_s, machine.memory_bytes_per_s)
         return max(macs / peak, numbers * self.itemsize / bandwidth)
+
+    def _peak_size(self, p: Plan) -> int:
+        """Bytes, as cotengra counts numbers; of the dense layer x, W and y."""
+        if not p.path:
+            net = p.network
+            return (self.batch * (net.in_features + net.out_features) + net.dense_params) * self.itemsize
+        problem = p.request.problem.at(self.batch)
+        return peak_size(problem.tensors, problem.output, problem.sizes, p.path) * self.itemsize
 
     def _largest(self, p: Plan) -> int:
         """Bytes of the largest array that a plan makes before its result, of one batch tile."""

@@ -60,8 +60,8 @@ class Executor(Protocol):
         """What runs."""
         ...
 
-    def smaller(self, plan: Plan) -> Iterable[Iterator[Plan]]:
-        """The same order with less memory: sequences of plans with ever smaller peaks."""
+    def smaller(self, plan: Plan, reorder: bool = True) -> Iterable[Iterator[Plan]]:
+        """The same order with less memory, where asked for others too: sequences of plans with ever smaller peaks."""
         ...
 
     def could_make(self, plan: Plan) -> bool:

@@ -124,8 +124,8 @@ def _within(request: PlanRequest, executor: Executor, found: Sequence[Plan]) -> 
     assert request.memory is not None
     fits = [p for p in found if p.cost.peak <= request.memory]
     smallest = min(p.cost.peak for p in found)
-    for p in [] if fits else found:
-        for sequence in executor.smaller(p):
+    for number, p in enumerate([] if fits else found):
+        for sequence in executor.smaller(p, reorder=number == 0):  # from where it begins matters little
             for other in sequence:
                 smallest = min(smallest, other.cost.peak)
                 if other.cost.peak <= request.memory:

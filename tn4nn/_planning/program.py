@@ -7,13 +7,15 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from .._graph.paths import EXHAUSTIVE, Path, Progress, slice_legs
+from .._graph.paths import EXHAUSTIVE, REORDERED, SMALL, Path, Progress, reordered_slices, slice_legs
 from .._graph.problem import BY_HAND
 from .._runtime.cost import Cost, Machine
 from .._runtime.program import Program
 from .._runtime.program_cost import convolution_cost, program_cost, unfolding_cost
 from .plan import Plan, replaced
 from .request import PlanRequest
+
+_MOST_SLICES = 1 << 10  # of a reordered program: each takes a pass over all steps
 
 
 def program_machine(request: PlanRequest) -> Machine:
@@ -24,7 +26,7 @@ def program_machine(request: PlanRequest) -> Machine:
 class ProgramExecutor:
     """Array operations of a framework (or another library along the same path)."""
 
-    version = 11
+    version = 12
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -78,9 +80,11 @@ class ProgramExecutor:
         """See `Executor`."""
         return plan.program
 
-    def smaller(self, plan: Plan) -> Iterable[Iterator[Plan]]:
+    def smaller(self, plan: Plan, reorder: bool = True) -> Iterable[Iterator[Plan]]:
         """See `Executor`: fewer rows at a time, or slices of the summed legs."""
-        return self._in_tiles(plan), self._in_slices(plan)
+        most = 0 if not reorder else len(REORDERED) if len(plan.request.problem.tensors) <= SMALL else 1
+        reordered = (self._reordered(plan, *way) for way in REORDERED[:most])
+        return self._in_tiles(plan), self._in_slices(plan), *reordered
 
     def could_make(self, plan: Plan) -> bool:
         """See `Executor`."""
@@ -107,6 +111,15 @@ class ProgramExecutor:
             if sliced is not None and sliced not in seen:
                 yield self.plan(p.request, p.order, p.path, sliced)
             seen.add(sliced)
+
+    def _reordered(self, p: Plan, minimize: str, subtree: int) -> Iterator[Plan]:
+        """Other orders, in ever smaller slices."""
+        problem = p.request.problem
+        question = problem.tensors, problem.output, problem.sizes, p.path, minimize, subtree
+        for path, sliced in reordered_slices(*question) if p.form != "gather" else ():
+            if math.prod(problem.sizes[leg] for leg in sliced) > _MOST_SLICES:
+                return
+            yield self.plan(p.request, p.order, path, sliced)
 
 
 def _tiles(batch: int) -> Iterator[int]:

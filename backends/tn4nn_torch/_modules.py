@@ -144,8 +144,8 @@ class _Planned(nn.Module):
         for name, spec in self.layer.specs().items():
             if weights is None:
                 array = torch.empty(spec.shape, **options)
-            else:  # a copy, so that training never writes into what it was given
-                array = torch.tensor(np.asarray(weights[name]), **options).reshape(spec.shape)
+            else:  # a copy, so that training never writes into what it was given; in order, or every call would copy it
+                array = torch.tensor(np.ascontiguousarray(weights[name]), **options).reshape(spec.shape)
             self._register(name, nn.Parameter(array))
 
     def _register(self, name: str, parameter: nn.Parameter | None) -> None:

@@ -52,14 +52,21 @@ def merged(
     arrays = [np.asarray(weights[name]) for name in names[:-1]]
     legs_of = legs_along(tensors, output, path)
     below: dict[int, list[int]] = {i: [i] for i in range(len(tensors))}
-    operands = []
+    operands = []  # what joins x, what x has become before, and after
     for node, pair in enumerate(path, len(tensors)):
         below[node] = [leaf for i in pair for leaf in below[i]]
-        operands += [i for i in pair if x in below[node] and x not in below[i]]
+        if x in below[node]:
+            state, operand = sorted(pair, key=lambda i: x not in below[i])
+            operands.append((operand, legs_of[state], legs_of[node]))
     result: list[tuple[NDArray[Any], tuple[str, ...]]] = []
-    for operand in operands:
+    for operand, before, after in operands:
         leaves = below[operand]
-        legs = tuple(sorted(legs_of[operand], key=order.index))
+
+        def read(leg: str, before: frozenset[str] = before, after: frozenset[str] = after) -> tuple[bool, bool, int]:
+            """As the native kernel reads an operand: legs that stay, legs that are summed, new ones."""
+            return leg not in before, leg not in after, order.index(leg)
+
+        legs = tuple(sorted(legs_of[operand], key=read))
         wide = [arrays[i].astype(np.result_type(arrays[i], np.float64)) for i in leaves]
         result.append((contract([tensors[i] for i in leaves], wide, legs), legs))
     t = network.topology
@@ -71,5 +78,5 @@ def merged(
     topology = Topology(cores, t.inputs, t.outputs, t.in_features, t.out_features, f"{t.name}, merged")
     ranks = {bond: network.sizes[bond] for bond in topology.bonds}
     dtype = np.result_type(*arrays)
-    found = {core.name: array.astype(dtype) for core, (array, _) in zip(cores, result, strict=True)}
+    found = {core.name: np.ascontiguousarray(array, dtype) for core, (array, _) in zip(cores, result, strict=True)}
     return topology.with_ranks(ranks), found

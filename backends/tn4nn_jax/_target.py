@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
 import numpy as np
 
 from tn4nn._runtime.devices import machine_for
+from tn4nn._runtime.processor import processors
 from tn4nn._runtime.target import CPU, Target
 
 from ._native import available
@@ -32,4 +34,16 @@ def target(dtype: Any, device: Any = None, *, runtime: str | None = None, engine
     if engine is not None:
         return Target("jax", name, kind.name, ("dense", engine), machine)
     native = runtime != "program" and name == CPU and available(kind)
-    return Target("jax", name, kind.name, ("dense", *(("native",) if native else ()), "program"), machine)
+    executors = ("dense", *(("native",) if native else ()), "program")
+    return Target("jax", name, kind.name, executors, machine, threads() if native else 1)
+
+
+def threads() -> int:
+    """How many threads XLA's pool has on a CPU: NPROC, else the processors that this process may use; one where a flag
+    of XLA says so. XLA tells it only to what it runs, and a plan comes before."""
+    if "xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", ""):
+        return 1
+    try:
+        return max(1, int(os.environ["NPROC"]))
+    except (KeyError, ValueError):
+        return processors()

@@ -129,7 +129,7 @@ Tensor run_forward(const Runtime& r, const Tensor& x, at::TensorList cores, cons
   const Tensor offset = bias.defined() ? bias.contiguous() : bias;
   given.insert(given.end(), {x.data_ptr(), y.data_ptr(), saved, offset.defined() ? offset.data_ptr() : nullptr});
   const Tensor& encoded = saved ? r.training : r.forward_only;
-  ended(r.forward(encoded.data_ptr(), r.rows_of(x), given.data(), at::get_num_threads()));
+  ended(r.forward(encoded.data_ptr(), r.rows_of(x), given.data(), -at::get_num_threads()));
   return y;
 }
 
@@ -214,7 +214,7 @@ struct Applied : torch::autograd::Node {
     const auto at = [](const Tensor& t) { return t.defined() ? t.data_ptr() : nullptr; };
     given.insert(given.end(), {x.data_ptr(), nullptr, at(saved), nullptr, gy.data_ptr(), at(found[0]), nullptr, nullptr});
     for (size_t i = 1; i < wanted.size(); i++) given.push_back(at(found[i]));
-    ended(r->backward(encoded.data_ptr(), r->rows_of(x), given.data(), at::get_num_threads()));
+    ended(r->backward(encoded.data_ptr(), r->rows_of(x), given.data(), -at::get_num_threads()));
     return found;
   }
 

@@ -43,7 +43,8 @@ def target(device: torch.device | str, dtype: torch.dtype, *, engine: str | None
     machine = machine_for("torch", device_name, name) if where.type in ("cpu", "cuda") else None
     native = where.type == CPU and dtype in DTYPES and runtime(dtype.itemsize) is not None
     executors = ("dense", *(("native",) if native else ()), "program") if engine is None else ("dense", engine)
-    return Target("torch", device_name, name, executors, machine)
+    threads = torch.get_num_threads() if where.type == CPU else 1
+    return Target("torch", device_name, name, executors, machine, threads)
 
 
 def capturing(device: torch.device) -> bool:

@@ -20,13 +20,13 @@ from tn4nn._runtime.native import Native
 from ._calls import call, quick
 from ._memory import as_it_is, ordinary, require
 from ._ops import of_any_rank, second
+from ._threads import threads
 
 DTYPES = (torch.float32, torch.float64)
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _compiling = torch.compiler.is_compiling
 _autocasting = torch.is_autocast_enabled
 _grad_enabled = torch.is_grad_enabled
-_threads = torch.get_num_threads
 _traced = torch._C._get_tracing_state
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
@@ -121,7 +121,7 @@ def _forward(native: Native, x: Tensor, cores: Sequence[Tensor], bias: Tensor | 
     """y; what the backward pass needs is saved at an address."""
     y = x.new_empty(*x.shape[:-1], native.outputs)
     at, offset = [core.data_ptr() for core in cores], 0 if bias is None else bias.data_ptr()
-    native.forward(_rows(x), at, saved, x.data_ptr(), y.data_ptr(), _threads(), offset)
+    native.forward(_rows(x), at, saved, x.data_ptr(), y.data_ptr(), threads(), offset)
     return y
 
 
@@ -208,7 +208,7 @@ class _Native(torch.autograd.Function):
             grads = [torch.empty_like(t) if needed else None for t, needed in zip((x, *cores), wanted, strict=True)]
             to = [0 if grad is None else grad.data_ptr() for grad in grads]
             at = [core.data_ptr() for core in cores]
-            native.backward(_rows(x), at, at_saved, x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, _threads())
+            native.backward(_rows(x), at, at_saved, x.data_ptr(), gy.data_ptr(), to[0], to[1:], wanted, threads())
         return (None, None, grads[0], offset, *grads[1:])
 
 

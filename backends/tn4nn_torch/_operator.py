@@ -24,6 +24,7 @@ from ._native import DTYPES, transforming
 from ._ops import autocast_dtype, of_any_rank, second
 from ._runners import LayerRunners, Runners
 from ._steps import Steps, gradients
+from ._threads import threads
 
 _layers: weakref.WeakValueDictionary[int, LayerRunners] = weakref.WeakValueDictionary()
 _known: weakref.WeakKeyDictionary[LayerRunners, int] = weakref.WeakKeyDictionary()
@@ -86,7 +87,7 @@ def _forward(
     y, saved = x.new_empty(*x.shape[:-1], native.outputs), x.new_empty(native.saved(rows) if trains else 0)
     offset = 0 if bias is None else bias.contiguous().data_ptr()
     at, to = [core.data_ptr() for core in cores], saved.data_ptr() if saved.numel() else 0
-    native.forward(rows, at, to, x.data_ptr(), y.data_ptr(), torch.get_num_threads(), offset)
+    native.forward(rows, at, to, x.data_ptr(), y.data_ptr(), threads(), offset)
     return y, saved
 
 
@@ -117,7 +118,7 @@ def _backward(
         )
     native.backward(
         rows, at, kept.data_ptr() if kept.numel() else 0, x.data_ptr(), gy.data_ptr(), to[0], to[1:], tuple(wanted),
-        torch.get_num_threads(),
+        threads(),
     )  # fmt: skip
     return [gradient for gradient in found if gradient is not None]
 

@@ -35,6 +35,7 @@ NAMES = (
     "contraction",
     "einsum",
     "prediction",
+    "decoding",
     "decomposition",
     "minilm",
     "plan_choice",
@@ -43,6 +44,7 @@ NAMES = (
     "ill_conditioned",
     "step_time",
     "render_performance",
+    "threads",
 )
 
 if not FOLDER.is_dir():  # the wheel, tested from outside the tree
@@ -556,6 +558,49 @@ def test_models_under_torch_compile(bench):
     row = {"params": 1000, "compile_s": 20.0, "eager_ms": 5.0, "compiled_over_eager": 0.9, "traces": 2}
     _, _, cells = script.table({"threads": 1, "rows": {"dense": row, "mpo": {**row, "compile_s": 25.0}}})
     assert cells[1] == ["mpo", "1,000", "25.0", "1.25", "5.0", "0.90", "2"]
+
+
+def test_several_threads(bench, tmp_path):
+    script, torch = bench["threads"], pytest.importorskip("torch")
+    before, case = torch.get_num_threads(), bench["_workset"].CASES["fc2-chi4"]
+    try:
+        row = script.measured(case, 64, "train", [1, 2], bench["_measure"].Settings(slot_s=1e-3, cell_s=0.02))
+    finally:
+        torch.set_num_threads(before)
+    assert row["layer"]["ms"].keys() == row["dense"]["ms"].keys() == {"1", "2"}
+    assert row["layer"]["ratio"]["2"] > 0
+    assert script.levels()[0] == 1
+    row = {"case": "mpo", "batch": 256, "phase": "train", "order": "W first"}
+    row["layer"] = {"ms": {"1": 8.0, "2": 6.0}, "ratio": {"2": 0.75}}
+    row["dense"] = {"ms": {"1": 4.0, "2": 2.0}, "ratio": {"2": 0.5}}
+    _, _, cells = script.table([row], [1, 2])
+    assert cells == [["mpo/256/train", "W first", "8", "0.75", "0.50", "2.00", "3.00"]]
+    assert list(script.summary([row], [1, 2]))[-1] == "(layer / dense at 2) / (at 1): median 1.50, worst 1.50"
+    data = {"machine": {"cpu": "a processor", "cores": 2, "python": "3.11"}, "threads": [1, 2], "rows": [row]}
+    shown = script.page({**data, "versions": {"tn4nn": "0.1.0", "torch": "2.13.0"}})
+    assert "| mpo/256/train | W first | 8 | 0.75 | 0.50 | 2.00 | 3.00 |" in shown
+    pytest.importorskip("matplotlib")
+    script.draw(data, tmp_path / "threads.png")
+    assert (tmp_path / "threads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_few_rows(bench):
+    script, torch = bench["decoding"], pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    name, net = next(script.networks(256))
+    assert net.num_params <= 256 * 256 / script.SHARE
+    try:
+        row = script.cell(net, 2, 1, bench["_measure"].Settings(slot_s=1e-4, cell_s=0.01))
+    finally:
+        torch.set_num_threads(before)
+    assert min(row["us"].values()) > 0
+    us, over = {"dense": 100.0, "layer": 50.0, "merged": 200.0}, {"layer": 0.5, "merged": 2.0}
+    data = {"threads": [1], "rows": [{"topology": name, "width": 256, **row, "us": us, "over_dense": over}]}
+    assert script.cells(data)[0][-2:] == ["0.50", "2.00"]
+    assert list(script.summary(data)) == [
+        "layer, 1 thread: faster than dense in 1 of 1, median 0.50, worst 0.50",
+        "merged, 1 thread: faster than dense in 0 of 1, median 2.00, worst 2.00",
+    ]
 
 
 def test_a_layer_replaced(bench):

@@ -14,6 +14,7 @@ from tn4nn._base.errors import BackendError, TN4NNError
 from tn4nn._base.records import sealed
 from tn4nn._model.backend import Place, place_of
 from tn4nn._planning import calibrate as calibrating
+from tn4nn._planning import calibrate_threads
 from tn4nn._planning.calibrate import NATIVE_PARAMETERS, PROGRAM_PARAMETERS, Sample
 from tn4nn._planning.planner import candidates
 from tn4nn._planning.program import ProgramExecutor
@@ -21,6 +22,7 @@ from tn4nn._planning.request import PlanRequest
 from tn4nn._runtime import devices as _devices
 from tn4nn._runtime import native as _native
 from tn4nn._runtime import processor as _processor
+from tn4nn._runtime.recipe_cost import recipe_cost
 from tn4nn._runtime.target import Target
 
 TRUE = {
@@ -122,6 +124,38 @@ def test_calibrate_stores_what_it_found_for_this_processor(native, monkeypatch, 
     assert found["default"]["tile_s"] == tn.Machine().tile_s
     monkeypatch.setattr(_devices, "processor", lambda: "another")
     assert tn.calibrated() is None
+
+
+def samples_of_threads(true, threads=8):
+    """Plans of all networks that a calibration runs, measured on a machine whose parameters are known."""
+    target = Target(executors=("native",), threads=threads)
+    for network, batches in calibrating._networks():
+        for batch in batches:
+            p = candidates(PlanRequest(network, batch, "train", target=target, machine=tn.Machine()))[0]
+            cost = recipe_cost(p.recipe, batch, "train", true, threads)
+            yield dataclasses.replace(p, measured_s=cost.predicted_s)
+
+
+@pytest.mark.parametrize("true", [tn.Machine(team_s=12e-6, streams=2.0), tn.Machine(team_s=1.5e-6, streams=8.0)])
+def test_what_threads_cost_is_found(true):
+    samples = list(samples_of_threads(true))
+    found = calibrate_threads.fitted(tn.Machine(), samples, 8)
+    assert (found.team_s, found.streams) == pytest.approx((true.team_s, true.streams))
+    assert calibrate_threads.fitted(tn.Machine(), samples[:2], 8) == tn.Machine()  # too few to say
+
+
+def test_threads_that_are_as_predicted_change_nothing():
+    assert calibrate_threads.fitted(tn.Machine(), list(samples_of_threads(tn.Machine())), 8) == tn.Machine()
+
+
+def test_threads_are_measured_until_the_time_is_over(native, monkeypatch):
+    run = []
+    monkeypatch.setattr(calibrate_threads, "measured", lambda found: run.extend(found) or found)
+    asked = [(tn.mpo((8, 8), (8, 8)).with_rank(8), 256)] * 3
+    assert calibrate_threads.with_threads(tn.Machine(), asked, "float32", 2, 10.0) == tn.Machine()
+    assert [p.request.target.threads for p in run] == [2, 2, 2]
+    assert calibrate_threads.with_threads(tn.Machine(), asked, "float32", 2, -1.0) == tn.Machine()
+    assert len(run) == 3
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,12 @@ from .._model.backend import Place, place_of
 from .._runtime.cost import Machine
 from .._runtime.devices import SCHEMA, gpu, store, stored
 from .._runtime.native import runtime
-from .._runtime.processor import vector_bytes
+from .._runtime.processor import processors, vector_bytes
 from .._runtime.program_cost import seconds_of
 from .._runtime.recipe_cost import recipe_cost
 from .._runtime.target import CPU, Target
+from . import calibrate_threads
+from .calibrate_threads import with_threads
 from .measure import measured
 from .plan import Plan
 from .planner import candidates
@@ -50,6 +52,7 @@ _LARGEST = 1 << 30  # bytes: a program that holds more at once is no sample
 _ROUNDS, _ROUND_S = 5, 2e-3  # of a program: how often it is timed, and for how long at the least
 _SEARCH_S = 2.0  # for the orders of a network
 _LARGE_BATCH = 16384  # rows that keep a GPU busy with a small network
+_ALONE = 0.8  # of the time for one thread, where there are several
 _REFITS = 3  # of programs: what a step counts, with the parameters found
 _EACH = 4  # samples for each parameter, at the least
 _HELD_OUT = 3  # one sample in so many is held out of the fit, drawn with a fixed seed
@@ -125,10 +128,11 @@ def calibrate(
 ) -> Calibration:
     """Measures a device for the cost model, and stores the parameters in the cache folder.
 
-    Without a backend, the native runtime of this processor, in one thread: native plans read the parameters where no
-    `machine=` is passed. With one, the programs that this backend runs on the device, in the threads that it has: its
-    layers plan with the parameters from then on, on this device and in this dtype. A few plans of each of a dozen small
-    networks are run, on a GPU of some larger ones too. `calibrated` gives the parameters later on.
+    Without a backend, the native runtime of this processor, in one thread and then in all: native plans read the
+    parameters where no `machine=` is passed. With one, the programs that this backend runs on the device, in the
+    threads that it has: its layers plan with the parameters from then on, on this device and in this dtype. A few plans
+    of each of a dozen small networks are run, on a GPU of some larger ones too. `calibrated` gives the parameters later
+    on.
 
     Args:
         device: "cpu", or with a backend its own word for a device ("cuda", "gpu"); None for its default.
@@ -150,12 +154,14 @@ def calibrate(
     start = time.perf_counter()
     subject = _native(device, dtype) if backend is None else _programs(device, backend, dtype)
     samples: list[Sample] = []
+    several = backend is None and processors() > 1
+    alone = time_limit * (_ALONE if several else 1.0)
     for network, batch in subject.asked:
-        if time.perf_counter() - start > time_limit:
+        if time.perf_counter() - start > alone:
             break
         for sample in subject.samples(network, batch):
             samples.append(sample)
-            if time.perf_counter() - start > time_limit:
+            if time.perf_counter() - start > alone:
                 break
         if progress is not None:
             title = f"{network.topology.name}, batch {batch}"
@@ -163,10 +169,14 @@ def calibrate(
     if len(samples) < _EACH * len(subject.figures):
         raise TN4NNError(f"{time_limit} seconds were enough for {len(samples)} plans: allow more time")
     factors, before, after = judged(samples, subject.machine)
+    machine, figures = scaled(subject.machine, factors), subject.figures
+    if several:
+        left = max(0.0, time_limit - (time.perf_counter() - start))
+        machine = with_threads(machine, subject.asked, dtype, processors(), left)
+        figures = (*figures, *calibrate_threads.PARAMETERS)
     found = Calibration(
-        subject.what, scaled(subject.machine, factors), subject.machine, subject.figures, before, after, len(samples),
-        time.perf_counter() - start,
-    )  # fmt: skip
+        subject.what, machine, subject.machine, figures, before, after, len(samples), time.perf_counter() - start
+    )
     store(backend or "native", subject.name, dtype, found.to_dict())
     return found
 

@@ -54,7 +54,7 @@ def runs_of(found: Sequence[Plan]) -> list[Callable[[], object]] | None:
     if len(ready) < len(found) or not ready:
         return None if len(ready) < len(found) else []
     request = found[0].request
-    network, batch, train = request.network, request.batch, request.phase == "train"
+    network, batch, train, threads = request.network, request.batch, request.phase == "train", request.target.threads
     rng, kind = np.random.default_rng(0), np.float32 if request.itemsize == 4 else np.float64
     t, sizes = network.topology, network.sizes
     cores = [rng.standard_normal([sizes[leg] for leg in core.legs], dtype=kind) for core in t.cores]
@@ -67,9 +67,9 @@ def runs_of(found: Sequence[Plan]) -> list[Callable[[], object]] | None:
     views = [array.ctypes.data for array in (x, y, gy, gx)]
 
     def run(runtime: Native, memory: int) -> object:
-        runtime.forward(batch, at, memory, views[0], views[1])
+        runtime.forward(batch, at, memory, views[0], views[1], threads)
         if train:
-            runtime.backward(batch, at, memory, views[0], views[2], views[3], to, (True,) * (1 + len(to)))
+            runtime.backward(batch, at, memory, views[0], views[2], views[3], to, (True,) * (1 + len(to)), threads)
         return arrays  # alive as long as the function is
 
     # What is looked up here is not measured.

@@ -38,7 +38,7 @@ class NativeExecutor:
     """The C runtime of a CPU, in float32 and float64."""
 
     name = "native"
-    version = 22
+    version = 23
 
     def refuses(self, request: PlanRequest) -> str | None:
         """See `Executor`."""
@@ -54,7 +54,7 @@ class NativeExecutor:
 
     def key(self, request: PlanRequest) -> Sequence[object]:
         """See `Executor`."""
-        return dataclasses.astuple(_machine(request))
+        return (*dataclasses.astuple(_machine(request)), request.target.threads)
 
     def candidates(
         self,
@@ -65,7 +65,8 @@ class NativeExecutor:
     ) -> list[Plan]:
         """See `Executor`. Orders whose multiply-adds alone take longer than the best so far are not priced."""
         start, problem = time.monotonic(), request.problem
-        passes = (3 if request.phase == "train" else 1) / _machine(request).tile_macs_per_s
+        rate = request.target.threads * _machine(request).tile_macs_per_s
+        passes = (3 if request.phase == "train" else 1) / rate
         found: list[Plan] = []
         few = _few(problem)
         if few is not None:
@@ -128,7 +129,8 @@ class NativeExecutor:
     def cost(self, plan: Plan) -> Cost:
         """See `Executor`."""
         request = plan.request
-        cost = recipe_cost(plan.recipe, request.batch, request.phase, _machine(request))
+        threads = request.target.threads
+        cost = recipe_cost(plan.recipe, request.batch, request.phase, _machine(request), threads)
         if request.window > 1:
             machine = program_machine(request)  # the framework cuts the patches
             cost += unfolding_cost(request.problem, request.window, request.phase, request.itemsize, machine)
@@ -138,7 +140,7 @@ class NativeExecutor:
         """See `Executor`."""
         return plan.recipe
 
-    def smaller(self, plan: Plan) -> Iterable[Iterator[Plan]]:
+    def smaller(self, plan: Plan, reorder: bool = True) -> Iterable[Iterator[Plan]]:
         """See `Executor`: the layouts and tiles of this order that need least memory."""
         least = dataclasses.replace(plan.request, minimize="memory")
         found = self.arranged(least, plan.order, plan.path)

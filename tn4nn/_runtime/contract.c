@@ -45,9 +45,12 @@ typedef float REAL;
 /* Passed by whoever compiles this, since the cost model knows them too:
    KC       of k at a time, where b or a is copied;
    FAR_K    vectors along k, and FAR_N columns of c, at a time where they are far apart;
-   FETCHED  bytes of a batch tile beyond which nothing is fetched ahead: no cache would hold it. */
-#if !defined(SIZE) || !defined(KC) || !defined(FAR_K) || !defined(FAR_N) || !defined(FETCHED)
-#error "SIZE, KC, FAR_K, FAR_N and FETCHED are passed with -D: see definitions() in variants.py"
+   FETCHED  bytes of a batch tile beyond which nothing is fetched ahead: no cache would hold it;
+   SHARE    rows, and
+   LEAST    multiply-adds, below which a thread of its own does not pay. */
+#if !defined(SIZE) || !defined(KC) || !defined(FAR_K) || !defined(FAR_N) || !defined(FETCHED) || !defined(SHARE) || \
+    !defined(LEAST)
+#error "SIZE, KC, FAR_K, FAR_N, FETCHED, SHARE and LEAST are passed with -D: see definitions() in variants.py"
 #endif
 #define MC 96      /* of m at a time, where a is copied */
 #define NC 1536    /* of n at a time; a multiple of NV * W */
@@ -112,15 +115,17 @@ static inline void fetch(Ahead *f) {
 }
 
 typedef struct {
-  Int h, m, n, k;       /* sizes; of a group that counts rows, the size per row */
-  Int rows;             /* which group counts rows: 1 for m, 2 for k, 3 for n */
+  Int h, m, n, k;       /* sizes */
   Int flags;
-  Int at[6];            /* buffer and offset of a, b, c */
+  const REAL *a, *b;
+  REAL *c;
   const int *ah, *am, *ak, *bh, *bk, *bn, *ch, *cm, *cn;
+  int add;              /* to what c holds */
   Ahead *ahead;
 } Call;
 
-/* A call in an encoded plan (see below): its tables by their distance from the start of the plan, in ints. */
+/* A call in an encoded plan (see below): the size of a group that counts rows is that of one row (`rows`: 1 for m, 2 for
+ * k, 3 for n); buffer and offset of a, b and c; tables by their distance from the start of the plan, in ints. */
 typedef struct {
   Int h, m, n, k, rows, flags, at[6], tables[9];
 } EncodedCall;
@@ -540,19 +545,17 @@ static void across(const Call *t, const REAL *a, const REAL *b, REAL *c, Int m, 
   }
 }
 
-static void contract(const Call *t, Int rows, REAL **buffers, REAL *scratch, int add) {
-  const Int m = t->rows == 1 ? t->m * rows : t->m, k = t->rows == 2 ? t->k * rows : t->k;
-  const Int n = t->rows == 3 ? t->n * rows : t->n;
-  const REAL *a = buffers[t->at[0]] + t->at[1], *b = buffers[t->at[2]] + t->at[3];
-  REAL *c = buffers[t->at[4]] + t->at[5];
+static void contract(const Call *t, REAL *scratch) {
+  const Int m = t->m, k = t->k, n = t->n;
+  const int add = t->add;
   if (t->flags & ACROSS) {
     for (Int h = 0; h < t->h; h += W)
-      across(t, a + h, b + h, c + h, m, k, n, 0, t->h - h < W ? t->h - h : W, scratch, add);
+      across(t, t->a + h, t->b + h, t->c + h, m, k, n, 0, t->h - h < W ? t->h - h : W, scratch, add);
     return;
   }
   for (Int h = 0; h < t->h; h++) {
-    const REAL *ah = a + t->ah[h], *bh = b + t->bh[h];
-    REAL *ch = c + t->ch[h];
+    const REAL *ah = t->a + t->ah[h], *bh = t->b + t->bh[h];
+    REAL *ch = t->c + t->ch[h];
     if (t->flags & DOTS) across(t, ah, bh, ch, m, k, n, 1, W, scratch, add);
     else
       for (Int n0 = 0; n0 < n; n0 += NC)
@@ -583,112 +586,28 @@ static inline const Int *steps_of(const Head *p) { return (const Int *)(p + 1); 
 static inline const Int *sums_of(const Head *p) { return steps_of(p) + p->buffers; }
 static inline const EncodedCall *calls_of(const Head *p) { return (const EncodedCall *)(sums_of(p) + p->buffers); }
 
-static void run_call(const Head *p, const EncodedCall *f, Int rows, REAL **buffers, REAL *scratch, int add,
-                     Ahead *ahead) {
-  const int *all = (const int *)p;
-  const Int *at = f->tables;
-  Call t = {f->h, f->m, f->n, f->k, f->rows, f->flags, {0}, all + at[0], all + at[1], all + at[2], all + at[3],
-            all + at[4], all + at[5], all + at[6], all + at[7], all + at[8], ahead};
-  memcpy(t.at, f->at, sizeof t.at);
-  contract(&t, rows, buffers, scratch, add);
-}
-
-static void run_once(const Head *p, int section, REAL **buffers, REAL *scratch) {
-  Ahead nothing = {0};
-  for (Int i = p->first[section]; i < p->first[section + 1]; i++)
-    run_call(p, calls_of(p) + i, 1, buffers, scratch, 0, &nothing);
-}
-
-/* What is to be prefetched of the rows that come next, with as many tiles as the last batch tile had. */
-static Ahead ahead_of(const Head *p, REAL **buffers, Int row, Int rows, Int tiles) {
-  const Int all[] = {p->cores, p->cores + 1, p->cores + 4, p->cores + 5};
-  Ahead found = {0};
-  Int bytes = 0;
-  for (int i = 0; i < 4; i++) {
-    const Int step = steps_of(p)[all[i]] * (Int)sizeof(REAL);
-    const char *from = (const char *)buffers[all[i]];
-    if (from) found.lines[i] = (Lines){from + row * step, from + (row + rows) * step}, bytes += rows * step;
-  }
-  if (tiles && bytes <= FETCHED) found.each = bytes / LINE / tiles + 1;
-  return found;
-}
-
-/* rows of y += bias, while they are in a cache. */
-static void add_bias(const Head *p, Int rows, REAL *restrict y, const REAL *restrict bias) {
-  const Int step = steps_of(p)[p->cores + 1];
-  for (Int row = 0; row < rows; row++, y += step)
-    for (Int j = 0; j < step; j++) y[j] += bias[j];
-}
-
-static void run_tiles(const Head *p, int section, Int rows, REAL **buffers, const REAL *bias, REAL *scratch) {
-  REAL *here[p->buffers];
-  Int tiles = 0;
-  for (Int row = 0; row < rows; row += p->block) {
-    const Int left = rows - row, now = left < p->block ? left : p->block;
-    const Int next = left - now < p->block ? left - now : p->block;
-    Ahead ahead = ahead_of(p, buffers, row + now, next, tiles);
-    for (Int i = 0; i < p->buffers; i++) here[i] = buffers[i] + row * steps_of(p)[i];
-    for (Int i = p->first[section]; i < p->first[section + 1]; i++) {
-      const EncodedCall *f = calls_of(p) + i;
-      run_call(p, f, now, here, scratch, row && f->flags & ADDS, &ahead);
-    }
-    if (bias) add_bias(p, now, here[p->cores + 1], bias);
-    tiles = ahead.tiles;
-  }
-}
-
-/* -- a workspace for each thread, which the next call overwrites: fresh memory costs more than a small batch does -- */
-
-typedef struct { Int size; char *at; } Workspace;
-static pthread_key_t workspaces;
-
-static void free_workspace(void *workspace) {
-  free_aligned(((Workspace *)workspace)->at);
-  free(workspace);
-}
-
-__attribute__((constructor)) static void open_workspaces(void) { pthread_key_create(&workspaces, free_workspace); }
-__attribute__((destructor)) static void close_workspaces(void) { pthread_key_delete(workspaces); }
-
-static inline Int padded(Int numbers) { return (numbers * (Int)sizeof(REAL) + LINE - 1) / LINE * LINE / (Int)sizeof(REAL); }
-
-/* Packed copies come first, then states, their gradients, what the prologue makes, and its gradients. 0: no memory. */
-static REAL *workspace(const Head *p) {
-  const Int numbers = MC * KC + KC * NC + padded(p->states) + padded(p->state_grads) + padded(p->prologue) +
-                       padded(p->prologue_grads);
-  const Int size = numbers * (Int)sizeof(REAL);
-  Workspace *found = pthread_getspecific(workspaces);
-  if (!found) {
-    found = calloc(1, sizeof(Workspace));
-    if (!found || pthread_setspecific(workspaces, found)) {
-      free(found);
-      return 0;
-    }
-  }
-  if (found->size < size) {
-    free_aligned(found->at);
-    found->at = aligned_alloc(LINE, size);
-    found->size = found->at ? size : 0;
-  }
-  return (REAL *)found->at;
-}
-
-static inline REAL *states_in(REAL *workspace) { return workspace + MC * KC + KC * NC; }
-static inline REAL *state_grads_in(const Head *p, REAL *workspace) { return states_in(workspace) + padded(p->states); }
-static inline REAL *prologue_in(const Head *p, REAL *workspace) {
-  return state_grads_in(p, workspace) + padded(p->state_grads);
-}
-static inline REAL *prologue_grads_in(const Head *p, REAL *workspace) {
-  return prologue_in(p, workspace) + padded(p->prologue);
-}
-
 /* -- threads ---------------------------------------------------------------------------------------------------- */
 
-/* One pool for all callers. Nothing in it can raise, be interrupted or need an interpreter: a thread that cannot be
+/* A host that has OpenMP threads of its own lends them: those of another pool would get no core while they spin, which
+ * they do for milliseconds after every parallel operation of the host. It names the function that starts them, libgomp's
+ * GOMP_parallel, and asks for them by a negative number of threads. All others share one pool.
+ *
+ * Nothing in the pool can raise, be interrupted or need an interpreter: a thread that cannot be
  * started leaves its parts to the others, and the caller works too, so that every call ends. Threads are started when a
  * call first asks for them and stay; a process that was forked starts its own. */
 
 typedef void Job(void *data, Int part);
+typedef void Parallel(void (*run)(void *), void *data, unsigned threads, unsigned flags);
+
+static Parallel *host; /* gone in a child, which has none of the host's threads */
+
+void lend(Parallel *parallel) { host = parallel; }
+
+typedef struct { Int most; Parallel *parallel; } Threads;
+
+static Threads threads_for(Int wanted) {
+  return wanted < 0 ? (Threads){-wanted, host} : (Threads){wanted, 0};
+}
 
 /* The parts of one call. It lies on the caller's stack: the caller leaves only when all parts are done. */
 typedef struct Team {
@@ -758,9 +677,19 @@ static void start_workers(Int wanted) {
 #endif
 }
 
+/* What each of the host's threads does, however many come. */
+static void take_parts(void *team) {
+  Team *t = team;
+  for (Int part; (part = __atomic_fetch_add(&t->next, 1, __ATOMIC_RELAXED)) < t->parts;) t->job(t->data, part);
+}
+
 /* Runs job(data, 0) .. job(data, parts - 1) in any order, side by side where it can; returns when all have ended. */
-static void in_parallel(Int parts, Job *job, void *data) {
+static void in_parallel(Int parts, Job *job, void *data, Threads threads) {
   Team t = {job, data, parts, 0, 0, 0};
+  if (threads.parallel) { /* always as many: OpenMP ends those that a smaller team leaves over, and starts them anew */
+    threads.parallel(take_parts, &t, threads.most, 0);
+    return;
+  }
   pthread_mutex_lock(&lock);
   if (workers < parts - 1) start_workers(parts - 1);
   Team **at = &first_team;
@@ -783,91 +712,305 @@ static void forget_workers(void) {
   work = ends = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
   first_team = 0;
   workers = 0;
+  host = 0;
 }
 
 #ifndef _WIN32 /* which does not fork */
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(0, 0, forget_workers); }
 #endif
 
-/* -- calls ------------------------------------------------------------------------------------------------------ */
+/* -- a workspace for each thread, which the next call overwrites: fresh memory costs more than a small batch does -- */
 
-/* Rows, and multiply-adds (some 10 us), below which a thread of its own does not pay; other numbers are for tests. */
-#ifndef SHARE
-#define SHARE 32
-#define LEAST 250000L
-#endif
+typedef struct { Int size; char *at; } Workspace;
+static pthread_key_t workspaces;
+
+static void free_workspace(void *workspace) {
+  free_aligned(((Workspace *)workspace)->at);
+  free(workspace);
+}
+
+__attribute__((constructor)) static void open_workspaces(void) { pthread_key_create(&workspaces, free_workspace); }
+__attribute__((destructor)) static void close_workspaces(void) { pthread_key_delete(workspaces); }
+
+static inline Int padded(Int numbers) { return (numbers * (Int)sizeof(REAL) + LINE - 1) / LINE * LINE / (Int)sizeof(REAL); }
+
+/* Packed copies come first, then states, their gradients, what the prologue makes, its gradients, and as many numbers as
+ * are wanted beside. 0: no memory. */
+static REAL *workspace(const Head *p, Int beside) {
+  const Int numbers = MC * KC + KC * NC + padded(p->states) + padded(p->state_grads) + padded(p->prologue) +
+                       padded(p->prologue_grads) + beside;
+  const Int size = numbers * (Int)sizeof(REAL);
+  Workspace *found = pthread_getspecific(workspaces);
+  if (!found) {
+    found = calloc(1, sizeof(Workspace));
+    if (!found || pthread_setspecific(workspaces, found)) {
+      free(found);
+      return 0;
+    }
+  }
+  if (found->size < size) {
+    free_aligned(found->at);
+    found->at = aligned_alloc(LINE, size);
+    found->size = found->at ? size : 0;
+  }
+  return (REAL *)found->at;
+}
+
+static inline REAL *states_in(REAL *workspace) { return workspace + MC * KC + KC * NC; }
+static inline REAL *state_grads_in(const Head *p, REAL *workspace) { return states_in(workspace) + padded(p->states); }
+static inline REAL *prologue_in(const Head *p, REAL *workspace) {
+  return state_grads_in(p, workspace) + padded(p->state_grads);
+}
+static inline REAL *prologue_grads_in(const Head *p, REAL *workspace) {
+  return prologue_in(p, workspace) + padded(p->prologue);
+}
+static inline REAL *beside_in(const Head *p, REAL *workspace) {
+  return prologue_grads_in(p, workspace) + padded(p->prologue_grads);
+}
+
+/* -- one call, on several threads ------------------------------------------------------------------------------ */
+
+#define MEETING 150000L /* multiply-adds in the time that handing parts out and waiting for them takes */
+#define SUMMED 40L      /* the same for a number that a thread adds up beside the others */
+#define MOST_SUMS (1L << 16) /* numbers of c for which k is shared out */
 
 enum { DONE, NO_MEMORY };
+typedef enum { H, M, N, K } Group;
+
+static inline Int lesser(Int a, Int b) { return a < b ? a : b; }
+static inline Int shares(Int size, Int each) { return (size + each - 1) / each; }
+
+static Call call_of(const Head *p, const EncodedCall *f, Int rows, REAL **buffers, int add, Ahead *ahead) {
+  const int *all = (const int *)p;
+  const Int *at = f->tables, *in = f->at;
+  return (Call){
+    f->h, f->rows == 1 ? f->m * rows : f->m, f->rows == 3 ? f->n * rows : f->n, f->rows == 2 ? f->k * rows : f->k, f->flags,
+    buffers[in[0]] + in[1], buffers[in[2]] + in[3], buffers[in[4]] + in[5], all + at[0], all + at[1], all + at[2],
+    all + at[3], all + at[4], all + at[5], all + at[6], all + at[7], all + at[8], add, ahead};
+}
+
+static inline Int macs_of(const Call *t) { return t->h * t->m * t->n * t->k; }
+
+/* How a call is shared out: along which group, and how many of its values a part takes, a multiple of what the kernel
+ * takes at a time. c is shared out where it can be; else k, and the parts are added up in their order. */
+typedef struct { Group group; Int size, each, parts; } Cut;
+
+static Cut cut_of(const Call *t, Int threads) {
+  const int across = t->flags & (ACROSS | DOTS);
+  const Int sizes[] = {t->h, t->m, t->n, t->k};
+  const Int units[] = {t->flags & ACROSS ? W : 1, MR, across ? SIDE : NV * W, 4 * W};
+  const Int wanted = lesser(threads, macs_of(t) / LEAST);
+  Cut best = {H, t->h, t->h, 1};
+  if (wanted < 2) return best;
+  double most = 0;
+  for (Group g = H; g <= K; g++) {
+    const Int each = shares(shares(sizes[g], units[g]), wanted) * units[g];
+    const Int parts = shares(sizes[g], each);
+    /* The group whose largest part is least; of several the longer one, since what is packed of the others is packed by
+     * every part. */
+    double worth = (double)sizes[g] / each + 1e-9 * sizes[g];
+    if (g == K) worth = t->h * t->m * t->n > MOST_SUMS ? 0 : .8 * worth;
+    if (parts > 1 && worth > most) most = worth, best = (Cut){g, sizes[g], each, parts};
+  }
+  return best;
+}
+
+static Call part_of(Call t, const Cut *cut, Int part) {
+  const Int low = part * cut->each, size = lesser(cut->each, cut->size - low);
+  switch (cut->group) {
+    case H:
+      if (t.flags & ACROSS) t.a += low, t.b += low, t.c += low;
+      else t.ah += low, t.bh += low, t.ch += low;
+      t.h = size;
+      break;
+    case M: t.am += low, t.cm += low, t.m = size; break;
+    case N: t.bn += low, t.cn += low, t.n = size; break;
+    default: t.ak += low, t.bk += low, t.k = size;
+  }
+  return t;
+}
 
 typedef struct {
   const Head *p;
-  int section;
-  Int rows, parts;
-  const REAL *bias;
-  REAL **buffers, *sums; /* sums: memory for all parts but the first, where more than one add up */
-  Int length;           /* of the sums of one part */
-  int failed;            /* whether a part found no memory */
-} Share;
+  Call call;
+  Cut cut;
+  REAL *sums;
+  int failed;
+} Slices;
 
-static void share(void *data, Int part) {
-  Share *s = data;
-  const Head *p = s->p;
-  REAL *buffers[p->buffers], *mine = workspace(p), *sums = s->sums + (part - 1) * s->length;
-  const Int unit = p->saved_per_row ? p->block : 1; /* saved states lie tile by tile */
-  const Int each = (s->rows + s->parts * unit - 1) / (s->parts * unit) * unit, low = part * each;
-  const Int high = low + each < s->rows ? low + each : s->rows;
-  if (low >= high) return;
+static void slice(void *data, Int part) {
+  Slices *s = data;
+  Ahead nothing = {0};
+  Call t = part_of(s->call, &s->cut, part);
+  REAL *mine = workspace(s->p, 0);
   if (!mine) {
     __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  for (Int i = 0; i < p->buffers; i++) buffers[i] = s->buffers[i] ? s->buffers[i] + low * steps_of(p)[i] : 0;
-  buffers[p->cores + 3] = p->saved_per_row
-                              ? s->buffers[p->cores + 2] + padded(p->prologue) + low * p->saved_per_row
-                              : states_in(mine);
-  buffers[p->cores + 7] = state_grads_in(p, mine);
-  for (Int i = 0; part && s->sums && i < p->buffers; i++)
-    if (sums_of(p)[i] && buffers[i]) buffers[i] = sums, sums += padded(sums_of(p)[i]);
-  run_tiles(p, s->section, high - low, buffers, s->bias, mine);
+  if (part) t.ahead = &nothing;
+  if (part && s->sums) t.c = s->sums + (part - 1) * t.h * t.m * t.n, t.add = 0;
+  contract(&t, mine);
 }
 
-/* How many parts pay for these rows. */
-static Int parts_of(const Head *p, int section, Int rows, Int threads) {
-  Int each = 0; /* multiply-adds of a row */
+/* to[i] += from[i] + from[i + step] + ..., always in this order. */
+typedef struct { REAL *to; const REAL *from; Int length, step, others, parts; } Sum;
+
+static void add_part(void *data, Int part) {
+  const Sum *s = data;
+  const Int each = shares(shares(s->length, LINE), s->parts) * LINE, low = part * each;
+  const Int high = lesser(low + each, s->length);
+  for (Int other = 0; other < s->others; other++) {
+    const REAL *restrict from = s->from + other * s->step;
+    REAL *restrict to = s->to;
+    for (Int i = low; i < high; i++) to[i] += from[i];
+  }
+}
+
+static void add_up(Sum s, Threads threads) {
+  s.parts = lesser(threads.most, s.length * s.others * SUMMED / LEAST);
+  if (s.parts > 1) in_parallel(s.parts, add_part, &s, threads);
+  else s.parts = 1, add_part(&s, 0);
+}
+
+static int run_call(const Head *p, const Call *t, REAL *scratch, Threads threads) {
+  if (threads.most > 1) {
+    Slices s = {p, *t, cut_of(t, threads.most), 0, 0};
+    if (s.cut.parts > 1) {
+      const Int length = t->h * t->m * t->n;
+      if (s.cut.group == K && !(s.sums = malloc((s.cut.parts - 1) * length * sizeof(REAL)))) return NO_MEMORY;
+      in_parallel(s.cut.parts, slice, &s, threads);
+      if (s.sums) add_up((Sum){t->c, s.sums, length, length, s.cut.parts - 1}, threads);
+      free(s.sums);
+      return s.failed ? NO_MEMORY : DONE;
+    }
+  }
+  contract(t, scratch);
+  return DONE;
+}
+
+/* -- the calls of a section ------------------------------------------------------------------------------------- */
+
+static int run_once(const Head *p, int section, REAL **buffers, REAL *scratch, Threads threads) {
+  Ahead nothing = {0};
+  for (Int i = p->first[section]; i < p->first[section + 1]; i++) {
+    const Call t = call_of(p, calls_of(p) + i, 1, buffers, 0, &nothing);
+    if (run_call(p, &t, scratch, threads)) return NO_MEMORY;
+  }
+  return DONE;
+}
+
+/* What is to be prefetched of the rows that come next, with as many tiles as the last batch tile had. */
+static Ahead ahead_of(const Head *p, REAL **buffers, Int row, Int rows, Int tiles) {
+  const Int all[] = {p->cores, p->cores + 1, p->cores + 4, p->cores + 5};
+  Ahead found = {0};
+  Int bytes = 0;
+  for (int i = 0; i < 4; i++) {
+    const Int step = steps_of(p)[all[i]] * (Int)sizeof(REAL);
+    const char *from = (const char *)buffers[all[i]];
+    if (from) found.lines[i] = (Lines){from + row * step, from + (row + rows) * step}, bytes += rows * step;
+  }
+  if (tiles && bytes <= FETCHED) found.each = bytes / LINE / tiles + 1;
+  return found;
+}
+
+/* rows of y += bias, while they are in a cache. */
+static void add_bias(const Head *p, Int rows, REAL *restrict y, const REAL *restrict bias) {
+  const Int step = steps_of(p)[p->cores + 1];
+  for (Int row = 0; row < rows; row++, y += step)
+    for (Int j = 0; j < step; j++) y[j] += bias[j];
+}
+
+static int run_tiles(const Head *p, int section, Int rows, REAL **buffers, const REAL *bias, REAL *scratch,
+                     Threads threads) {
+  REAL *here[p->buffers];
+  Int tiles = 0;
+  for (Int row = 0; row < rows; row += p->block) {
+    const Int left = rows - row, now = left < p->block ? left : p->block;
+    const Int next = left - now < p->block ? left - now : p->block;
+    Ahead ahead = ahead_of(p, buffers, row + now, next, tiles);
+    for (Int i = 0; i < p->buffers; i++) here[i] = buffers[i] + row * steps_of(p)[i];
+    for (Int i = p->first[section]; i < p->first[section + 1]; i++) {
+      const EncodedCall *f = calls_of(p) + i;
+      const Call t = call_of(p, f, now, here, row && f->flags & ADDS, &ahead);
+      if (run_call(p, &t, scratch, threads)) return NO_MEMORY;
+    }
+    if (bias) add_bias(p, now, here[p->cores + 1], bias);
+    tiles = ahead.tiles;
+  }
+  return DONE;
+}
+
+/* -- calls ------------------------------------------------------------------------------------------------------ */
+
+/* How the rows of a section are shared out. `parts` threads each take batch tiles of their own, and add up the gradients
+ * that rows add to; with one part, all threads share every call of every tile. */
+typedef struct { Int parts, each, length; } Rows; /* of a part: its rows, and the numbers that it adds to */
+
+static Rows rows_of(const Head *p, int section, Int rows, REAL *const *given, Int threads) {
+  Rows r = {1, rows, 0};
+  if (threads < 2) return r;
+  Int whole = 0, shared = 0; /* multiply-adds of all rows; in their time, what sharing every call takes */
+  const Int tiles = shares(rows, p->block), tile = lesser(rows, p->block);
   for (Int i = p->first[section]; i < p->first[section + 1]; i++) {
     const EncodedCall *f = calls_of(p) + i;
-    each += f->h * f->m * f->n * f->k;
+    const Int row = f->h * f->m * f->n * f->k, most = lesser(threads, row * tile / LEAST);
+    whole += row * rows;
+    shared += most > 1 ? row * rows / most + tiles * MEETING : row * rows;
   }
-  Int most = rows / SHARE < threads ? rows / SHARE : threads;
-  if (most > 1 && each * rows / LEAST < most) most = each * rows / LEAST;
-  return most < 1 ? 1 : most;
+  const Int unit = p->saved_per_row ? p->block : 1; /* saved states lie tile by tile */
+  const Int most = lesser(lesser(threads, rows / SHARE), whole / LEAST);
+  if (most < 2) return r;
+  r.each = shares(shares(rows, unit), most) * unit;
+  r.parts = shares(rows, r.each);
+  for (Int i = 0; section == BACKWARD && i < p->buffers; i++)
+    if (given[i] || i == p->cores + 6) r.length += padded(sums_of(p)[i]);
+  const Int alone = whole * r.each / rows + MEETING + (r.parts - 1) * r.length * SUMMED / threads;
+  return alone <= shared ? r : (Rows){1, rows, 0};
 }
 
-static int spread(const Head *p, int section, Int rows, REAL **buffers, const REAL *bias, Int threads) {
-  Share s = {p, section, rows, parts_of(p, section, rows, threads), bias, buffers, 0, 0, 0};
-  if (s.parts == 1) {
-    share(&s, 0);
-    return s.failed ? NO_MEMORY : DONE;
-  }
-  if (section == BACKWARD) {
-    for (Int i = 0; i < p->buffers; i++)
-      if (buffers[i]) s.length += padded(sums_of(p)[i]);
-    s.sums = calloc((s.parts - 1) * s.length + 1, sizeof(REAL));
-    if (!s.sums) return NO_MEMORY;
-  }
-  in_parallel(s.parts, share, &s);
-  if (!s.sums || s.failed) {
-    free(s.sums);
-    return s.failed ? NO_MEMORY : DONE;
-  }
-  const REAL *from = s.sums;
-  for (Int part = 1; part < s.parts; part++)
-    for (Int i = 0; i < p->buffers; i++)
-      if (sums_of(p)[i] && buffers[i]) {
-        for (Int j = 0; j < sums_of(p)[i]; j++) buffers[i][j] += from[j];
-        from += padded(sums_of(p)[i]);
-      }
-  free(s.sums);
+typedef struct {
+  const Head *p;
+  int section;
+  Int rows;
+  Rows cut;
+  const REAL *bias;
+  REAL *const *given, *sums; /* sums: memory for all parts but the first, where more than one add up */
+  int failed;            /* whether a part found no memory */
+} Share;
+
+static int run_rows(const Share *s, Int part, REAL *mine, Threads threads) {
+  const Head *p = s->p;
+  REAL *buffers[p->buffers], *sums = s->sums + (part - 1) * s->cut.length;
+  const Int low = part * s->cut.each, rows = lesser(s->cut.each, s->rows - low);
+  for (Int i = 0; i < p->buffers; i++) buffers[i] = s->given[i] ? s->given[i] + low * steps_of(p)[i] : 0;
+  buffers[p->cores + 3] = p->saved_per_row
+                              ? s->given[p->cores + 2] + padded(p->prologue) + low * p->saved_per_row
+                              : states_in(mine);
+  buffers[p->cores + 7] = state_grads_in(p, mine);
+  for (Int i = 0; part && i < p->buffers && s->cut.length; i++)
+    if (sums_of(p)[i] && buffers[i]) buffers[i] = sums, sums += padded(sums_of(p)[i]);
+  return run_tiles(p, s->section, rows, buffers, s->bias, mine, threads);
+}
+
+static void share(void *data, Int part) {
+  Share *s = data;
+  REAL *mine = workspace(s->p, 0);
+  if (!mine || run_rows(s, part, mine, (Threads){1, 0})) __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
+}
+
+/* `mine` is the caller's workspace, with room for the sums of the other parts. */
+static int spread(const Head *p, int section, Int rows, Rows cut, REAL *const *given, const REAL *bias, REAL *mine,
+                  Threads threads) {
+  Share s = {p, section, rows, cut, bias, given, beside_in(p, mine), 0};
+  if (cut.parts == 1) return run_rows(&s, 0, mine, threads);
+  in_parallel(cut.parts, share, &s, threads);
+  if (s.failed) return NO_MEMORY;
+  Int at = 0;
+  for (Int i = 0; i < p->buffers && cut.length; i++)
+    if (sums_of(p)[i] && given[i]) {
+      add_up((Sum){given[i], s.sums + at, sums_of(p)[i], cut.length, cut.parts - 1}, threads);
+      at += padded(sums_of(p)[i]);
+    }
   return DONE;
 }
 
@@ -882,37 +1025,41 @@ static void large_pages(const Head *p, Int buffer, Int rows, REAL *at) {
 #endif
 }
 
-/* y = x W^T + bias. `given` holds cores, x, y; memory for what the prologue makes, and for the states where the plan saves
- * those, both for the backward pass, or 0 where none follows; and the bias, a row as y's, or 0. Returns DONE, or NO_MEMORY:
- * then y holds anything. */
-int forward(const Int *encoded, Int rows, REAL *const *given, Int threads) {
+/* y = x W^T + bias, by at most as many threads as are wanted; a negative number stands for the host's. `given` holds
+ * cores, x, y; memory for what the prologue makes, and for the states where the plan saves those, both for the backward
+ * pass, or 0 where none follows; and the bias, a row as y's, or 0. Returns DONE, or NO_MEMORY: then y holds anything. */
+int forward(const Int *encoded, Int rows, REAL *const *given, Int wanted) {
   const Head *p = (const Head *)encoded;
-  REAL *buffers[p->buffers], *mine = workspace(p);
+  const Threads threads = threads_for(wanted);
+  REAL *buffers[p->buffers], *mine = workspace(p, 0);
   if (!mine) return NO_MEMORY;
   memset(buffers, 0, sizeof buffers);
   memcpy(buffers, given, (p->cores + 3) * sizeof *buffers);
   if (!buffers[p->cores + 2]) buffers[p->cores + 2] = prologue_in(p, mine);
   large_pages(p, p->cores + 1, rows, buffers[p->cores + 1]);
-  run_once(p, BEFORE, buffers, mine);
-  return spread(p, FORWARD, rows, buffers, given[p->cores + 3], threads);
+  if (run_once(p, BEFORE, buffers, mine, threads)) return NO_MEMORY;
+  const Rows cut = rows_of(p, FORWARD, rows, buffers, threads.most);
+  return spread(p, FORWARD, rows, cut, buffers, given[p->cores + 3], mine, threads);
 }
 
 /* Gradients: dx and those of the cores, where they are given and the plan has calls for them. What the prologue makes is
  * recomputed where it was not saved. Returns as `forward`. */
-int backward(const Int *encoded, Int rows, REAL *const *given, Int threads) {
+int backward(const Int *encoded, Int rows, REAL *const *given, Int wanted) {
   const Head *p = (const Head *)encoded;
-  REAL *buffers[p->buffers], *mine = workspace(p);
-  if (!mine) return NO_MEMORY;
+  const Threads threads = threads_for(wanted);
+  REAL *buffers[p->buffers];
   memcpy(buffers, given, sizeof buffers);
+  const Rows cut = rows_of(p, BACKWARD, rows, buffers, threads.most);
+  REAL *mine = workspace(p, (cut.parts - 1) * cut.length);
+  if (!mine) return NO_MEMORY;
   buffers[p->cores + 6] = prologue_grads_in(p, mine);
   if (!buffers[p->cores + 2]) {
     buffers[p->cores + 2] = prologue_in(p, mine);
-    run_once(p, BEFORE, buffers, mine);
+    if (run_once(p, BEFORE, buffers, mine, threads)) return NO_MEMORY;
   }
   large_pages(p, p->cores + 5, rows, buffers[p->cores + 5]);
-  if (spread(p, BACKWARD, rows, buffers, 0, threads)) return NO_MEMORY;
-  run_once(p, AFTER, buffers, mine);
-  return DONE;
+  if (spread(p, BACKWARD, rows, cut, buffers, 0, mine, threads)) return NO_MEMORY;
+  return run_once(p, AFTER, buffers, mine, threads);
 }
 
 Int vector_width(void) { return W; }

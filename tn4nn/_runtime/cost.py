@@ -49,7 +49,9 @@ class NativeMachine:
         task_s: seconds for starting a kernel call.
         call_s: seconds for a call of the runtime.
         cache_bytes: of what a batch tile works on from which memory is felt.
-        memory_bytes_per_s: of memory, as streams of rows feel it.
+        memory_bytes_per_s: of memory, as one thread's streams of rows feel it.
+        team_s: seconds for sharing out a call or rows among threads, and for waiting until all are done.
+        streams: threads that have such a bandwidth each; more of them share it.
     """
 
     vector_bytes: int = 64
@@ -64,6 +66,8 @@ class NativeMachine:
     call_s: float = 3.1e-6
     cache_bytes: int = 1_000_000
     memory_bytes_per_s: float = 44e9
+    team_s: float = 3e-6
+    streams: float = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Machine(NativeMachine, ProgramMachine):
 
     Its attributes are those of `ProgramMachine` and `NativeMachine`: rates per second (`macs_per_s`, `bytes_per_s`,
     `kernel_macs_per_s`, `tile_macs_per_s`, `memory_bytes_per_s`), seconds (`op_s`, `matrix_s`, `pass_s`, `step_s`,
-    `tile_s`, `vector_s`, `far_s`, `task_s`, `call_s`), bytes (`vector_bytes`, `cache_bytes`) and ratios (`strided`,
-    `edge`, `columns`, `scatter`, `across`). `tn.calibrate` measures them.
+    `tile_s`, `vector_s`, `far_s`, `task_s`, `call_s`, `team_s`), bytes (`vector_bytes`, `cache_bytes`) and ratios
+    (`strided`, `edge`, `columns`, `scatter`, `across`, `streams`). `tn.calibrate` measures them.
     """
 
 

@@ -50,7 +50,29 @@ def runtime(itemsize: int) -> ctypes.CDLL | None:
 @functools.cache
 def kernel(itemsize: int) -> Kernel:
     """The kernel that this process uses for numbers of this size, 4 or 8 bytes, and where it lies."""
-    return kernels.find(itemsize, functools.partial(agrees, itemsize))
+    found = kernels.find(itemsize, functools.partial(agrees, itemsize))
+    if found.library is not None:
+        _Lent.to.append(found.library)
+        found.library.lend(_Lent.threads)
+    return found
+
+
+class _Lent:
+    """The threads of a host, and the libraries that know them."""
+
+    threads = 0
+    to: list[ctypes.CDLL] = []  # noqa: RUF012  (one for the process)
+
+
+def lend(threads: int) -> None:
+    """Lends the runtime the threads of a host; calls that ask for a negative number of threads use them.
+
+    Args:
+        threads: address of the host's GOMP_parallel.
+    """
+    _Lent.threads = threads
+    for library in _Lent.to:
+        library.lend(threads)
 
 
 def build_kernel(itemsize: int) -> Kernel:
@@ -209,7 +231,7 @@ class Native:
             block=recipe.block,
             cores=len(buffers.core_grads),
             steps=[rows.get(buffer, 0) for buffer in range(buffers.count)],
-            sums=self._sums(),
+            sums=recipe.sums,
             lengths=[
                 *(recipe.lengths[buffer] for buffer in memories),
                 recipe.saved_per_row if any(wanted) else 0,
@@ -217,20 +239,12 @@ class Native:
             ],
         )
 
-    def _sums(self) -> list[int]:
-        """Numbers in each buffer that rows add to."""
-        recipe = self.recipe
-        written = {view.buffer for step in recipe.steps for view in step.read_grads if not view.row}
-        found = [0] * recipe.buffers.count
-        for buffer in written:
-            found[buffer] = recipe.lengths.get(buffer) or self.numbers[buffer - recipe.buffers.core_grads[0]]
-        return found
-
     def forward(
         self, rows: int, cores: Sequence[int], saved: int, x: int, y: int, threads: int = 1, bias: int = 0
     ) -> None:
         """y = x W^T + bias, all by address; fills `saved` with `saved(rows)` numbers for the backward pass; 0:
-        none follows, or nothing is saved. The bias has as many numbers as a row of y; 0: there is none."""
+        none follows, or nothing is saved. The bias has as many numbers as a row of y; 0: there is none. A negative
+        number of threads stands for those of a host; see `lend`."""
         given = array.array("q", (*cores, x, y, saved, bias))
         _ended(self.library.forward(self._addresses[saved != 0], rows, given.buffer_info()[0], threads))
 
@@ -287,6 +301,7 @@ def agrees(itemsize: int, found: ctypes.CDLL) -> bool:
     whole, address = ctypes.c_int64, ctypes.c_void_p
     for function in (found.forward, found.backward):
         function.argtypes, function.restype = (address, whole, address, whole), ctypes.c_int
+    found.lend.argtypes, found.lend.restype = (address,), None
     found.vector_width.restype = whole
     if vector_bytes() % (found.vector_width() * itemsize):  # encoded plans are for vectors of that many bytes
         return False

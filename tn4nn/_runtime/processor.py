@@ -41,3 +41,14 @@ def _windows_features() -> frozenset[str]:
 def vector_bytes() -> int:
     """Bytes of the vectors that the C is written for: 64 where the processor has AVX-512, else 32."""
     return 64 if "avx512f" in features() else 32
+
+
+def processors() -> int:
+    """How many of them this process may use.
+
+    Example:
+        >>> processors() >= 1
+        True
+    """
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1

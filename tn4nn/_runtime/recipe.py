@@ -87,6 +87,17 @@ class Recipe:
         result = self.lengths[self.buffers.prologue]
         return result if self.save_states or result * self.itemsize <= _SAVED_PROLOGUE else 0
 
+    @functools.cached_property
+    def sums(self) -> tuple[int, ...]:
+        """Numbers in each buffer that rows add to; 0 for the others."""
+        written = {view.buffer: view for step in self.steps for view in step.read_grads if not view.row}
+        return tuple(
+            (self.lengths.get(buffer) or math.prod(self.sizes[leg] for leg in written[buffer].legs))
+            if buffer in written
+            else 0
+            for buffer in range(self.buffers.count)
+        )
+
     def forward(self, train: bool) -> tuple[Contraction, ...]:
         """The kernel calls of a batch tile forward."""
         return self.contractions(self.steps if train and self.saved_per_row else self.streamed_steps)

@@ -22,6 +22,7 @@ class Target:
         dtype: of the numbers.
         executors: names of those that are considered, the preferred one first; see `_planning.executors`.
         machine: parameters of the cost model for the backend's array programs; None for the defaults.
+        threads: of a CPU, that the native runtime may use.
 
     Raises:
         TN4NNError: an unknown dtype.
@@ -36,6 +37,7 @@ class Target:
     dtype: str = "float32"
     executors: tuple[str, ...] = ("program",)
     machine: Machine | None = None
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEMSIZES:

@@ -18,6 +18,7 @@ ITEMSIZES = (4, 8)
 # Constants that the C and the cost model share.
 DEPTH = 512  # of k at a time, where a or b is copied
 FAR_K, FAR_N = 64, 256  # vectors along k, columns of c, that are taken at a time
+SHARE, LEAST = 32, 250_000  # rows, and multiply-adds, below which a thread of its own does not pay
 FETCHED = 1 << 21  # bytes of x, y and their gradients that are fetched ahead, of a batch tile
 OPTIMISED = ("-O3", "-funroll-loops", "-fPIC", "-w")
 _WIDE = ("-mprefer-vector-width=512",)
@@ -88,6 +89,7 @@ def file_name(variant: str, itemsize: int) -> str:
 def definitions(itemsize: int) -> tuple[str, ...]:
     """What makes it the kernel for numbers of this size, and the constants that the cost model shares with it."""
     named = {"SIZE": itemsize, "KC": DEPTH, "FAR_K": FAR_K, "FAR_N": FAR_N, "FETCHED": FETCHED}
+    named |= {"SHARE": SHARE, "LEAST": LEAST}
     return tuple(f"-D{name}={number}" for name, number in named.items())
 
 

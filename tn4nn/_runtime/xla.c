@@ -81,7 +81,7 @@ XlaError *handle(XlaCallFrame *f) {
   memset(given, 0, sizeof given);
   for (Int i = 0; i < operands; i++) given[at[1 + i]] = ((XlaBuffer *)f->args.at[1 + i])->data;
   for (Int i = 0; i < results; i++) given[at[1 + operands + i]] = ((XlaBuffer *)f->results.at[i])->data;
-  const Int rows = x->dims[0], threads = rows < 2 * SHARE ? 1 : threads_of(f);
+  const Int rows = x->dims[0], threads = threads_of(f);
   if ((at[0] ? backward : forward)((const Int *)p, rows, given, threads))
     return wrong(f, XLA_RESOURCE_EXHAUSTED, "tn4nn: out of memory for the states of a batch tile");
   return 0;

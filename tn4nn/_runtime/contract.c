@@ -592,9 +592,9 @@ static inline const EncodedCall *calls_of(const Head *p) { return (const Encoded
  * they do for milliseconds after every parallel operation of the host. It names the function that starts them, libgomp's
  * GOMP_parallel, and asks for them by a negative number of threads. All others share one pool.
  *
- * Nothing in the pool can raise, be interrupted or need an interpreter: a thread that cannot be
- * started leaves its parts to the others, and the caller works too, so that every call ends. Threads are started when a
- * call first asks for them and stay; a process that was forked starts its own. */
+ * Nothing in the pool can raise, be interrupted or need an interpreter: a thread that cannot be started leaves its parts
+ * to the others, and the caller works too, so that every call ends. Threads are started when a call first asks for them
+ * and stay; a process that was forked starts its own. */
 
 typedef void Job(void *data, Int part);
 typedef void Parallel(void (*run)(void *), void *data, unsigned threads, unsigned flags);
@@ -617,7 +617,7 @@ typedef struct Team {
   struct Team *behind;
 } Team;
 
-#define SPINS 2000 /* looks at what is to come before a thread sleeps: some 20 us */
+#define SPINS 2000 /* looks at what is to come before a thread sleeps: 20 us, or 130 where a pause is long */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t work = PTHREAD_COND_INITIALIZER, ends = PTHREAD_COND_INITIALIZER;

@@ -636,7 +636,7 @@ static void do_part(Team *t) {
   if (t->next == t->parts) {
     Team **at = &first_team;
     while (*at != t) at = &(*at)->behind;
-    *at = t->behind;
+    __atomic_store_n(at, t->behind, __ATOMIC_RELAXED); /* threads that spin look at the first without the lock */
   }
   pthread_mutex_unlock(&lock);
   t->job(t->data, part);

@@ -33,7 +33,6 @@ from .._runtime.program_cost import seconds_of
 from .._runtime.recipe_cost import recipe_cost
 from .._runtime.target import CPU, Target
 from . import calibrate_threads
-from .calibrate_threads import with_threads
 from .measure import measured
 from .plan import Plan
 from .planner import candidates
@@ -172,7 +171,7 @@ def calibrate(
     machine, figures = scaled(subject.machine, factors), subject.figures
     if several:
         left = max(0.0, time_limit - (time.perf_counter() - start))
-        machine = with_threads(machine, subject.asked, dtype, processors(), left)
+        machine = calibrate_threads.with_threads(machine, subject.asked, dtype, processors(), left)
         figures = (*figures, *calibrate_threads.PARAMETERS)
     found = Calibration(
         subject.what, machine, subject.machine, figures, before, after, len(samples), time.perf_counter() - start

@@ -61,12 +61,13 @@ def merged(
     result: list[tuple[NDArray[Any], tuple[str, ...]]] = []
     for operand, before, after in operands:
         leaves = below[operand]
-
-        def read(leg: str, before: frozenset[str] = before, after: frozenset[str] = after) -> tuple[bool, bool, int]:
-            """As the native kernel reads an operand: legs that stay, legs that are summed, new ones."""
-            return leg not in before, leg not in after, order.index(leg)
-
-        legs = tuple(sorted(legs_of[operand], key=read))
+        legs = tuple(sorted(legs_of[operand], key=order.index))
+        # As the native kernel reads an operand: legs that stay, legs that are summed, new ones.
+        legs = (
+            *(leg for leg in legs if leg in before and leg in after),
+            *(leg for leg in legs if leg in before and leg not in after),
+            *(leg for leg in legs if leg not in before),
+        )
         wide = [arrays[i].astype(np.result_type(arrays[i], np.float64)) for i in leaves]
         result.append((contract([tensors[i] for i in leaves], wide, legs), legs))
     t = network.topology

@@ -1,6 +1,6 @@
 """Path optimizers over instances: what `find_paths` finds and how fast, beside every optimizer that is installed.
 
-    python benchmarks/contraction.py --json benchmarks/results/contraction.json --page docs/contraction.md
+    python benchmarks/contraction.py --json benchmarks/results/contraction.json --page docs/pages/benchmarks/contraction.md
 
 On each instance ours runs first, as the planner calls it; the others get as many seconds as it took. On instances of
 `BIG` tensors and more a long run says what is best known. Under a memory cap, paths are sliced: ours by
@@ -265,7 +265,7 @@ def lines(data: Row) -> Iterator[str]:
 
 
 def page(data: Row) -> str:
-    """docs/contraction.md."""
+    """docs/pages/benchmarks/contraction.md."""
     packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
     text = ["# Contraction paths", ""]
     text += [

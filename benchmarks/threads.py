@@ -2,7 +2,7 @@
 
     python benchmarks/threads.py
     python benchmarks/threads.py --only 1024-chi16/256 --batches 1,256
-    python benchmarks/threads.py --json benchmarks/results/threads.json --page docs/threads.md
+    python benchmarks/threads.py --json benchmarks/results/threads.json --page docs/pages/benchmarks/threads.md
 
 All numbers of threads take turns in one process, round by round, each with a layer that was planned for it. A ratio is
 the median over rounds of the time at that many threads over the time at one.
@@ -147,7 +147,7 @@ def page(data: Row) -> str:
             f"{machine['python']}; {packages}.", "",
             "One layer in torch, a training step (gradients of the input and of every core, no optimizer), float32. "
             "All numbers of threads take turns, round by round, each with a layer planned for it; a ratio is the "
-            "median over rounds. How the work is shared: [runtime](rooms/runtime.md#threads). Layers whose dense step "
+            "median over rounds. How the work is shared: [runtime](../explanation/rooms/runtime.md#threads). Layers whose dense step "
             f"is above {MOST:.0e} multiply-adds are left out.", "",
             *(f"* {line}" for line in summary(data["rows"], threads)), "",
             "![Time at several threads over the time at one](threads.png)", "",

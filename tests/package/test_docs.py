@@ -11,7 +11,7 @@ if not (ROOT / "docs").is_dir():  # the wheel, tested from outside the tree
     pytest.skip("docs/ is not part of the wheel", allow_module_level=True)
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
-ROOM_PAGES = sorted((ROOT / "docs" / "rooms").glob("*.md"))
+ROOM_PAGES = sorted((ROOT / "docs" / "pages" / "explanation" / "rooms").glob("*.md"))
 TREES = ("tn4nn", "backends", "tests", "benchmarks", "docs", "examples", ".ci")
 
 
@@ -53,7 +53,7 @@ def test_a_broken_link_and_a_missing_file_are_seen(tmp_path):
     assert missing_files(page) == ["tn4nn/_gone.py"]
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs" / "rooms.md", *ROOM_PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ROOT / "docs" / "pages" / "explanation" / "rooms.md", *ROOM_PAGES], ids=lambda page: page.stem)
 def test_files_named_on_the_page_of_a_room_are_there(page):
     """Whoever renames a file finds here the pages that name it."""
     known = {path.name for tree in TREES for path in (ROOT / tree).rglob("*")} | {path.name for path in ROOT.iterdir()}
@@ -65,7 +65,7 @@ def test_files_named_on_the_page_of_a_room_are_there(page):
 def test_every_room_has_a_page():
     rooms = {path.name.strip("_") for path in (ROOT / "tn4nn").glob("_*/") if path.name != "__pycache__"}
     assert {page.stem for page in ROOM_PAGES} == rooms | {"backends"}
-    text = (ROOT / "docs" / "rooms.md").read_text()
+    text = (ROOT / "docs" / "pages" / "explanation" / "rooms.md").read_text()
     assert [page.stem for page in ROOM_PAGES if f"(rooms/{page.name})" not in text] == []
 
 

@@ -96,14 +96,14 @@ def test_doctests(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/topologies.md", "docs/decomposition.md", "docs/interop.md", "docs/einsum.md"]
+    "page", ["README.md", "docs/pages/reference/topologies.md", "docs/pages/how-to/decompose.md", "docs/pages/how-to/interop.md", "docs/pages/how-to/einsum.md"]
 )
 def test_the_pages_are_true(page):
     import doctest
 
     pytest.importorskip("torch")
     pytest.importorskip("jax")
-    if page == "docs/decomposition.md":
+    if page == "docs/pages/how-to/decompose.md":
         pytest.importorskip("equinox")
     failed, tried = doctest.testfile(
         str(ROOT / page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

@@ -363,7 +363,7 @@ def test_who_cannot_run_says_why():
 
 @needs_compiler
 def test_a_new_executor_is_a_class_and_a_name(monkeypatch):
-    """What docs/rooms/planning.md promises to whoever adds one."""
+    """What docs/pages/explanation/rooms/planning.md promises to whoever adds one."""
     from tn4nn._planning import executors
     from tn4nn._planning.native import NativeExecutor
     from tn4nn._planning.planner import find

@@ -239,7 +239,7 @@ def test_results_of_another_form_are_refused(copied):
 
 
 def test_published_results_have_their_digests():
-    files = sorted((Path(__file__).parents[2] / "docs" / "reproduction").glob("*.json"))
+    files = sorted((Path(__file__).parents[2] / "docs" / "pages" / "reproduction").glob("*.json"))
     assert len(files) > 10
     for path in files:
         reproduce.read_results(path)
@@ -283,7 +283,7 @@ def test_a_line_and_its_verdict(line, shown, accepted, verdict):
 # -- the experiments themselves ---------------------------------------------------------------------------------
 
 QUICK = reproduce.Settings(quick=True, backend="torch", device=None, seeds=1)
-COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "reproduction").glob("*.json"))
+COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "pages" / "reproduction").glob("*.json"))
 
 
 def timed(record):

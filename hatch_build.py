@@ -1,4 +1,4 @@
-"""Builds the C kernel into the wheel, or into the tree for an editable install; `docs/pages/explanation/rooms/runtime.md` says what for.
+"""Builds the C kernel into the wheel, or into the tree for an editable install.
 
     python hatch_build.py                 into the tree, for this processor, again after a change of the C
     TN4NN_WHEEL_TARGET=x86_64-manylinux python -m build --wheel

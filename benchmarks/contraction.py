@@ -1,6 +1,7 @@
-"""Path optimizers over instances: what `find_paths` finds and how fast, beside every optimizer that is installed.
+r"""Path optimizers over instances: what `find_paths` finds and how fast, beside every optimizer that is installed.
 
-    python benchmarks/contraction.py --json benchmarks/results/contraction.json --page docs/pages/benchmarks/contraction.md
+    python benchmarks/contraction.py --json benchmarks/results/contraction.json \
+        --page docs/pages/benchmarks/contraction.md
 
 On each instance ours runs first, as the planner calls it; the others get as many seconds as it took. On instances of
 `BIG` tensors and more a long run says what is best known. Under a memory cap, paths are sliced: ours by

@@ -1,7 +1,8 @@
-"""A matrix onto a network: error and time of ours beside other libraries, at the same number of parameters.
+r"""A matrix onto a network: error and time of ours beside other libraries, at the same number of parameters.
 
     python benchmarks/decomposition.py --quick
-    python benchmarks/decomposition.py --json benchmarks/results/decomposition.json --page docs/pages/benchmarks/decomposition-peers.md
+    python benchmarks/decomposition.py --json benchmarks/results/decomposition.json \
+        --page docs/pages/benchmarks/decomposition-peers.md
 
 Three matrices of 1024 x 1024: the hidden layer of a 784-1024-1024-10 net trained on MNIST (on scikit-learn's digits
 where $TN4NN_DATA has no MNIST), a smooth kernel with 5 % noise, and a random one. Every library gets the same float32

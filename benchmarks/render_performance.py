@@ -1,4 +1,4 @@
-"""docs/pages/benchmarks/performance.md and its figure from a results file of step_time.py; and the check against an older one.
+"""The page of step times and its figure from a results file of step_time.py; and the check against an older one.
 
 python benchmarks/render_performance.py benchmarks/results/step_time.json
 python benchmarks/render_performance.py --check OLD.json NEW.json
@@ -387,7 +387,9 @@ def _panel(axes: Any, cells: list[dict[str, Any]], key: str, label: str) -> None
 def main(
     files: Annotated[list[Path], typer.Argument(help="One results file; with --check the old one and the new one.")],
     check: Annotated[bool, typer.Option("--check", help="Compare two files; exit 1 on a regression.")] = False,
-    out: Annotated[Path, typer.Option(help="The page; its figure stands beside it.")] = Path("docs/pages/benchmarks/performance.md"),
+    out: Annotated[Path, typer.Option(help="The page; its figure stands beside it.")] = Path(
+        "docs/pages/benchmarks/performance.md"
+    ),
 ) -> None:
     """Renders docs/pages/benchmarks/performance.md, or checks new results against old ones."""
     wanted = 2 if check else 1

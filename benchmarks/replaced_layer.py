@@ -4,8 +4,8 @@
 
 The dense 784-256-10 net trained on MNIST (as `tn4nn reproduce fc2` does), its first layer on networks of 15,584 weights
 or fewer: as W alone has it, and calibrated on 5,000 training images; each before and after two epochs of Adam. One
-seed; `tn4nn reproduce recover` has three for some of them. The table stands in docs/pages/how-to/decompose.md. --quick is one
-epoch each and three topologies.
+seed; `tn4nn reproduce recover` has three for some of them. The table stands in docs/pages/how-to/decompose.md. --quick
+is one epoch each and three topologies.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ def page(data: Row) -> str:
             f"{machine['python']}; {packages}.", "",
             "One layer in torch, a training step (gradients of the input and of every core, no optimizer), float32. "
             "All numbers of threads take turns, round by round, each with a layer planned for it; a ratio is the "
-            "median over rounds. How the work is shared: [runtime](../explanation/rooms/runtime.md#threads). Layers whose dense step "
-            f"is above {MOST:.0e} multiply-adds are left out.", "",
+            "median over rounds. How the work is shared: [runtime](../explanation/rooms/runtime.md#threads). Layers "
+            f"whose dense step is above {MOST:.0e} multiply-adds are left out.", "",
             *(f"* {line}" for line in summary(data["rows"], threads)), "",
             "![Time at several threads over the time at one](threads.png)", "",
             markdown_table(columns, cells), "",

@@ -53,7 +53,9 @@ def test_a_broken_link_and_a_missing_file_are_seen(tmp_path):
     assert missing_files(page) == ["tn4nn/_gone.py"]
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs" / "pages" / "explanation" / "rooms.md", *ROOM_PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [ROOT / "docs" / "pages" / "explanation" / "rooms.md", *ROOM_PAGES], ids=lambda page: page.stem
+)
 def test_files_named_on_the_page_of_a_room_are_there(page):
     """Whoever renames a file finds here the pages that name it."""
     known = {path.name for tree in TREES for path in (ROOT / tree).rglob("*")} | {path.name for path in ROOT.iterdir()}

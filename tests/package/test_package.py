@@ -96,7 +96,14 @@ def test_doctests(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/pages/reference/topologies.md", "docs/pages/how-to/decompose.md", "docs/pages/how-to/interop.md", "docs/pages/how-to/einsum.md"]
+    "page",
+    [
+        "README.md",
+        "docs/pages/reference/topologies.md",
+        "docs/pages/how-to/decompose.md",
+        "docs/pages/how-to/interop.md",
+        "docs/pages/how-to/einsum.md",
+    ],
 )
 def test_the_pages_are_true(page):
     import doctest

@@ -80,7 +80,7 @@ def train(backend):
     return tn.train(model, small_data(20), backend=backend, epochs=1)
 
 
-REFUSED = r"train in one process, received one of 2 .*a loop of your own \(docs/pages/how-to/several-devices\.md\)"
+REFUSED = r"train in one process, received one of 2 .*a loop of your own \(documentation: how-to/several-devices\)"
 
 
 def test_one_process_of_torchrun_does_not_train_a_model_of_its_own(monkeypatch):

@@ -139,7 +139,7 @@ class Network:
             seed: every seed gives other numbers, the same everywhere.
             scheme: "normal" (default; Var(W) is exactly gain**2 / in_features), "orthogonal" (each core is an
                 isometry from what it sums to what it opens, then scaled to the same Var(W)), or "identity"
-                (each core near an identity from its input to its output legs; see docs/pages/explanation/rooms/graph.md).
+                (each core near an identity from its input to its output legs).
             gain: factor on the standard deviation of W.
 
         Raises:

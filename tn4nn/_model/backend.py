@@ -271,7 +271,7 @@ def require_one_process(name: str) -> None:
         raise BackendError(
             f"tn.train and tn.compare train in one process, received one of {count()} (torchrun, a process group, or "
             "jax.distributed): each would train a model of its own. Train one model on several devices by a loop of "
-            'your own (docs/pages/how-to/several-devices.md); compare(jobs=) and jobs="ray" train several at once'
+            'your own (documentation: how-to/several-devices); compare(jobs=) and jobs="ray" train several at once'
         )
 
 

@@ -40,7 +40,7 @@ from .._runtime.variants import ITEMSIZES
 from .._training.data import load as load_data
 from .._training.train import train
 from ..reproduce._cli import reproduce
-from . import networks, sweeps
+from . import doctor, examples, networks, sweeps
 
 STDOUT = Path("-")
 
@@ -568,6 +568,40 @@ def _backends(json: Json = None) -> None:
             f"{'kernel':<10} {dtype}: " + (f"{found.variant}, {found.path}" if found.library else f"none: {found.why}")
         )
     _write(json, {"schema": 1, "rows": rows, "kernels": kernels})
+
+
+@app.command("doctor")
+def _doctor(json: Json = None) -> None:
+    """Say what is installed, which runtime runs here and why, and whether its numbers are right (exit code 1 where
+    something is broken). Nothing is compiled or downloaded."""
+    colours = {doctor.OK: "green", doctor.NOTE: "yellow", doctor.FAULT: "bold red"}
+    found = []
+    for check in doctor.examine():
+        found.append(check)
+        colour = colours[check.state]
+        _out.print(
+            f"[{colour}]{check.state:<6}[/]{check.what:<16} {escape(check.found)}", highlight=False, soft_wrap=True
+        )
+        if check.advice:
+            _out.print(f"{'':<22} {escape(check.advice)}", style="dim", highlight=False, soft_wrap=True)
+    faults = [check.what for check in found if check.state == doctor.FAULT]
+    _write(json, {"schema": 1, "rows": [dataclasses.asdict(check) for check in found], "faults": faults})
+    if faults:
+        raise TN4NNError(f"broken: {', '.join(faults)}")
+
+
+@app.command("init")
+def _init(
+    file: Annotated[Path, typer.Argument(help="The file to write, as mytopology.toml.")],
+    sweep: Annotated[bool, typer.Option("--sweep", help="A comparison, in place of topologies.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a commented example to begin with: topologies of your own, or with --sweep a comparison."""
+    examples.write_example(file, examples.SWEEP if sweep else examples.TOPOLOGIES, replace)
+    if sweep:
+        _show(f"{file} is written; next: tn4nn compare {file}")
+    else:
+        _show(f"{file} is written; next: tn4nn plan {file}:chain --rank 4, or tn4nn compare --topologies {file}")
 
 
 @app.command("build-kernel")

@@ -18,7 +18,7 @@ from tn4nn import _cli, reproduce
 from tn4nn._base.clock import interleaved
 from tn4nn._base.records import plain, write_record
 from tn4nn._drawing.figure import new_figure, saved
-from tn4nn.reproduce import autorank, coord_check, counts, digits, entangle, order, vgg16
+from tn4nn.reproduce import _page, autorank, coord_check, counts, digits, entangle, order, vgg16
 from tn4nn.reproduce._experiment import Line, mean_line
 from tn4nn.reproduce._fixed_orders import Cell, calls, costs
 from tn4nn.reproduce._training import Variant, accuracy_line, units
@@ -93,8 +93,10 @@ def test_counts_can_fail(shell, tmp_path, monkeypatch):
     assert "does not hold: counts" in err
     code, _, _ = shell("page", "--out", tmp_path)
     assert code == 0
-    page = tmp_path.with_name(f"{tmp_path.name}.md").read_text()
-    assert "**does not hold** (75 of 76 lines hold)" in page
+    assert "**does not hold** (75 of 76 lines hold)" in (tmp_path / "index.md").read_text()
+    page = (tmp_path / "counts.md").read_text()
+    assert "LeNet-5's three hold 2,860 in place of 58,920. All counts" in page
+    assert "Verdict: **does not hold** (75 of 76 lines hold)." in page
     assert "| FC2, D = 4, both layers | 1,761 | 1,760 | 1,761 | **does not hold** |" in page
 
 
@@ -111,10 +113,11 @@ def test_digits_from_end_to_end_and_twice_the_same(shell, tmp_path, finished):
     assert (tmp_path / "one" / one["figure"]).read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["digits.json", "digits.png"]
     assert shell("page", "--out", tmp_path / "one")[0] == 0
-    page = (tmp_path / "one.md").read_text()
-    assert "![Digits at 600 weights](one/digits.png)" in page
-    assert "`tn4nn reproduce digits --quick`" in page
-    assert "| Exact parameter counts | not run here | `tn4nn reproduce counts` |" in page
+    page = (tmp_path / "one" / "digits.md").read_text()
+    assert "![Digits at 600 weights](digits.png)" in page
+    assert "tn4nn reproduce digits --quick" in page
+    page = (tmp_path / "one" / "index.md").read_text()
+    assert "| Exact parameter counts | `tn4nn reproduce counts` | not run here |" in page
 
 
 @pytest.mark.slow
@@ -298,7 +301,8 @@ def test_what_is_committed_follows_from_its_rows(path, tmp_path):
     pytest.importorskip("matplotlib")
     record = reproduce.read_results(path)
     one = reproduce.experiment(record["experiment"])
-    assert record["finished"]
+    assert record["finished"] or one.partial
+    assert _page.finding(record)
     assert record["lines"] == plain([line.to_dict() for line in one.lines(timed(record))])
     assert record["text"] == list(one.text(timed(record)))
     assert (record["title"], record["about"], record["source"]) == (one.title, one.about, one.source)
@@ -314,10 +318,12 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     if not COMMITTED:
         pytest.skip("no results here")
     folder = COMMITTED[0].parent
-    page = folder.with_name("reproduction.md")
-    result = reproduce.write_page(folder, tmp_path / "page.md").read_text("utf-8")
+    reproduce.write_page(folder, tmp_path / "index.md")
+    pages = sorted(tmp_path.glob("*.md"))
+    assert [page.name for page in pages] == sorted(page.name for page in folder.glob("*.md"))
     images = f"]({os.path.relpath(folder, tmp_path)}/"
-    assert page.read_text("utf-8") == result.replace(images, "](reproduction/")
+    for page in pages:
+        assert (folder / page.name).read_text("utf-8") == page.read_text("utf-8").replace(images, "](")
 
 
 @pytest.mark.thorough

@@ -150,6 +150,9 @@ class Experiment:
         recipe: everything but the settings that decides the results, as plain data: results of another recipe
             are not mixed with these.
         text: paragraphs computed from the rows.
+        finding: what came out, in a sentence or two; {NAME} stands for what the line of that name shows, or for the
+            rest of the name and what it shows, of the line that begins with it.
+        partial: lines, text and figure can be made of some of the units: a long experiment shows what there is.
         draw: draws the rows into an empty matplotlib figure.
     """
 
@@ -166,6 +169,8 @@ class Experiment:
     seeds: int = 3
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text: Callable[[Sequence[Row]], Sequence[str]] = _nothing
+    finding: str = ""
+    partial: bool = False
     draw: Callable[[Figure, Sequence[Row]], None] | None = None
 
 

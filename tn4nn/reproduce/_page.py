@@ -1,9 +1,10 @@
-"""One page out of the results in a folder; no number on it is typed by hand."""
+"""Pages out of the results in a folder; no number on them is typed by hand."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,43 @@ from ._experiment import FAILS, HOLDS, UNKNOWN
 from ._registry import experiment, experiments
 from ._run import read_results
 
-_LONG = 24  # rows of a table that is shown at once
+_LONG = 12  # rows of a table that is shown at once
 _HEAD = """# Reproduction
 
-What the literature claims and what comes out here, one command for each. This page is made by `tn4nn reproduce page`
-from the results files beside it and is never edited by hand.
-
-*published* is the published value, under its own name; *ours* is measured at the last epoch, with a validation split
-that nothing was trained on and a test split that was looked at once, mean ± sample sd over seeds; *accepted* was fixed
+What the literature claims and what comes out here, a page for each experiment and one command that repeats it. These
+pages are made by `tn4nn reproduce page` from the results files beside them and are never edited by hand.
+"""
+_READING = """
+*Published* is the published value, under its own name. *Ours* is measured at the last epoch, with a validation split
+that nothing was trained on and a test split that was looked at once: mean ± sample sd over seeds. *Accepted* was fixed
 before the run, and the verdict is computed from it. A command that ends in `--quick` has fewer variants and one seed.
 """
 
 
 def write_page(folder: str | Path, page: str | Path | None = None) -> Path:
-    """Writes the page of all results in a folder.
+    """Writes a page for each experiment that has results in a folder, and one that lists them all.
 
     Args:
         folder: where `run` wrote.
-        page: the file to write (default: the folder's name with .md, beside it).
+        page: the file that lists them (default: index.md in the folder); the others are written beside it.
 
     Returns:
-        The page's path.
+        The path of that file.
 
     Raises:
         TN4NNError: a folder without results.
         CheckpointError: results that cannot be read.
     """
     where = Path(folder)
-    target = where.with_name(f"{where.resolve().name}.md") if page is None else Path(page)
+    target = where / "index.md" if page is None else Path(page)
     files = {name: where / f"{name}.json" for name in experiments()}
     records = {name: read_results(path) for name, path in files.items() if path.exists()}
     if not records:
         raise TN4NNError(f"{where} holds no results: run `tn4nn reproduce NAME --out {where}` first")
-    images = os.path.relpath(where, target.parent)
-    parts = [_HEAD, _summary(records), *(_section(records[name], images) for name in records)]
-    atomic_write(target, "\n".join(parts).encode())
+    images = "" if where.resolve() == target.parent.resolve() else f"{os.path.relpath(where, target.parent)}/"
+    for name, record in records.items():
+        atomic_write(target.with_name(f"{name}.md"), _page(record, images, target.name).encode())
+    atomic_write(target, "\n".join([_HEAD, _summary(records), _READING]).encode())
     return target
 
 
@@ -58,10 +61,29 @@ def _summary(records: Mapping[str, Mapping[str, Any]]) -> str:
     for name in experiments():
         if name in records:
             record = records[name]
-            lines.append((f"[{record['title']}](#{name})", _verdict(record), f"`{record['command']}`"))
+            lines.append((f"[{record['title']}]({name}.md)", finding(record), _verdict(record)))
         else:
-            lines.append((experiment(name).title, "not run here", f"`tn4nn reproduce {name}`"))
-    return markdown_table(("experiment", "verdict", "command"), lines) + "\n"
+            lines.append((experiment(name).title, f"`tn4nn reproduce {name}`", "not run here"))
+    return markdown_table(("experiment", "what came out", "verdict"), lines) + "\n"
+
+
+def finding(record: Mapping[str, Any]) -> str:
+    """What came out, in words; "" where the record lacks a line that the sentence needs."""
+    text = experiment(record["experiment"]).finding
+    try:
+        return re.sub(r"\{([^}]+)\}", lambda match: _shown(record["lines"], match[1]), text)
+    except KeyError:  # a run with fewer variants, or one that is not finished
+        return ""
+
+
+def _shown(lines: Sequence[Mapping[str, Any]], name: str) -> str:
+    for line in lines:
+        if line["what"] == name:
+            return str(line["shown"])
+    for line in lines:
+        if line["what"].startswith(f"{name}, "):
+            return f"{line['what'].removeprefix(f'{name}, ')} ({line['shown']})"
+    raise KeyError(name)
 
 
 def _verdict(record: Mapping[str, Any]) -> str:
@@ -76,17 +98,20 @@ def _verdict(record: Mapping[str, Any]) -> str:
     return f"holds ({held} of {len(verdicts)} lines)" if held else "no verdict"
 
 
-def _section(record: Mapping[str, Any], images: str) -> str:
-    name = record["experiment"]
-    parts = [f'<a id="{name}"></a>', f"## {record['title']}", f"{record['about']} *Source: {record['source']}.*"]
-    parts.append(f"```sh\n{record['command']}\n```")
-    if not record["finished"]:
-        return "\n\n".join([*parts, "Not finished: the same command goes on where it was stopped."]) + "\n"
-    if record["lines"]:
-        parts.append(_folded(markdown_table(("", "published", "ours", "accepted", ""), map(_cells, record["lines"]))))
+def _page(record: Mapping[str, Any], images: str, index: str) -> str:
+    """The finding and the figure first; then how it was done, and the tables."""
+    parts = [f"# {record['title']}", f"{finding(record)} Verdict: {_verdict(record)}.".strip()]
     if record["figure"]:
-        parts.append(f"![{record['title']}]({images}/{record['figure']})")
-    parts += map(_folded, record["text"])
+        parts.append(f"![{record['title']}]({images}{record['figure']})")
+    parts.append(f"```sh\n{record['command']}\n```")
+    parts.append(f"{record['about']} *Source: {record['source']}.*")
+    if not record["finished"]:
+        parts.append("Not finished: the same command goes on where it was stopped.")
+    if record["lines"]:
+        parts += ["## Lines", f"[How to read them]({index})."]
+        parts.append(_folded(markdown_table(("", "published", "ours", "accepted", ""), map(_cells, record["lines"]))))
+    if record["text"]:
+        parts += ["## More", *map(_folded, record["text"])]
     return "\n\n".join([*parts, f"<sub>{machine_line(record)}</sub>"]) + "\n"
 
 
@@ -95,7 +120,7 @@ def _folded(paragraph: str) -> str:
     rows = paragraph.count("\n") - 1
     if not paragraph.startswith("|") or rows <= _LONG:
         return paragraph
-    return f"<details><summary>{rows} rows</summary>\n\n{paragraph}\n\n</details>"
+    return f'<details markdown="1"><summary>{rows} rows</summary>\n\n{paragraph}\n\n</details>'
 
 
 def _cells(line: Mapping[str, Any]) -> list[str]:

@@ -138,7 +138,10 @@ class _Results:
             seconds = round(time.perf_counter() - begin, 3)
             self.times[unit.name] = {"seconds": seconds, **values.pop("times", {})}
             self.rows[unit.name] = {"unit": unit.name, **unit.key, **values}
-            write_record(self.path, self._record([self.rows[u.name] for u in units if u.name in self.rows], False))
+            record = self._record([self.rows[u.name] for u in units if u.name in self.rows], False)
+            if self.experiment.partial:
+                record["figure"] = self._drawn(record, say)
+            write_record(self.path, record)
             shutil.rmtree(self.scratch, ignore_errors=True)
             say(f"[{number}/{len(missing)}] {self.experiment.name}: {unit.name or 'all'} ({seconds:.1f} s)")
         record = self._record([self.rows[unit.name] for unit in units], True)
@@ -149,6 +152,7 @@ class _Results:
     def _record(self, rows: Sequence[Row], finished: bool) -> dict[str, Any]:
         timed = [{**row, "times": self.times.get(row["unit"], {})} for row in rows]
         one = self.experiment
+        shown = bool(rows) and (finished or one.partial)
         return {
             **self.identity,
             "title": one.title,
@@ -156,8 +160,8 @@ class _Results:
             "about": one.about,
             "command": _command(one, self.settings),
             "finished": finished,
-            "lines": [line.to_dict() for line in one.lines(timed)] if finished else [],
-            "text": list(one.text(timed)) if finished else [],
+            "lines": [line.to_dict() for line in one.lines(timed)] if shown else [],
+            "text": list(one.text(timed)) if shown else [],
             "figure": None,
             "rows": list(rows),
             "times": {"date": self.date, "units": {row["unit"]: self.times[row["unit"]] for row in rows}},

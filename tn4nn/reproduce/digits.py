@@ -41,6 +41,10 @@ EXPERIMENT = Experiment(
         "64 -> 64 -> 10 on scikit-learn's 8x8 digits, both matrices on one topology within 600 weights, against a "
         "dense model of 4,736. Adam, cosine, 30 epochs."
     ),
+    finding=(
+        "At 600 weights an MPO classifies {mpo} of the test digits right and low rank {low_rank}; the dense model "
+        "reaches {dense}."
+    ),
     cost="30 s",
     quick_cost="5 s",
     units=_units,

@@ -243,6 +243,11 @@ EXPERIMENT = Experiment(
         "for whitening. The L2 was chosen after a run without it, in which TT-SVD gave 67.8 ± 13.1 % over three "
         "seeds: weights of pixels that are never lit then stay what they were drawn as."
     ),
+    finding=(
+        "A trained dense layer that is cut to D = 16 by TT-SVD falls from {dense, trained} to {dense, then TT-SVD to "
+        "D = 16}; an MPO that was trained at D = 16 reaches {MPO of D = 16, trained}. Whitening by the inputs before "
+        "the cut gains {whitened minus plain} at rank 14."
+    ),
     cost="3 min",
     quick_cost="30 s",
     units=_units,

@@ -83,6 +83,11 @@ EXPERIMENT = Experiment(
         "6 epochs, batch 100; one learning rate, 8e-3, out of 2e-3, 4e-3 and 8e-3 by validation accuracy on a seed "
         "that is not reported. The paper's own recipe is `fc2-paper`."
     ),
+    finding=(
+        "An MPO of 1,760 weights reaches {D = 4, 1,760 weights} on MNIST, one of 15,584 weights {D = 16, 15,584 "
+        "weights}, and the dense model of 203,264 weights {dense, 203,264 weights}. Low rank at 1,776 weights "
+        "reaches {low rank 1, 1,776 weights}."
+    ),
     cost="4 min",
     quick_cost="40 s",
     units=_units,

@@ -57,6 +57,10 @@ EXPERIMENT = Experiment(
         "LeNet-5 on MNIST, 2,860 weights instead of the 58,920 of its last three layers. Adam, cosine, lr 1e-3, "
         "batch 100; the paper's SGD over 500 epochs is not repeated."
     ),
+    finding=(
+        "LeNet-5 on MPOs reaches {MPO, 60 epochs} after 60 epochs of Adam and its dense twin {dense, 60 epochs}; the "
+        "paper trains for 500 epochs."
+    ),
     cost="75 min",
     quick_cost="90 s",
     units=_units,

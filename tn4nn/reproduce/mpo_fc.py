@@ -97,6 +97,10 @@ EXPERIMENT = Experiment(
         "cosine, 6 epochs, lr 8e-3. After training, the Schmidt spectrum and the entropy S at every bond, which "
         "cannot exceed ln chi."
     ),
+    finding=(
+        "An MPO of chi = 4 in the place of a matrix of a million weights reaches {chi = 4}; one of chi = 32 reaches "
+        "{chi = 32}."
+    ),
     cost="12 min",
     quick_cost="60 s",
     units=_units,

@@ -147,6 +147,11 @@ EXPERIMENT = Experiment(
         "rate for all cores. Accepted: with one rate for all cores, normalized cores are no worse at the largest rate; "
         "at their best rates, normalized cores and Muon are at most 0.05 nats worse than AdamW."
     ),
+    finding=(
+        "Normalized cores change the test loss of a block tensor train by {btt: AdamW, cores normalized over AdamW, "
+        "each at its best rate} against AdamW, and Muon by {btt: Muon over AdamW, each at its best rate}, each at "
+        "its best rate."
+    ),
     cost="30 min",
     quick_cost="5 min",
     units=_units,

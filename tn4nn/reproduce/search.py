@@ -101,6 +101,11 @@ EXPERIMENT = Experiment(
         "normal cores and the modes in a random order. `tn.search` is given the tensor, the error and no structure: it "
         f"begins with six cores and no bonds, and has {EVALUATIONS} evaluations. RSE = ||X - X'|| / ||X||."
     ),
+    finding=(
+        "Structure search finds a ring whose sites were permuted: {seed 0: parameters} parameters after {seed 0: "
+        "evaluations until within 1.05 x 126} evaluations with the first seed, {seed 1: parameters} after {seed 1: "
+        "evaluations until within 1.05 x 126} with the second."
+    ),
     cost="5 min",
     quick_cost="1 min",
     units=_units,

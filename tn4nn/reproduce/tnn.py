@@ -36,6 +36,10 @@ EXPERIMENT = Experiment(
         "MNIST in 32x32: a TT-matrix (4, 8, 8, 4) -> (5, 5, 5, 5) of 5,440 weights at rank 8 instead of a dense "
         "layer of 640,000, then dense 625 -> 10. Adam, cosine, 15 epochs, lr 8e-3."
     ),
+    finding=(
+        "The network of Novikov et al. has a test error of {test error, r = 8} at rank 8 and {test error, r = 2} at "
+        "rank 2."
+    ),
     cost="2 min",
     quick_cost="30 s",
     units=_units,

@@ -83,6 +83,9 @@ EXPERIMENT = Experiment(
         "0.9, lr 0.1, L2 of 2e-4, batch 100, dropout 0.2) over 100 epochs instead of 325, without its crops, "
         "flips and averaged weights: MPO against dense under one recipe, and not against the paper's numbers."
     ),
+    finding=(
+        "Five layers of VGG-16 shrink from {replaced layers, weights, dense} weights to {replaced layers, weights}."
+    ),
     cost="1 h on a GPU",
     quick_cost="1 s",
     units=_units,

@@ -66,6 +66,11 @@ EXPERIMENT = Experiment(
         "of them on a ladder of widths, each trained for the compute of the dense run. Learning rates by successive "
         "halving, the same effort for all."
     ),
+    finding=(
+        "At a quarter of the layers' weights and after equal steps, the accuracy of an MPO is {torch: mpo better "
+        "than narrow, at 0.25 of the weights} above that of the thinner dense model, low rank's {torch: low_rank "
+        "better than narrow, at 0.25 of the weights}."
+    ),
     cost="a night, both backends",
     quick_cost="25 min",
     units=_units,
@@ -75,4 +80,5 @@ EXPERIMENT = Experiment(
     recipe={**RECIPE.plain(), "flops": FLOPS},
     text=_text,
     draw=_draw,
+    partial=True,
 )

@@ -28,6 +28,7 @@ import _measure
 import cotengra as ctg
 from _instances import Absent, Instance, instances
 from _optimizers import Found, Optimizer, long_run, others, ours
+from _pages import Page, Table, draw_sorted, made
 from _paths import Contraction
 from _paths import Path as Tree
 from rich.console import Console
@@ -266,27 +267,35 @@ def lines(data: Row) -> Iterator[str]:
 
 
 def page(data: Row) -> str:
-    """docs/pages/benchmarks/contraction.md."""
-    packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
-    text = ["# Contraction paths", ""]
-    text += [
-        "Made by `python benchmarks/contraction.py`; the numbers are in "
-        f"[contraction.json](../benchmarks/results/contraction.json). {data['machine']['cpu']}, one thread, "
-        f"python {data['machine']['python']}; {packages}.",
-        "",
-        "Ours is the search that the planner calls, up to its own end; each of the others got as many seconds on that "
-        "instance, and at least one trial. Costs are multiply-adds of a forward pass at batch 64. Best known is the "
-        f"cheapest of everything here and a run of cotengra's hyper-optimizer of {data['long_s']:g} s, half with "
-        "reconfigured subtrees, half annealed, with partitions where kahypar is installed. hyper-searches are not "
-        "reproducible: their figures move from run to run, ours do not.",
-        "",
-        *(f"* {line}" for line in lines(data)),
-        "",
-    ]
-    for title, columns, cells in tables(data):
-        text += [f"## {title}", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-        text += [*(f"| {' | '.join(row)} |" for row in cells), ""]
-    return "\n".join(text)
+    """The page of docs; its figure lies beside it."""
+    first = data["verdicts"][0]
+    return str(
+        Page(
+            title="Contraction paths",
+            finding=f"Of {first['instances']} networks, our search finds a path that costs no more than the best of "
+            f"all others in the same time on {first['holds']}.",
+            figure=("contraction.png", "Cost of the best path of the others over the cost of ours"),
+            made=made("benchmarks/contraction.py", "contraction.json", data),
+            method="Ours is the search that the planner calls, up to its own end; each of the others got as many "
+            "seconds on that instance, and at least one trial. Costs are multiply-adds of a forward pass at batch 64. "
+            "Best known is the cheapest of everything here and a run of cotengra's hyper-optimizer of "
+            f"{data['long_s']:g} s, half with reconfigured subtrees, half annealed, with partitions where kahypar is "
+            "installed. Hyper-searches are not reproducible: their figures move from run to run, ours do not.",
+            points=list(lines(data)),
+            tables=[Table(title, columns, cells) for title, columns, cells in tables(data)],
+        )
+    )
+
+
+def draw(data: Row, path: Path) -> None:
+    """How many times as much as ours the path of each kind of other optimizer costs."""
+    curves: dict[str, list[float]] = {}
+    for instance in data["instances"]:
+        for row in instance.get("rows", []):
+            if row["status"] == "ok" and row["optimizer"] != "ours" and row.get("ratio"):
+                curves.setdefault(row["optimizer"], []).append(row["ratio"])
+    most = sorted(curves, key=lambda name: -len(curves[name]))[:8]
+    draw_sorted(path, {name: curves[name] for name in most}, "cost / ours", "instances, sorted")
 
 
 def report(rows: list[Row], long_s: float, left: Sequence[str] = (), parallel: bool | int | str = False) -> Row:
@@ -338,6 +347,7 @@ def main(
             json_file.write_text(json.dumps(data, indent=1) + "\n")
         if page_file is not None:
             page_file.write_text(page(data))
+            draw(data, page_file.with_suffix(".png"))
     _measure.show(console, tables(data), lines(data))
 
 

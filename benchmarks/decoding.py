@@ -24,12 +24,12 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
 
 import _measure
+from _pages import Page, Table, draw_sorted, made
 from rich.console import Console
 from threads import Threaded, levels
 from tn4nn_torch import TNLinear
 
 import tn4nn as tn
-from tn4nn._base.tables import markdown_table
 
 Row = dict[str, Any]
 WIDTHS = (1024, 2048, 4096)
@@ -91,22 +91,37 @@ def summary(data: Row) -> Iterator[str]:
 
 
 def page(data: Row) -> str:
-    """The page of docs."""
-    machine = data["machine"]
-    packages = ", ".join(f"{name} {data['versions'][name]}" for name in ("tn4nn", "torch"))
-    return "\n".join(
-        [
-            "# A few rows at a time", "",
-            "Made by `python benchmarks/decoding.py`; the numbers are in "
-            f"[decoding.json](../benchmarks/results/decoding.json). {machine['cpu']}, {machine['cores']} cores, python "
-            f"{machine['python']}; {packages}.", "",
-            f"Square layers with at most 1/{SHARE} of the dense parameters, float32, forward without gradients, as a "
-            "decoder calls them token by token. A merged layer is `layer.merge(batch=rows)`. Competitors take turns; a "
-            "ratio is the median over rounds.", "",
-            *(f"* {line}" for line in summary(data)), "",
-            markdown_table(COLUMNS, cells(data)), "",
+    """The page of docs; its figure lies beside it."""
+    most = data["threads"][-1]
+    ratios = [row["over_dense"]["merged"] for row in data["rows"] if row["threads"] == most]
+    slower = sum(ratio > 1 for ratio in ratios)
+    return str(
+        Page(
+            title="A few rows at a time",
+            finding=f"With 1 to 8 rows, as a decoder has them, a merged layer of 1/{SHARE} of the weights takes "
+            f"{statistics.median(ratios):.2f} of the time of a dense layer in the median on {most} threads, and is "
+            f"slower in {slower} of {len(ratios)} cases.",
+            figure=("decoding.png", "Time of layers and merged layers over the time of dense ones"),
+            made=made("benchmarks/decoding.py", "decoding.json", data, packages=("tn4nn", "torch")),
+            method=f"Square layers with at most 1/{SHARE} of the dense parameters, float32, forward without gradients, "
+            "as a decoder calls them token by token. A merged layer is `layer.merge(batch=rows)`. Competitors take "
+            "turns; a ratio is the median over rounds.",
+            points=list(summary(data)),
+            tables=[Table("Times", COLUMNS, cells(data))],
+        )
+    )
+
+
+def draw(data: Row, path: Path) -> None:
+    """Times over dense, from the best cell to the worst."""
+    curves = {
+        f"{name}, {threads} thread{'s' if threads > 1 else ''}": [
+            row["over_dense"][name] for row in data["rows"] if row["threads"] == threads
         ]
-    )  # fmt: skip
+        for name in ("layer", "merged")
+        for threads in data["threads"]
+    }
+    draw_sorted(path, curves, "time / dense")
 
 
 def main(
@@ -134,6 +149,7 @@ def main(
         json_file.write_text(json.dumps(data, indent=1) + "\n")
     if page_file is not None:
         page_file.write_text(page(data))
+        draw(data, page_file.with_suffix(".png"))
     console = Console()
     shown = [("A few rows at a time, torch", COLUMNS, cells(data))]
     _measure.show(console if console.is_terminal else Console(width=140), shown, summary(data))

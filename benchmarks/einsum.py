@@ -27,6 +27,7 @@ if __package__ in (None, ""):
 import _measure
 import numpy as np
 from _einsums import Absent, Einsum, einsums, is_runnable
+from _pages import Page, Table, draw_sorted, made
 from rich.console import Console
 
 from tn4nn import BackendError
@@ -314,29 +315,44 @@ def _ms(row: Row | None) -> str:
 
 
 def page(data: Row) -> str:
-    """The page of docs."""
-    packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
+    """The page of docs; its figure lies beside it."""
     file = "einsum.json" if data["threads"] == 1 else f"einsum_{data['threads']}_threads.json"
     load, cores = data["machine"]["load"] or [0.0], data["machine"]["cores"]
     busy = f"Other work disturbed the run (a load of {load[0]:g} on {cores} cores at its end): take ratios, not times; "
     busy += "single ratios moved by a third and more between runs. "
-    text = [
-        "# Einsum next to other libraries", "",
-        f"Made by `python benchmarks/einsum.py --threads {data['threads']}`; the numbers are in "
-        f"[{file}](../benchmarks/results/{file}). {data['machine']['cpu']}, {data['threads']} "
-        f"thread{'s' if data['threads'] > 1 else ''}, load {data['machine']['load']} when it ended, "
-        f"python {data['machine']['python']}; {packages}.", "",
-        "One call, forward, float32 (circuits: complex64), the path and the compiled function ready; ours through "
-        "`tn.einsum`. Rounds are interleaved; a ratio is the median of ratios within rounds, above 1 where ours is "
-        f"faster than the fastest other of any framework. {busy if load[0] > data['threads'] else ''}Searches for a "
-        f"path got {SEARCH_S:g} s.", "",
-        *([data["note"], ""] if data.get("note") else []),
-        *(f"* {line}" for line in lines(data)), "",
-    ]  # fmt: skip
-    for title, columns, cells in tables(data):
-        text += [f"## {title.capitalize()}", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-        text += [*(f"| {' | '.join(row)} |" for row in cells), ""]
-    return "\n".join(text)
+    fastest = {v["group"]: v for v in data["verdicts"] if v["ours"] == "the fastest of ours"}
+    said = "; ".join(
+        f"{group} {v['mean']:.2f} ({len(v['below'])} of {v['cases']} below {LEAST:g})" for group, v in fastest.items()
+    )
+    command = f"benchmarks/einsum.py --threads {data['threads']}"
+    return str(
+        Page(
+            title=f"Einsum next to other libraries, {data['threads']} thread{'s' if data['threads'] > 1 else ''}",
+            finding=f"How many times as long the fastest other library takes, geometric means: {said}.",
+            figure=(f"{page_name(data)}.png", "Time of the fastest other library over ours, sorted"),
+            made=f"{made(command, file, data)} Load when it ended: {load}.",
+            method="One call, forward, float32 (circuits: complex64), the path and the compiled function ready; ours "
+            "through `tn.einsum`. Rounds are interleaved; a ratio is the median of ratios within rounds, above 1 where "
+            f"ours is faster than the fastest other of any framework. {busy if load[0] > data['threads'] else ''}"
+            f"Searches for a path got {SEARCH_S:g} s. {data.get('note', '')}".rstrip(),
+            points=list(lines(data)),
+            tables=[Table(title.capitalize(), columns, cells) for title, columns, cells in tables(data)],
+        )
+    )
+
+
+def page_name(data: Row) -> str:
+    """Of the page and its figure."""
+    return "einsum-peers" if data["threads"] == 1 else f"einsum-peers-{data['threads']}-threads"
+
+
+def draw(data: Row, path: Path) -> None:
+    """The fastest other over the fastest of ours, a curve for each group."""
+    curves: dict[str, list[float]] = {}
+    for case in data["cases"]:
+        if case["summary"].get("ratio"):
+            curves.setdefault(case["group"], []).append(case["summary"]["ratio"])
+    draw_sorted(path, curves, "best other / ours", "cases, sorted")
 
 
 def report(cases: list[Row], threads: int, absent: dict[str, str]) -> Row:
@@ -384,6 +400,7 @@ def main(
     data = report(rows, threads, absent)
     if page_file is not None:
         page_file.write_text(page(data))
+        draw(data, page_file.with_suffix(".png"))
     _measure.show(console, tables(data), lines(data))
 
 

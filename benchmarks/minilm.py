@@ -31,6 +31,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
 
 import _measure
+from _pages import Page, Table, made
 from rich.console import Console
 
 TOPOLOGIES = {
@@ -187,27 +188,44 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 def page(data: dict[str, Any]) -> str:
-    """docs/pages/benchmarks/minilm.md."""
-    packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
-    text = ["# A trained transformer on networks", ""]
-    text += [
-        "Made by `python benchmarks/minilm.py`; the numbers are in [minilm.json](../benchmarks/results/minilm.json). "
-        f"{data['machine']['cpu']}, 1 thread, python {data['machine']['python']}; {packages}.",
-        "",
-        "`convert` replaces the linear layers of the encoder of all-MiniLM-L6-v2 under one budget, a share of their "
-        "weights. A layer that would lose too much as a network stays dense, and counts with all of its weights. "
-        f"{data['calibrate']} sentences without labels serve to calibrate, to refine ({data['steps']} steps for each "
-        f"layer) and to distil ({data['distilled']} steps); {data['measure']} others serve to measure. The numbers are "
-        "the mean cosine similarity of their embeddings to the original's after each stage, and after the last one "
-        "the rank correlation of the similarities of all pairs.",
-        "",
-        *(f"* {line}" for line in lines(data)),
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        f"|{' --- |' * len(COLUMNS)}",
-        *(f"| {' | '.join(cells(row))} |" for row in data["rows"]),
-    ]
-    return "\n".join(text) + "\n"
+    """The page of docs; its figure lies beside it."""
+    said = []
+    for share in sorted({row["share"] for row in data["rows"]}, reverse=True):
+        best = max((row for row in data["rows"] if row["share"] == share), key=lambda row: row["distilled"]["cosine"])
+        said.append(f"{best['distilled']['cosine']:.3f} at {share:g} of the weights ({best['topology']})")
+    return str(
+        Page(
+            title="A trained transformer on networks",
+            finding=f"The best cosine similarity to the original's embeddings, after distilling: {', '.join(said)}.",
+            figure=("minilm.png", "Similarity after distilling against the share of the weights"),
+            made=made("benchmarks/minilm.py", "minilm.json", data),
+            method="`convert` replaces the linear layers of the encoder of all-MiniLM-L6-v2 under one budget, a share "
+            "of their weights. A layer that would lose too much as a network stays dense, and counts with all of its "
+            f"weights. {data['calibrate']} sentences without labels serve to calibrate, to refine ({data['steps']} "
+            f"steps for each layer) and to distil ({data['distilled']} steps); {data['measure']} others serve to "
+            "measure. The numbers are the mean cosine similarity of their embeddings to the original's after each "
+            "stage, and after the last one the rank correlation of the similarities of all pairs.",
+            points=lines(data),
+            tables=[Table("Stages", COLUMNS, [cells(row) for row in data["rows"]])],
+        )
+    )
+
+
+def draw(data: dict[str, Any], path: Path) -> None:
+    """Similarity against share, a curve for each topology."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(row["topology"] for row in data["rows"]):
+        rows = sorted((row for row in data["rows"] if row["topology"] == name), key=lambda row: row["share"])
+        axes.plot([row["share"] for row in rows], [row["distilled"]["cosine"] for row in rows], "o-", label=name)
+    axes.set(xlabel="share of the layers' weights", ylabel="cosine similarity after distilling")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
 
 
 def begun(path: Path | None, settings: dict[str, int]) -> list[dict[str, Any]]:
@@ -252,6 +270,7 @@ def main(
         data = {**head, **settings, "rows": ordered(rows)}
     if page_file is not None:
         page_file.write_text(page(data))
+        draw(data, page_file.with_suffix(".png"))
     title = "MiniLM-L6: mean cosine similarity to the original's embeddings"
     _measure.show(Console(), [(title, COLUMNS, [cells(row) for row in data["rows"]])], lines(data))
 

@@ -20,6 +20,7 @@ if __package__ in (None, ""):
 
 from _goals import name_of, row
 from _measure import geometric_mean
+from _pages import Page, Table
 from step_time import SCHEMA, goal_line
 
 MEAN_LIMIT = 1.15  # geometric mean of new / old that is still accepted
@@ -106,34 +107,58 @@ def regressions(old: Results, new: Results) -> tuple[list[str], list[str]]:
 
 
 def page(data: Results, source: str, figure: str) -> str:
-    """docs/pages/benchmarks/performance.md."""
-    return "\n".join([*_head(data, source), f"![ours against dense and the best peer]({figure})", "", *_body(data), ""])
-
-
-def _head(data: Results, source: str) -> Iterator[str]:
+    """The page of step times: the finding, the figure, how it was measured, the goals, and the tables."""
     machine, limits = data["machine"], data["limits"]
     packages = ", ".join(f"{name} {v}" for name, v in data["versions"].items() if v is not None)
     absent = ", ".join(name for name, v in data["versions"].items() if v is None)
-    yield "# Speed" if data["device"] == "cpu" else f"# Speed on an {data['device_name']}"
-    yield ""
-    yield (
-        f"Made by `python benchmarks/render_performance.py {source}` from a run of `benchmarks/step_time.py` "
-        f"of {data['date'][:10]}{' (--quick)' if data['quick'] else ''}. How it is measured, and what each "
-        "competitor is: [benchmarks/README.md](../../../benchmarks/README.md). Times are medians of interleaved "
-        "rounds; ratios are paired within rounds."
+    gpu = data["device"] != "cpu"
+    where = f"an {data['device_name']}" if gpu else f"{data['threads']} thread{'s' if data['threads'] > 1 else ''}"
+    points = [data["note"]] if data.get("note") else []
+    points += [goal_line(label, goal) for label, goal in data["goals"].items()]
+    points += [
+        f"geometric mean, {label}: {found['mean']:.3f} ({found['cells']} cells)"
+        for label, found in data["means"].items()
+        if found["mean"] is not None
+    ]
+    cells = {phase: [cell for cell in data["cells"] if cell["phase"] == phase] for phase in ("train", "forward")}
+    titles = {"train": "Training step", "forward": "Forward"}
+    tables = [_table(cells[phase], title) for phase, title in titles.items() if cells[phase]]
+    return str(
+        Page(
+            title=f"Speed on {where}" + ("" if data.get("dtype", "float32") == "float32" else f", {data['dtype']}"),
+            finding=" ".join(_finding(data)),
+            figure=(figure, "Time of a training step next to dense and to the best other library"),
+            made=f"Made by `python benchmarks/render_performance.py {source}` from a run of `benchmarks/step_time.py` "
+            f"of {data['date'][:10]}{' (--quick)' if data['quick'] else ''} on {machine['cpu']}, {machine['cores']} "
+            f"cores; device {data.get('device_name', data['device'])}; {data.get('dtype', 'float32')}; "
+            f"{data['threads']} thread(s). Measured limits: {limits['macs_per_s'] / 1e9:.0f}e9 multiply-adds and "
+            f"{limits['bytes_per_s'] / 1e9:.0f}e9 bytes a second; load when it ended: {machine['load']}. Versions: "
+            f"{packages}" + (f"; not installed: {absent}" if absent else "") + ".",
+            method="Times are medians of interleaved rounds; ratios are paired within rounds. How cells and "
+            'competitors are chosen: [benchmarks/README.md](../../../benchmarks/README.md). Above 1 in "/ dense" and '
+            'below 1 in "peer /" we lose; those figures are bold.',
+            points=[*points, *_without_graphed(data["cells"])],
+            tables=[*tables, *_refusals(data)],
+        )
     )
-    yield ""
-    if data.get("note"):
-        yield f"* {data['note']}"
-    device = data.get("device_name", data["device"])
-    where = f"device {device}; {data.get('dtype', 'float32')}; {data['threads']} thread(s)"
-    yield f"* Machine: {machine['cpu']}, {machine['cores']} cores; {where}"
-    yield (
-        f"* Measured limits: {limits['macs_per_s'] / 1e9:.0f}e9 multiply-adds and "
-        f"{limits['bytes_per_s'] / 1e9:.0f}e9 bytes a second; load when it ended: {machine['load']}"
-    )
-    yield f"* Versions: {packages}" + (f"; not installed: {absent}" if absent else "")
-    yield ""
+
+
+def _finding(data: Results) -> Iterator[str]:
+    for name in ("torch", "jax"):
+        dense, peer = (data["means"].get(f"{name}: {what}, all") for what in ("vs_dense", "peer_vs_ours"))
+        if dense is None or peer is None or dense["mean"] is None or peer["mean"] is None:
+            continue
+        ratios = [
+            cell["summary"][name]["vs_dense"]["median"]
+            for cell in data["cells"]
+            if cell["summary"].get(name, {}).get("vs_dense")
+        ]
+        slower = sum(ratio > 1 for ratio in ratios)
+        yield (
+            f"In {name}, a layer takes {dense['mean']:.2f} of the time of a dense one in the geometric mean and is "
+            f"slower in {slower} of {len(ratios)} cells; the best other library takes {peer['mean']:.2f} times as long "
+            "as ours."
+        )
 
 
 def _without_graphed(cells: list[dict[str, Any]]) -> Iterator[str]:
@@ -150,36 +175,13 @@ def _without_graphed(cells: list[dict[str, Any]]) -> Iterator[str]:
     if ratios:
         slower = sum(ratio < 1 for ratio in ratios)
         yield (
-            f"* geometric mean, torch: peer_vs_ours, cotengra-graphed left out: {geometric_mean(ratios):.3f} "
+            f"geometric mean, torch: peer_vs_ours, cotengra-graphed left out: {geometric_mean(ratios):.3f} "
             f"({len(ratios)} cells, {slower} of them below 1)"
         )
 
 
-def _body(data: Results) -> Iterator[str]:
-    yield "## Goals"
-    yield ""
-    for label, goal in data["goals"].items():
-        yield f"* {goal_line(label, goal)}"
-    yield ""
-    for label, found in data["means"].items():
-        if found["mean"] is not None:
-            yield f"* geometric mean, {label}: {found['mean']:.3f} ({found['cells']} cells)"
-    yield from _without_graphed(data["cells"])
-    yield ""
-    for phase, title in (("train", "Training step"), ("forward", "Forward")):
-        cells = [cell for cell in data["cells"] if cell["phase"] == phase]
-        if cells:
-            yield from _table(cells, title)
-    yield from _refusals(data)
-
-
-def _table(cells: list[dict[str, Any]], title: str) -> Iterator[str]:
-    yield f"## {title}"
-    yield ""
-    yield 'Above 1 in "/ dense" and below 1 in "peer /" we lose; those figures are bold.'
-    yield ""
-    yield f"| {' | '.join(_COLUMNS)} |"
-    yield "|--" * len(_COLUMNS) + "|"
+def _table(cells: list[dict[str, Any]], title: str) -> Table:
+    lines = []
     for cell in cells:
         torch, jax = row(cell, "tn4nn-torch"), row(cell, "tn4nn-jax")
         by_torch, by_jax = (cell["summary"].get(name, {}) for name in ("torch", "jax"))
@@ -188,8 +190,8 @@ def _table(cells: list[dict[str, Any]], title: str) -> Iterator[str]:
         entries = [cell["case"], str(cell["batch"]), _ms(torch), _lost_above(by_torch.get("vs_dense"))]
         entries += [by_torch.get("best_peer") or "-", _lost_below(by_torch.get("peer_vs_ours")), share, saved]
         entries += [_ms(jax), _lost_above(by_jax.get("vs_dense")), _lost_below(by_jax.get("peer_vs_ours"))]
-        yield f"| {' | '.join(entries)} |"
-    yield ""
+        lines.append(entries)
+    return Table(title, _COLUMNS, lines)
 
 
 def _ms(found: Mapping[str, Any] | None) -> str:
@@ -208,7 +210,7 @@ def _figure(value: float, lost: bool) -> str:
     return f"**{value:.2f}**" if lost else f"{value:.2f}"
 
 
-def _refusals(data: Results) -> Iterator[str]:
+def _refusals(data: Results) -> list[Table]:
     """Why competitors are missing: each reason once, with the number of cells."""
     counts: dict[tuple[str, str, str], int] = {}
     for cell in data["cells"]:
@@ -216,116 +218,93 @@ def _refusals(data: Results) -> Iterator[str]:
             if r["status"] != "ok":
                 key = (r["peer"], r["status"], r["reason"])
                 counts[key] = counts.get(key, 0) + 1
-    if not counts:
-        return
-    yield "## What was not timed, and why"
-    yield ""
-    for (peer, status, reason), count in sorted(counts.items()):
-        yield f"* {peer}: {status} ({count} cells): {reason}"
-    yield ""
+    cells = [[peer, status, str(count), reason] for (peer, status, reason), count in sorted(counts.items())]
+    return [Table("What was not timed, and why", ("competitor", "status", "cells", "reason"), cells)] if cells else []
 
 
-# -- beside it: the choice of plans, and scaling ---------------------------------------------------------------
+# -- the choice of plans, predictions, and scaling: the parts of another page -----------------------------------
 
 
-def beside(folder: Path) -> str:
-    """The sections of plan_choice.json, prediction.json and scaling.json, where they stand in the results' folder."""
-    result = [
-        _choice(folder / "plan_choice.json"),
-        _prediction(folder / "prediction.json"),
-        _scaling(folder / "scaling.json"),
+def plans_page(folder: Path) -> str:
+    """What plan_choice.json, prediction.json and scaling.json in a folder of results say, as far as they are there."""
+    parts = [
+        part
+        for file, part_of in (("plan_choice", _choice), ("prediction", _prediction), ("scaling", _scaling))
+        if (folder / f"{file}.json").exists()
+        for part in part_of(json.loads((folder / f"{file}.json").read_text()))
     ]
-    return "\n".join(line for lines in result for line in lines)
+    return "\n\n".join(["# How well plans are chosen and costs predicted", *parts]) + "\n"
 
 
-def _other(path: Path) -> dict[str, Any] | None:
-    return dict(json.loads(path.read_text())) if path.exists() else None
-
-
-def _choice(path: Path) -> Iterator[str]:
-    data = _other(path)
-    if data is None:
-        return
+def _choice(data: Results) -> Iterator[str]:
     found = data["summary"]
-    yield "## How well plans are chosen"
-    yield ""
+    first = found["first"]
+    yield (
+        f"The plan that the cost model picks takes {first['mean']:.3f} of the time of the fastest one in the geometric "
+        f"mean over {found['cells']} cells; it is within 10 % of it in {first['within_10_percent']:.0%} of them, and "
+        f"{first['worst']:.2f} times as slow in the worst."
+    )
+    cells = []
+    for name, label in (("first", "predicted"), ("tuned", "tune=True, eight measured")):
+        r = found[name]
+        shares = [f"{r['within_10_percent']:.0%}", f"{r['within_30_percent']:.0%}"]
+        cells.append([label, *shares, f"{r['mean']:.3f}", f"{r['worst']:.2f}"])
+    yield str(Table("Choice", ("choice", "within 10%", "within 30%", "geometric mean", "worst"), cells))
     yield (
         f"All candidates of {found['cells']} cells, measured in the native runtime (`benchmarks/plan_choice.py`, "
         f"{data['machine']['cpu']}); time of the chosen one over that of the fastest. Median error of the predicted "
         f"time: {found['median_error']:.0%}. {data.get('note', '')}".rstrip()
     )
-    yield ""
-    yield "| choice | within 10% | within 30% | geometric mean | worst |"
-    yield "|--|--|--|--|--|"
-    for name, label in (("first", "predicted"), ("tuned", "tune=True, eight measured")):
-        r = found[name]
-        shares = f"{r['within_10_percent']:.0%} | {r['within_30_percent']:.0%}"
-        yield f"| {label} | {shares} | {r['mean']:.3f} | {r['worst']:.2f} |"
-    yield ""
 
 
-def _prediction(path: Path) -> Iterator[str]:
-    data = _other(path)
-    if data is None:
-        return
+def _prediction(data: Results) -> Iterator[str]:
     found, machine = data["summary"], data["machine"]
-    yield "## Predicted against measured"
-    yield ""
-    yield (
-        f"{found['default']['cells']} cells over the whole catalogue, 1024 -> 1024, three ranks, four batches, forward "
-        "and training, in CPU seconds of the native runtime (`benchmarks/prediction.py`, "
-        f"{machine['cpu']}, load {machine['load'][0]}), with the cost model's default figures and with those of a "
-        "calibration made in the same run. Aimed at on a quiet machine: a rank correlation of 0.95, a median error of "
-        "25%. Ratios are predicted over measured, medians."
-    )
-    yield ""
-    yield "| figures | rank correlation | median error | ratio | forward | training | batch 1 | 32 | 256 | 2048 |"
-    yield "|--" * 10 + "|"
+    head = ("parameters", "rank correlation", "median error", "ratio", "forward", "training")
+    cells = []
     for name, all_of in found.items():
         by = all_of["by"]
         parts = [by["phase"][phase] for phase in ("forward", "train")]
         parts += [by["batch"][batch] for batch in ("1", "32", "256", "2048")]
-        ratios = " | ".join(f"{part['median_ratio']:.2f}" for part in (all_of, *parts))
-        yield f"| {name} | {all_of['spearman']:.3f} | {all_of['median_error']:.0%} | {ratios} |"
-    yield ""
-    yield "By topology, and by what most of the predicted time comes from (a figure of `tn.Machine`):"
-    yield ""
-    yield "| kind | cells | median error, default | ratio | cells | median error, calibrated | ratio |"
-    yield "|--" * 7 + "|"
+        ratios = [f"{part['median_ratio']:.2f}" for part in (all_of, *parts)]
+        cells.append([name, f"{all_of['spearman']:.3f}", f"{all_of['median_error']:.0%}", *ratios])
+    yield str(Table("Predicted against measured", (*head, "batch 1", "32", "256", "2048"), cells))
+    yield (
+        f"{found['default']['cells']} cells over the whole catalogue, 1024 -> 1024, three ranks, four batches, forward "
+        "and training, in CPU seconds of the native runtime (`benchmarks/prediction.py`, "
+        f"{machine['cpu']}, load {machine['load'][0]}), with the cost model's default parameters and with those of a "
+        "calibration made in the same run. Aimed at on a quiet machine: a rank correlation of 0.95, a median error of "
+        "25%. Ratios are predicted over measured, medians."
+    )
+    columns = ("kind", "cells", "median error, default", "ratio", "cells", "median error, calibrated", "ratio")
+    cells = []
     for kind in ("topology", "figure"):
         both = [found[name]["by"][kind] for name in ("default", "calibrated")]
         for value in dict.fromkeys(value for groups in both for value in groups):
-            yield f"| {value} | {' | '.join(_predicted(groups.get(value)) for groups in both)} |"
-    yield ""
+            cells.append([value, *(entry for groups in both for entry in _predicted(groups.get(value)))])
+    yield str(Table("By topology, and by the parameter that most of the predicted time comes from", columns, cells))
 
 
-def _predicted(part: dict[str, Any] | None) -> str:
+def _predicted(part: dict[str, Any] | None) -> list[str]:
     if part is None:
-        return "0 | - | -"
-    return f"{part['cells']} | {part['median_error']:.0%} | {part['median_ratio']:.2f}"
+        return ["0", "-", "-"]
+    return [str(part["cells"]), f"{part['median_error']:.0%}", f"{part['median_ratio']:.2f}"]
 
 
-def _scaling(path: Path) -> Iterator[str]:
-    data = _other(path)
-    if data is None:
-        return
-    yield "## How it grows"
-    yield ""
+def _scaling(data: Results) -> Iterator[str]:
+    axes = list(dict.fromkeys(found["axis"] for found in data["rows"]))
+    rows = {(found["topology"], found["axis"]): found for found in data["rows"]}
+    cells = []
+    for topology in dict.fromkeys(found["topology"] for found in data["rows"]):
+        saved = rows.get((topology, "batch"), {}).get("saved")
+        grown = [_grown(rows.get((topology, axis))) for axis in axes]
+        cells.append([topology, *grown, "-" if saved is None else f"{saved:.2f}"])
+    columns = ("topology", *(f"time ~ {axis} (faster up to)" for axis in axes), "saved ~ batch")
+    yield str(Table("How costs grow", columns, cells))
     yield (
         "Slopes in log-log of a training step in the native runtime (`benchmarks/scaling.py`), one quantity varied, "
         "the others at batch 256, chi 4, 5 sites, 1024 -> 1024; in brackets the last value at which the layer is "
         "faster than dense."
     )
-    yield ""
-    axes = list(dict.fromkeys(found["axis"] for found in data["rows"]))
-    yield f"| topology | {' | '.join(f'time ~ {axis} (faster up to)' for axis in axes)} | saved ~ batch |"
-    yield "|--" * (len(axes) + 2) + "|"
-    rows = {(found["topology"], found["axis"]): found for found in data["rows"]}
-    for topology in dict.fromkeys(found["topology"] for found in data["rows"]):
-        entries = [_grown(rows.get((topology, axis))) for axis in axes]
-        saved = rows.get((topology, "batch"), {}).get("saved")
-        yield f"| {topology} | {' | '.join(entries)} | {'-' if saved is None else f'{saved:.2f}'} |"
-    yield ""
 
 
 def _grown(found: Mapping[str, Any] | None) -> str:
@@ -404,7 +383,7 @@ def main(
         raise typer.Exit(2) from error
     figure = out.with_suffix(".png")
     draw(data[0], figure)
-    out.write_text(page(data[0], files[0].as_posix(), figure.name) + beside(files[0].parent))
+    out.write_text(page(data[0], files[0].as_posix(), figure.name))
     typer.echo(f"{out}, {figure}")
 
 

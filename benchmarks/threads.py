@@ -26,11 +26,11 @@ if __package__ in (None, ""):
 
 import _measure
 import _workset
+from _pages import Page, Table, made
 from rich.console import Console
 from tn4nn_torch import TNLinear
 
 import tn4nn as tn
-from tn4nn._base.tables import markdown_table
 
 Row = dict[str, Any]
 LAYER, DENSE = "layer", "dense"
@@ -136,24 +136,27 @@ def summary(rows: list[Row], threads: list[int]) -> Iterator[str]:
 
 def page(data: Row) -> str:
     """The page of docs; its figure lies beside it."""
-    machine, threads = data["machine"], data["threads"]
-    packages = ", ".join(f"{name} {data['versions'][name]}" for name in ("tn4nn", "torch"))
-    _, columns, cells = table(data["rows"], threads)
-    return "\n".join(
-        [
-            "# More threads", "",
-            "Made by `python benchmarks/threads.py`; the numbers are in "
-            f"[threads.json](../benchmarks/results/threads.json). {machine['cpu']}, {machine['cores']} cores, python "
-            f"{machine['python']}; {packages}.", "",
-            "One layer in torch, a training step (gradients of the input and of every core, no optimizer), float32. "
-            "All numbers of threads take turns, round by round, each with a layer planned for it; a ratio is the "
-            "median over rounds. How the work is shared: [runtime](../explanation/rooms/runtime.md#threads). Layers "
-            f"whose dense step is above {MOST:.0e} multiply-adds are left out.", "",
-            *(f"* {line}" for line in summary(data["rows"], threads)), "",
-            "![Time at several threads over the time at one](threads.png)", "",
-            markdown_table(columns, cells), "",
-        ]
-    )  # fmt: skip
+    rows, threads = data["rows"], data["threads"]
+    most = threads[-1]
+    layer, dense = ([row[kind]["ratio"][str(most)] for row in rows] for kind in (LAYER, DENSE))
+    worse = sum(ratio > 1 for ratio in layer)
+    title, columns, cells = table(rows, threads)
+    return str(
+        Page(
+            title="More threads",
+            finding=f"On {most} threads a training step takes {statistics.median(layer):.2f} of the time of one thread "
+            f"in the median of {len(rows)} layers and batches; a dense layer takes {statistics.median(dense):.2f}. "
+            + (f"Of our layers, {worse} gain nothing." if worse else "Every layer of ours gains."),
+            figure=("threads.png", "Time at several threads over the time at one"),
+            made=made("benchmarks/threads.py", "threads.json", data, packages=("tn4nn", "torch")),
+            method="One layer in torch, a training step (gradients of the input and of every core, no optimizer), "
+            "float32. All numbers of threads take turns, round by round, each with a layer planned for it; a ratio is "
+            "the median over rounds. How the work is shared: [runtime](../explanation/rooms/runtime.md#threads). "
+            f"Layers whose dense step is above {MOST:.0e} multiply-adds are left out.",
+            points=list(summary(rows, threads)),
+            tables=[Table(title, columns, cells)],
+        )
+    )
 
 
 def draw(data: Row, path: Path) -> None:

@@ -28,6 +28,7 @@ NAMES = (
     "_instances",
     "_measure",
     "_optimizers",
+    "_pages",
     "_paths",
     "_peers",
     "_runners",
@@ -44,6 +45,7 @@ NAMES = (
     "ill_conditioned",
     "step_time",
     "render_performance",
+    "render_pages",
     "threads",
 )
 
@@ -478,7 +480,7 @@ def test_the_page_has_the_predictions(bench, tmp_path):
     summary["calibrated"] = {**one, "by": {**by, "figure": {}}}
     data = {"machine": {"cpu": "C", "load": [0.5]}, "summary": summary}
     (tmp_path / "prediction.json").write_text(json.dumps(data))
-    page = bench["render_performance"].beside(tmp_path)
+    page = bench["render_performance"].plans_page(tmp_path)
     assert "| default | 0.900 | 20% | 1.10 | 1.10 |" in page
     assert "| mpo | 3 | 20% | 1.10 | 3 | 20% | 1.10 |" in page
     assert "| call_s | 3 | 20% | 1.10 | 0 | - | - |" in page
@@ -582,6 +584,23 @@ def test_several_threads(bench, tmp_path):
     pytest.importorskip("matplotlib")
     script.draw(data, tmp_path / "threads.png")
     assert (tmp_path / "threads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_committed_pages_are_those_of_the_committed_results(bench, tmp_path):
+    root = Path(__file__).parents[2]
+    committed = root / "docs" / "pages" / "benchmarks"
+    if not committed.is_dir():
+        pytest.skip("docs/ is not part of the wheel")
+    written = bench["render_pages"].pages(root / "benchmarks" / "results", tmp_path, figures=False)
+    assert {page.name for page in written} == {page.name for page in committed.glob("*.md")} - {"index.md"}
+    for page in written:
+        assert page.read_text() == (committed / page.name).read_text(), page.name
+
+
+def test_a_long_table_is_folded(bench):
+    table = bench["_pages"].Table
+    assert str(table("One", ("a",), [["1"]] * 3)).startswith("## One")
+    assert "<summary>One: 13 rows</summary>" in str(table("One", ("a",), [["1"]] * 13))
 
 
 def test_a_few_rows(bench):

@@ -157,8 +157,8 @@ EXPERIMENT = Experiment(
     ),
     finding=(
         "What 10 steps of Adam change in the output grows with the width to the power {mpo, structure} for an MPO with "
-        "the learning rates that tn4nn computes, and to the power {mpo, one lr} with one rate for all cores. At a power "
-        "of zero a rate found on a small model serves a large one."
+        "the learning rates that tn4nn computes, and to the power {mpo, one lr} with one rate for all cores. At a "
+        "power of zero a rate found on a small model serves a large one."
     ),
     cost="3 min",
     quick_cost="15 s",

@@ -445,8 +445,9 @@ def page(data: Row) -> str:
             made=made(data["command"].removeprefix("python "), "decomposition.json", data),
             method=f"Matrices of {data['features']} x {data['features']}: the hidden layer of a net trained on "
             f"{data['trained']}; a smooth kernel with 5 % noise; a random one. The other libraries get ranks; ours "
-            "gets the number of parameters that those have, and uses as many or fewer in every row. Errors are relative, "
-            "in the Frobenius norm; seconds are medians of interleaved calls. tltorch's CP is tensorly's parafac.",
+            "gets the number of parameters that those have, and uses as many or fewer in every row. Errors are "
+            "relative, in the Frobenius norm; seconds are medians of interleaved calls. tltorch's CP is tensorly's "
+            "parafac.",
             points=list(lines(data)),
             tables=[Table(title, columns, cells) for title, columns, cells in tables(data)],
         )

@@ -76,6 +76,12 @@ def test_axes_of_losses_and_errors_are_logarithmic_and_accuracies_are_not() -> N
         assert {panel.y for panel in panels} == {"error (%)" if log else "accuracy (%)"}
 
 
+def test_one_poor_topology_does_not_squeeze_the_others() -> None:
+    poor = [row | {"accuracy": 40.0 if row["topology"] == TABLE[-1]["topology"] else 98.0} for row in TABLE]
+    panels = panels_of(contents_of(results_of(poor, metric="accuracy", larger_is_better=True)))
+    assert {(panel.y, panel.log_y) for panel in panels} == {("error (%)", True)}
+
+
 def test_the_front_has_what_no_other_beats() -> None:
     params, macs, _ = panels_of(contents_of(results_of(TABLE)))
     assert [name for name, _, _ in params.front] == ["narrow", "btt", "dense"]

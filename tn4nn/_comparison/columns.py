@@ -10,6 +10,7 @@ from typing import Any
 from .summary import Metric, Summary, metric_of
 from .variants import DENSE
 
+NEARLY = 90.0  # percent: a figure shows errors where the best accuracy is above it
 TOO_GOOD = 97.0  # percent: where all accuracies are above it, errors tell them apart better
 
 _ASKED = {
@@ -120,14 +121,23 @@ class Scale:
         return _spread(self.of(one), one.score_sd, self.unit)
 
 
+_ERROR = Scale("error", "%", True, False)
+
+
 def scale_of(summaries: Sequence[Summary], metric: Metric) -> Scale:
     """How the metric of a table is shown."""
     if metric.name != "accuracy":
         return Scale(metric.name, "", False, metric.larger_is_better)
     scores = [one.score for one in summaries if one.score is not None]
-    if scores and min(scores) > TOO_GOOD:
-        return Scale("error", "%", True, False)
-    return Scale("accuracy", "%", False, True)
+    return _ERROR if scores and min(scores) > TOO_GOOD else Scale("accuracy", "%", False, True)
+
+
+def scale_of_figure(summaries: Sequence[Summary], metric: Metric) -> Scale:
+    """How the metric is drawn. One poor topology is enough to squeeze the accuracies of all others into a line, so where
+    the best is nearly right, errors are drawn."""
+    scores = [one.score for one in summaries if one.score is not None]
+    nearly = metric.name == "accuracy" and bool(scores) and max(scores) > NEARLY
+    return _ERROR if nearly else scale_of(summaries, metric)
 
 
 def columns_for(summaries: Sequence[Summary], metric: Metric) -> list[Column]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .columns import Scale, scale_of, short
+from .columns import Scale, scale_of_figure, short
 from .contents import Contents
 from .scaling import curve_of
 from .summary import Summary
@@ -93,7 +93,7 @@ class Panel:
 
 def panels_of(contents: Contents) -> list[Panel]:
     """All panels: the metric against three costs, then, on a ladder of widths, what compute buys."""
-    scale = scale_of(contents.summaries, contents.metric)
+    scale = scale_of_figure(contents.summaries, contents.metric)
     drawn = plottable(contents.summaries)
     found = [_against_cost(drawn, scale, title, value) for title, value in _COSTS]
     found += _at_equal_compute(contents, drawn, scale)

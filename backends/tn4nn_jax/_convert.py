@@ -315,7 +315,7 @@ def measure_of(
         model: any pytree.
         change: of a weight, its array and what replaces it.
         run: what a model gives, None where it cannot be run.
-        loss: of a model, in the place of comparing what it gives.
+        loss: of a model, in place of comparing what it gives.
     """
     if run is None and loss is None:
         return None

@@ -65,7 +65,9 @@ def plan_params(
     chosen = assign(weights, parsed(rules), others, "Matrices of floating-point numbers")
     for name in inputs or {}:
         if name not in known:
-            raise TN4NNError(f"inputs has {name!r}, which is no matrix of these params." + nearest(name, sorted(known)))
+            raise TN4NNError(
+                f"inputs has {name!r}, which is not a matrix of these params." + nearest(name, sorted(known))
+            )
     seen: dict[int, Array] = {
         i: np.asarray(inputs[one.name]) for i, one in enumerate(chosen) if inputs and one.name in inputs
     }

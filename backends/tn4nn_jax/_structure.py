@@ -145,7 +145,7 @@ def scale_by_structure(model: Any, *, lr: float | None = None, optimizer: str = 
 
 
 def decay_by_structure(model: Any, weight_decay: float) -> optax.GradientTransformation:
-    """A transformation of optax that adds the decay of W, in the place of `optax.add_decayed_weights`.
+    """A transformation of optax that adds the decay of W, in place of `optax.add_decayed_weights`.
 
     With it a step takes W to (1 - lr * weight_decay) W, whatever the topology, as AdamW does a dense weight: each of
     the N cores of a layer that are trained shrinks by lr * weight_decay / N. Biases, the parameters of norms and all

@@ -1,4 +1,4 @@
-"""Layers on networks in the place of dense ones, with weights that are drawn: for models that are trained by loops of
+"""Layers on networks in place of dense ones, with weights that are drawn: for models that are trained by loops of
 one's own, from the start."""
 
 from __future__ import annotations

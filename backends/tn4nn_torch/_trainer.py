@@ -24,7 +24,7 @@ from ._weight_norm import GAIN, cap_core, plain_name, without
 
 _CHUNK = 1024  # predictions of one evaluation call
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
-_VALUE = "value"  # of a gain, which is no weight of the model
+_VALUE = "value"  # of a gain, which is not a weight of the model
 
 
 def _to_host(array: Tensor) -> NDArray[Any]:

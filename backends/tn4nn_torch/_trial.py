@@ -24,7 +24,7 @@ class Trial:
     Args:
         model: the original, which is not touched.
         calls: of the model, on which its outputs are compared; of many, those whose outputs fit into memory.
-        loss: of a model, smaller is better; in the place of comparing outputs.
+        loss: of a model, smaller is better; in place of comparing outputs.
     """
 
     def __init__(self, model: nn.Module, calls: Sequence[Call], loss: Callable[[Any], Any] | None) -> None:

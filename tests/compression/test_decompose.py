@@ -121,7 +121,7 @@ def test_the_error_is_that_of_the_weights(name: str) -> None:
 @pytest.mark.cases(9)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_graphs_never_get_worse_than_nothing(seed: int) -> None:
-    """Hyperedges, kept legs, cores without open legs, several parts: least squares ends at a stationary point."""
+    """Hyperedges, batch legs, cores without open legs, several parts: least squares ends at a stationary point."""
     net = testing.random_network(seed)
     w = np.random.default_rng(seed).standard_normal((net.out_features, net.in_features))
     result = tn.decompose(w, net, dtype="float64", compare_random=False)

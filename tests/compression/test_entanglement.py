@@ -130,7 +130,7 @@ def test_networks_without_forming_w(name: str) -> None:
 @pytest.mark.cases(39)
 @pytest.mark.parametrize("seed", range(60))
 def test_random_graphs(seed: int) -> None:
-    """Hyperedges, open legs on several cores, several parts; kept legs are formed."""
+    """Hyperedges, open legs on several cores, several parts; batch legs are formed."""
     net = testing.random_network(seed)
     t = net.topology
     weights = {n: a.astype(float) + 0.1 for n, a in net.init(1).items()}

@@ -24,7 +24,7 @@ def ids(net):
 
 
 def whole(net, weights):
-    """W of all modes, padding included, as an array with one axis for each output and input leg (kept legs twice)."""
+    """W of all modes, padding included, as an array with one axis for each output and input leg (batch legs twice)."""
     t = net.topology
     full = tn.Network(tn.Topology(t.cores, t.inputs, t.outputs), net.ranks)
     return full.to_dense(weights).reshape([*t.outputs.values(), *t.inputs.values()])

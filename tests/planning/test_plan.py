@@ -358,7 +358,7 @@ def test_a_model_or_a_topology_is_no_network() -> None:
 
 def test_kept_legs_cannot_be_gathered() -> None:
     net = tn.topology("k x y", {"k": 2, "x": 2}, {"k": 2, "y": 2}).with_rank(1)
-    with pytest.raises(TN4NNError, match="an embedding cannot have kept legs, received k"):
+    with pytest.raises(TN4NNError, match="an embedding cannot have batch legs, received k"):
         tn.plan(net, form="gather")
 
 

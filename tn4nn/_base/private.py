@@ -64,7 +64,7 @@ def private_folder(path: Path) -> Path:
 
 
 def stand_in(path: Path, reason: str) -> Path:
-    """A temporary folder in the place of one that turned out not to take files (a full disk, for instance)."""
+    """A temporary folder in place of one that turned out not to take files (a full disk, for instance)."""
     with _LOCK:
         if path in _STANDINS.values():  # nor does the temporary one: it is the best there is
             return path

@@ -133,8 +133,8 @@ def scale_of(summaries: Sequence[Summary], metric: Metric) -> Scale:
 
 
 def scale_of_figure(summaries: Sequence[Summary], metric: Metric) -> Scale:
-    """How the metric is drawn. One poor topology is enough to squeeze the accuracies of all others into a line, so where
-    the best is nearly right, errors are drawn."""
+    """How the metric is drawn. One poor topology is enough to squeeze the accuracies of all others into a line, so
+    errors are drawn where the best is nearly right."""
     scores = [one.score for one in summaries if one.score is not None]
     nearly = metric.name == "accuracy" and bool(scores) and max(scores) > NEARLY
     return _ERROR if nearly else scale_of(summaries, metric)

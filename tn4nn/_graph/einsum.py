@@ -303,7 +303,7 @@ def interleaved(given: Sequence[Any]) -> tuple[str, list[Any]]:
         if not isinstance(labels, list | tuple):
             raise TopologyError(
                 "expected an equation and arrays, or arrays each with a list of labels and a list for the result, like "
-                f"einsum(a, [0, 1], b, [1, 2], [0, 2]); received {type(labels).__name__} in the place of a list"
+                f"einsum(a, [0, 1], b, [1, 2], [0, 2]); received {type(labels).__name__} in place of a list"
             )
     try:
         text = _lettered(tuple(map(tuple, lists)), len(arrays))

@@ -25,7 +25,7 @@ def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...
     "dense" and "kernel" (outputs..., inputs...), batch-like (kept) legs once, among the outputs.
 
     Raises:
-        TN4NNError: an embedding ("gather") with kept legs.
+        TN4NNError: an embedding ("gather") with batch legs.
     """
     t = network.topology
     tensors = [core.legs for core in t.cores]
@@ -35,7 +35,7 @@ def tensors_of(network: Network, form: Form) -> tuple[list[Legs], tuple[str, ...
         return tensors, names, (*outputs, *(leg for leg in t.inputs if leg not in t.outputs))
     if form == "gather":
         if t.kept:
-            raise TN4NNError(f"an embedding cannot have kept legs, received {', '.join(t.kept)}")
+            raise TN4NNError(f"an embedding cannot have batch legs, received {', '.join(t.kept)}")
         rows = []
         for legs in tensors:
             inner = tuple(leg for leg in legs if leg not in t.inputs)

@@ -212,7 +212,7 @@ def contract_expression(
 
     Args:
         equation: as in `einsum`; also lists of labels, each after its shape.
-        shapes: of the operands, in order; an array in the place of a constant.
+        shapes: of the operands, in order; an array in place of a constant.
         constants: positions of the operands that are the same in every call. What can be contracted of them alone is
             contracted once for each dtype of the others, and the calls take the other operands alone.
         minimize: "time" (by the cost model), "flops" (multiply-adds) or "memory" (peak bytes).

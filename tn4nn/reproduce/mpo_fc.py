@@ -98,7 +98,7 @@ EXPERIMENT = Experiment(
         "cannot exceed ln chi."
     ),
     finding=(
-        "An MPO of chi = 4 in the place of a matrix of a million weights reaches {chi = 4}; one of chi = 32 reaches "
+        "An MPO of chi = 4 in place of a matrix of a million weights reaches {chi = 4}; one of chi = 32 reaches "
         "{chi = 32}."
     ),
     cost="12 min",

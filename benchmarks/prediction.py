@@ -4,11 +4,11 @@
     python benchmarks/prediction.py --runtime program --backend torch --device cuda --dtype bfloat16
 
 A cell is a topology of the catalogue, 1024 -> 1024, with all bonds at one rank, a batch and a phase. It is planned
-twice, with the cost model's default parameters and with those of a calibration that is made first (none of whose networks
-is a cell), and the plan is run on random numbers, on the CPU in one thread. The clock counts the thread's own CPU
-seconds, the least of some rounds: what else runs on the core does not count, what it does to caches and memory does. Of
-programs it is the calibration's clock, which is the same on the CPU and counts all seconds on a GPU. Reported are
-Spearman's rank correlation and the median of |predicted / measured - 1|, over all cells and by kind.
+twice, with the cost model's default parameters and with those of a calibration that is made first (none of whose
+networks is a cell), and the plan is run on random numbers, on the CPU in one thread. The clock counts the thread's own
+CPU seconds, the least of some rounds: what else runs on the core does not count, what it does to caches and memory
+does. Of programs it is the calibration's clock, which is the same on the CPU and counts all seconds on a GPU. Reported
+are Spearman's rank correlation and the median of |predicted / measured - 1|, over all cells and by kind.
 """
 # ruff: noqa: E402  numpy reads the number of threads when it is imported
 

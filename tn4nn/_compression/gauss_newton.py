@@ -1,10 +1,10 @@
 """All cores of a fit at once: Gauss-Newton steps with the damping of Levenberg and Marquardt.
 
-Least squares core by core hardly move where the cores of a solution have to change together (an ill-conditioned fit: factors of CP
-that are nearly collinear, smooth kernels on rings and grids). The squared error is that of a function whose derivative
-by a core is the network without it, J: the gradient is J^H (network - W), and the steps solve (J^H J + damping) p =
-J^H (W - network). J^H J is made block by block, by contractions of the network with itself that never form W. It has
-(number of parameters)^2 entries, so this is for small networks (Tomasi and Bro 2006; Sorber, Van Barel and De
+Least squares core by core hardly move where the cores of a solution have to change together (ill-conditioned fits:
+factors of CP that are nearly collinear, smooth kernels on rings and grids). The squared error is that of a function
+whose derivative by a core is the network without it, J: the gradient is J^H (network - W), and the steps solve (J^H J +
+damping) p = J^H (W - network). J^H J is made block by block, by contractions of the network with itself that never form
+W. It has (number of parameters)^2 entries, so this is for small networks (Tomasi and Bro 2006; Sorber, Van Barel and De
 Lathauwer 2013, both for CP).
 """
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from tn4nn._base.checks import nearest
+from tn4nn._base.checks import check_file, nearest
 from tn4nn._base.errors import BackendError, CheckpointError, ShapeError
 from tn4nn._model import kept
 from tn4nn._model.kept import KeptLayer, Structure
@@ -53,6 +53,7 @@ def save(path: str | os.PathLike[str], model: Any) -> None:
         >>> bool((again(jax.numpy.ones(16)) == small(jax.numpy.ones(16))).all())
         True
     """
+    check_file(path, "save(path, model)")
     layers: dict[int, tuple[JaxModule, list[str]]] = {}
     for name, node, _ in _walk(model):
         if isinstance(node, JaxModule) and isinstance(node.model, OnNetwork):
@@ -122,6 +123,7 @@ def load(path: str | os.PathLike[str], base: Any) -> Any:
             ...
         tn4nn.DataError: no such file cannot be read (No such file or directory: no such file): give a file that ...
     """
+    check_file(path, "load(path, base)")
     structure, arrays, dtypes = kept.read(path)
     model = base() if _is_factory(base) else base
     where = str(path)

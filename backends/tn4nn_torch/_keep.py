@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tn4nn._base.checks import nearest
+from tn4nn._base.checks import check_file, nearest
 from tn4nn._base.errors import CheckpointError, ShapeError, TN4NNError
 from tn4nn._model import kept
 from tn4nn._model.kept import KeptLayer, Structure
@@ -173,6 +173,9 @@ def save(path: str | os.PathLike[str], model: nn.Module) -> None:
         >>> torch.equal(again(x), small(x))
         True
     """
+    check_file(path, "save(path, model)")
+    if not isinstance(model, nn.Module):
+        raise TN4NNError(f"save(path, model) takes an nn.Module, received {type(model).__name__}")
     structure = structure_of(model)
     once = {name for group in structure.ties for name in group[1:]}
     arrays: dict[str, NDArray[Any]] = {}
@@ -218,6 +221,7 @@ def load(path: str | os.PathLike[str], base: nn.Module | Callable[[], nn.Module]
             ...
         tn4nn.DataError: no such file cannot be read (No such file or directory: no such file): give a file that ...
     """
+    check_file(path, "load(path, base)")
     structure, arrays, dtypes = kept.read(path)
     model = copy.deepcopy(base) if isinstance(base, nn.Module) else base()
     if not isinstance(model, nn.Module):

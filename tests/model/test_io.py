@@ -420,3 +420,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert same_bits(tn.load(path)[1], weights)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("backend", ["", "torch", "jax"])
+def test_arguments_that_changed_places(backend: str, tmp_path: Path) -> None:
+    """The model first and the file second, as other libraries have it."""
+    file, model = str(tmp_path / "model.safetensors"), tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)))
+    if backend:
+        save = pytest.importorskip(f"tn4nn_{backend}").save
+        load = pytest.importorskip(f"tn4nn_{backend}").load
+        for call in (lambda: save({}, file), lambda: load({}, file)):
+            with pytest.raises(tn.TN4NNError, match=r"takes the file's name first, a str or a Path; received dict"):
+                call()
+    else:
+        with pytest.raises(tn.TN4NNError, match=r"save\(path, model, weights\) takes the file's name first"):
+            tn.save(model, file, model.init(0))  # type: ignore[arg-type]
+    assert not Path(file).exists()

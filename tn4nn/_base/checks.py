@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
@@ -52,6 +53,19 @@ def check_schema(data: Mapping[str, Any], what: str, keys: Sequence[str]) -> Non
     missing = [key for key in keys if key not in data]
     if missing:
         raise TopologyError(f"{what} data lacks {', '.join(missing)}: received the keys {sorted(data)}")
+
+
+def check_file(path: object, call: str) -> None:
+    """Refuses what cannot be the name of a file, as where arguments changed places.
+
+    Example:
+        >>> check_file({}, "save(path, model)")
+        Traceback (most recent call last):
+            ...
+        tn4nn.TN4NNError: save(path, model) takes the file's name first, a str or a Path; received dict
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TN4NNError(f"{call} takes the file's name first, a str or a Path; received {type(path).__name__}")
 
 
 def one_of(value: str, known: Sequence[str], what: str) -> None:

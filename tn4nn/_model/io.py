@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .._base.arrays import numbers
 from .._base.cache import plans
-from .._base.checks import nearest
+from .._base.checks import check_file, nearest
 from .._base.errors import CheckpointError, DataError, ShapeError, TN4NNError
 from .._base.reading import read_npy
 from .._base.records import read_arrays, write_arrays
@@ -51,6 +51,7 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
         >>> again == model, all(np.array_equal(a, model.init(0)[name]) for name, a in weights.items())
         (True, True)
     """
+    check_file(path, "save(path, model, weights)")
     if not isinstance(model, Layer | Network):
         raise ShapeError(f"save takes a model or a Network, then its weights; received {type(model).__name__}")
     model.check(weights)

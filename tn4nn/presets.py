@@ -77,7 +77,7 @@ def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
     Raises:
         TopologyError: models that are not twins.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> pairs = tn.presets.replaced(tn.presets.fc2(4), tn.presets.fc2(dense=True))
         >>> [(pair.name, pair.params, pair.dense_params) for pair in pairs]
@@ -102,7 +102,7 @@ def fc2(D: int = 16, *, dense: bool = False, bias: bool = True) -> Sequential:
     """FC2 of [H] and [G], MNIST 784 -> 256 -> 10: MPO (4,7,7,4) -> (4,4,4,4) of bond dimension D, then MPO
     (4,4,4,4) -> (1,1,10,1) of 4. The ranks are as published, so above D = 16 the outer bonds are larger than useful.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.presets.fc2(4).num_weights, tn.presets.fc2(dense=True).num_weights
         (1760, 203264)
@@ -242,7 +242,7 @@ def mlp(sizes: Sequence[int] = (784, 256, 10), *, dropout: float = 0.0, bias: bo
     Raises:
         ShapeError: fewer than two sizes.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> list(tn.presets.mlp((784, 256, 64, 10)).networks())
         ['fc1', 'fc2', 'head']
@@ -275,7 +275,7 @@ def cnn(
         image: (channels, height, width).
         dropout: rate before the head.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> list(tn.presets.cnn().networks())
         ['conv1', 'conv2', 'fc', 'head']
@@ -329,7 +329,7 @@ def vit(
     Source: Dosovitskiy et al. 2021, An Image is Worth 16x16 Words (arXiv:2010.11929); the mean in place of a class
     token: Beyer et al. 2022 (arXiv:2205.01580).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.presets.vit(layers=2, width=32)
         >>> model.out_shape(model.input_shape), model.networks()["blocks.1.mlp.up"].out_features
@@ -396,7 +396,7 @@ def gpt(
     Source: Radford et al. 2019 (GPT-2); gated MLPs: Shazeer 2020 (arXiv:2002.05202); all options together: Touvron et
     al. 2023, LLaMA (arXiv:2302.13971).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.presets.gpt(layers=2, width=32, heads=4, kv_heads=2, norm="rms", rotary=True, gated=True)
         >>> model.out_shape((64,)), sum("attention" in name for name in model.networks())

@@ -58,7 +58,7 @@ class JaxBackend:
             ShapeError: weights of another model.
             BackendError: no such device, dtype or engine.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> module = tn.backend("jax").build(tn.Linear(4, 2), tn.Linear(4, 2).init(0))
             >>> module([[1.0, 2.0, 3.0, 4.0]]).shape

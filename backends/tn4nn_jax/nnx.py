@@ -34,7 +34,7 @@ class Module(_nnx.Module):  # type: ignore[misc]
     Attributes:
         weights: full weight name -> nnx.Param, or nnx.BatchStat for running statistics.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn
         >>> from flax import nnx
         >>> from tn4nn_jax import nnx as tn_nnx
@@ -82,7 +82,7 @@ class TNLinear(Module):
         rngs: nnx.Rngs, whose stream "params" draws the weights where neither they nor a seed is given.
         **options: weights, bias, seed, ordering, and so on.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn
         >>> from flax import nnx
         >>> from tn4nn_jax import nnx as tn_nnx

@@ -118,7 +118,7 @@ def split_attention(model: nn.Module) -> nn.Module:
     Raises:
         TN4NNError: a module with `add_bias_kv` or `add_zero_attn`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert

@@ -252,7 +252,7 @@ def plan_conversion(
     """The dry run of `convert`, which says what the arguments are: the same work and the same errors, but for copying
     the model. `print` shows a table, `.run()` makes the model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> _ = torch.manual_seed(0)
@@ -426,7 +426,7 @@ def convert(
         ShapeError: a topology of another size than its layer.
         DataError: weights that are NaN, infinite or all zero, where no layer is left to convert.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> _ = torch.manual_seed(0)
@@ -444,7 +444,7 @@ def undo(model: nn.Module) -> nn.Module:
     """A copy of a model whose layers on networks are replaced by nn.Linear, nn.Conv2d and nn.Embedding with the
     matrices that the networks represent now (what was lost stays lost; Conv1D comes back as nn.Linear).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))

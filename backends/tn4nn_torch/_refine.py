@@ -70,7 +70,7 @@ def refine(
         TN4NNError: the model has no layer on a network, or the original none of that name, or inputs that are none.
         TopologyError: `rows` below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert
@@ -131,7 +131,7 @@ def distill(
     Raises:
         TN4NNError: outputs that are no tensors and no `loss` for them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert

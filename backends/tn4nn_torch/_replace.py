@@ -31,7 +31,7 @@ def plan_replacement(
     """The dry run of `replace`, which says what the arguments are: the same work and the same errors, but for copying
     the model. `print` shows a table, `.run()` makes the model.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         >>> [(row.name, row.before, row.after) for row in plan_replacement(model, {"0": "low_rank"}, 0.25).rows]
@@ -87,7 +87,7 @@ def replace(
         ShapeError: a topology of another size than its layer.
         DataError: weights that are NaN or infinite, where no layer is left to replace.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

@@ -11,7 +11,7 @@ from .errors import TN4NNError
 def shown(text: str, svg: Callable[[], str] | None = None) -> str:
     """HTML of a text in columns, and of a picture below it where matplotlib is installed.
 
-    Example:
+    Examples:
         >>> shown("a < b")
         '<pre style="line-height: 1.2">a &lt; b</pre>'
     """

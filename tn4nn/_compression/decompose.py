@@ -175,7 +175,7 @@ def decompose(
         TN4NNError: a seed that is not a whole number.
         BudgetError: parameters that no ranks can meet, an error that was not reached, or too little memory.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> W = np.kron([[1.0, 2.0], [3.0, 4.0]], np.eye(3))
         >>> result = tn.decompose(W, tn.mpo((2, 3), (2, 3)), params=20)
@@ -310,7 +310,7 @@ def mps(
     Raises:
         ShapeError: modes whose product is not the length of the vector.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> ghz = np.zeros(16)
         >>> ghz[[0, 15]] = 1

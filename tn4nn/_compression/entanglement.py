@@ -102,7 +102,7 @@ class Entanglement(Sequence[Cut]):
         Raises:
             TN4NNError: nulls with other cuts, another ending, or matplotlib is not installed.
 
-        Example:
+        Examples:
             >>> import numpy as np, tn4nn as tn
             >>> W = np.random.default_rng(0).normal(size=(64, 64))
             >>> modes = {"inputs": (4, 4, 4), "outputs": (4, 4, 4)}
@@ -159,7 +159,7 @@ def entanglement(
         TopologyError: unknown legs, a side that is empty or everything.
         BudgetError: a cut so wide that its reduced matrix would not fit.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> ghz = np.diag([1.0, 0.0, 0.0, 1.0])                   # x0 = x1 = y0 = y1: one bit
         >>> print(tn.entanglement(ghz, inputs=(2, 2), outputs=(2, 2)))
@@ -413,7 +413,7 @@ def entanglement_nulls(
         "shuffled": the same entries in random places (of W, or of each core); "random": normal entries of the same
         norm (of W, or of each core); and for a network "init": its initial weights.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> W = np.outer(np.arange(1.0, 17), np.ones(16))
         >>> modes = {"inputs": (4, 4), "outputs": (4, 4)}

@@ -77,7 +77,7 @@ def _adjoint(matrix: Array) -> Array:
 def tails(energies: Array) -> Array:
     """What is dropped at rank 0, 1, ..., len: sums of energies from there on.
 
-    Example:
+    Examples:
         >>> tails(np.array([4.0, 2.0, 1.0])).tolist()
         [7.0, 3.0, 1.0, 0.0]
     """
@@ -116,7 +116,7 @@ def low_rank_factors(
         DataError: M has NaN or infinite entries, or is zero.
         TopologyError: a rank, error or share that cannot be.
 
-    Example:
+    Examples:
         >>> f = low_rank_factors([[3.0, 0.0], [0.0, 4.0]], rank=1)
         >>> f.spectrum.tolist(), f.error
         ([4.0], 0.6)

@@ -92,7 +92,7 @@ def draw(
     Raises:
         TN4NNError: another ending, or matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> figure = draw(tn.peps((2, 2, 2, 2), (2, 2, 2, 2)))
         >>> len(figure.axes[0].patches)  # one circle for each core

@@ -58,7 +58,7 @@ def dense(inputs: Modes, outputs: Modes) -> Topology:
 def low_rank(inputs: Modes, outputs: Modes) -> Topology:
     """W = B A through one bond.
 
-    Example:
+    Examples:
         >>> print(low_rank(6, 4).text)
         core0: x0 a0, core1: a0 y0
     """
@@ -70,7 +70,7 @@ def low_rank(inputs: Modes, outputs: Modes) -> Topology:
 def mpo(inputs: Modes, outputs: Modes) -> Topology:
     """Matrix product operator (tensor-train matrix, block TT): a chain (Novikov et al., arXiv:1509.06569).
 
-    Example:
+    Examples:
         >>> mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4).num_params
         1024
     """
@@ -230,7 +230,7 @@ def btt(inputs: Modes, outputs: Modes) -> Topology:
     """Block tensor train (Qiu et al., arXiv:2406.06248): step by step the last input mode becomes the last
     output mode, with other weights for each value of the modes that wait or are done (hyperedges).
 
-    Example:
+    Examples:
         >>> print(btt((8, 8), (4, 4)).text)
         core0: x0 x1 y1 r0, core1: r0 x0 y0 y1
     """
@@ -290,7 +290,7 @@ _SITES = {"dense": 1, "low_rank": 1, "tucker": 2, "cp": 2, "btt": 2, "monarch": 
 def catalogue() -> tuple[str, ...]:
     """Names that `build` takes.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> "peps" in tn.catalogue()
         True
@@ -302,7 +302,7 @@ def like(topology: Topology, inputs: Sequence[int], outputs: Sequence[int]) -> T
     """The same kind of topology over other modes, or None: where the catalogue makes this one with other options than
     its defaults or not at all, and where it cannot take these modes.
 
-    Example:
+    Examples:
         >>> like(mpo((4, 4), (2, 2)), (2, 2, 4), (1, 2, 2)).bonds
         ('a0', 'a1')
         >>> like(tree((2,) * 9, (2,) * 9, arity=3), (4, 4), (4, 4)) is None
@@ -353,7 +353,7 @@ def build(
         pad: whether a side may be padded; False keeps it whole.
         options: of the topology, e.g. grid= or arity=.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> t = tn.build("mpo", 784, 256, pairing="palindrome")
         >>> tuple(t.inputs.values()), tuple(t.outputs.values())

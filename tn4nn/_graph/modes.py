@@ -31,7 +31,7 @@ def modes_for(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Mode sizes (inputs, outputs), each of length `sites`; the module says by which rule.
 
-    Example:
+    Examples:
         >>> modes_for(784, 10, 4)
         ((4, 4, 7, 7), (5, 2, 1, 1))
         >>> modes_for(1009, 256, 4)[0]  # a prime: padded
@@ -50,7 +50,7 @@ def modes_for(
 def balanced(number: int, count: int) -> tuple[int, ...]:
     """`count` factors of `number` in ascending order, as equal as can be.
 
-    Example:
+    Examples:
         >>> balanced(784, 4), balanced(10, 4), balanced(64, 3)
         ((4, 4, 7, 7), (1, 1, 2, 5), (4, 4, 4))
     """
@@ -143,7 +143,7 @@ def _palindrome(sizes: tuple[int, ...]) -> tuple[int, ...]:
 def grid_of(sites: int) -> tuple[int, int]:
     """The squarest (rows, columns) of that many sites, no more rows than columns.
 
-    Example:
+    Examples:
         >>> grid_of(6), grid_of(9)
         ((2, 3), (3, 3))
     """

@@ -66,7 +66,7 @@ class Network:
     Raises:
         TopologyError: a bond without a size, a size for something that is no bond, a size below 1.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> net = tn.low_rank(6, 4).with_rank(2)
         >>> net.shapes
@@ -178,7 +178,7 @@ class Network:
         Source: Qiu et al. 2024, Compute Better Spent (arXiv:2406.06248) for base / f, here with the fan-in read from
         the graph; the shares of N cores, the limit and the factors of sgd are tn4nn's.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> tn.mpo((4, 8), (2, 2)).with_rank(2).lr_factors()
             {'core0': 4.0, 'core1': 1.0}

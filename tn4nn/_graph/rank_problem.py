@@ -28,7 +28,7 @@ def rank_caps(topology: Topology) -> dict[str, int]:
     Where it leaves one group (the bond is part of a loop) the bond could at most carry a whole balanced cut
     by itself. Open legs on both sides (hyperedges) are shared and do not count.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.rank_caps(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)))
         {'a0': 16, 'a1': 448, 'a2': 16}

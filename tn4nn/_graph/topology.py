@@ -72,7 +72,7 @@ class Topology:
     Raises:
         TopologyError: a leg or core is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> t = topology("x0 y0 a, x1 y1 a", inputs={"x0": 4, "x1": 8}, outputs={"y0": 2, "y1": 3})
         >>> t.in_features, t.out_features, t.bonds
         (32, 6, ('a',))
@@ -252,7 +252,7 @@ class Topology:
         Raises:
             BudgetError: even rank 1 on every bond is above the budget; `.smallest` is what would do.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_budget(params=1024)
             >>> net.num_params, net.ranks
@@ -368,7 +368,7 @@ def topology(
     Raises:
         TopologyError: naming the core and the leg that are wrong.
 
-    Example:
+    Examples:
         A rank-r block tensor train (Qiu et al. 2024, arXiv:2406.06248) over two modes; x0 and y1 are in
         both cores:
 
@@ -382,7 +382,7 @@ def topology(
 def holders_of(tensors: Sequence[tuple[str, ...]]) -> dict[str, tuple[int, ...]]:
     """Leg -> positions of the tensors that hold it, in the order in which the legs are met.
 
-    Example:
+    Examples:
         >>> holders_of([("x", "a"), ("a", "y")])
         {'x': (0,), 'a': (0, 1), 'y': (1,)}
     """

@@ -229,7 +229,7 @@ def entry_point_table() -> dict[str, EntryPoint]:
 def backends() -> tuple[str, ...]:
     """Names of all backends that are registered, whether or not their framework is installed.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> set(tn.backends()) >= {"numpy", "torch", "jax"}
         True

@@ -41,7 +41,7 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
         ShapeError: weights of another model, or arrays that hold no numbers.
         WriteError: the file cannot be written; an older one is as it was.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib, numpy as np, tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -144,7 +144,7 @@ def calibrate(
         TN4NNError: there is no native runtime (no compiler, or another dtype), or the limit left too few samples.
         BackendError: an unknown backend, or one that is not installed or has no such device or dtype.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> machine = tn.calibrated() or tn.Machine()
         >>> tn.plan(tn.low_rank(64, 64).with_rank(4), 32, runtime="native", machine=machine).runtime
@@ -191,7 +191,7 @@ def calibrated(device: str | None = None, *, backend: str | None = None, dtype: 
     Raises:
         BackendError: an unknown backend, or one that is not installed or has no such device or dtype.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> isinstance(tn.calibrated() or tn.Machine(), tn.Machine)
         True

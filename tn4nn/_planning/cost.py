@@ -256,7 +256,7 @@ def cost(
         TN4NNError: an unknown phase, a batch below 1, no batch at all, a module without such layers, an unknown GPU, a
             GPU with a machine or to be measured.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> report = tn.cost(tn.mpo((4, 8, 4), (4, 8, 4)).with_rank(4), [64], phases=["forward"])
         >>> [row.way for row in report.rows]

@@ -155,7 +155,7 @@ def growth(
     Raises:
         TN4NNError: an unknown phase or device, a batch below 1, a device with a machine.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> found = growth(tn.low_rank(64, 64).with_rank(4), batch=64)
         >>> list(found.curves), found.exponents()["rank"]["MACs"]

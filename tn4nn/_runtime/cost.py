@@ -120,7 +120,7 @@ def peak_in_turn(costs: Iterable[Cost]) -> int:
     """The most bytes alive at once in a pass through layers, one after the other: while one runs, those before it have
     saved what they save, and those behind it nothing yet, or nothing any more.
 
-    Example:
+    Examples:
         >>> first = Cost(0, 0, peak=90, saved=50, predicted_s=0.0)
         >>> second = Cost(0, 0, peak=60, saved=40, predicted_s=0.0)
         >>> peak_in_turn([first, second])

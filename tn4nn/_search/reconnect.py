@@ -68,7 +68,7 @@ def reconnect(W: ArrayLike, tree: Topology, *, sweeps: int = 20, seed: int = 0) 
         TopologyError: no such tree.
         ShapeError: W does not have the shape of the topology.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> bell = np.eye(2)
         >>> W = np.einsum("ad,bc->abcd", bell, bell).reshape(1, 16)   # x0 with x3, x1 with x2

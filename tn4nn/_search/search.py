@@ -142,7 +142,7 @@ def search(
         BudgetError: a budget below the parameters at the start.
         CheckpointError: a state file of another search or version, or one that cannot be read.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> rng = np.random.default_rng(0)
         >>> a, b, c = (rng.normal(size=shape) for shape in ((4, 2), (2, 4, 2), (2, 4)))

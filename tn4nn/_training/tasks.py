@@ -100,7 +100,7 @@ def classification(
     Raises:
         DataError: x and y of different length, no rows, labels that are not whole numbers from 0 to classes - 1.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(50, 8)).astype("float32")
         >>> tn.classification(x, (x[:, 0] > 0).astype("int64"))
@@ -144,7 +144,7 @@ def regression(
     Raises:
         DataError: x and y of different length, no rows, numbers that are not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(50, 8)).astype("float32")
         >>> task = tn.regression(x, x[:, :3] ** 2)

@@ -46,7 +46,7 @@ def check_engine(name: str, model: layers.Layer, *, tune: bool = False) -> None:
     Raises:
         BackendError: an unknown engine, one that is not installed, `tune`, a network that the engine has no words for.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> check_engine("quimb", tn.Linear(tn.cp((4, 4), (4, 4)).with_rank(3)))
     """
@@ -84,7 +84,7 @@ def engine(name: str, p: Plan) -> Engine:
         name: "quimb" or "tensornetwork".
         p: the path and what is contracted; its blocks and slices (under a memory cap) are not looked at.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.ring((4, 4), (2, 3)).with_rank(2)
         >>> weights, x = net.init(0), np.ones((5, 16), np.float32)
@@ -179,7 +179,7 @@ class _TensorNetwork(_Contraction):
 def _positions(path: Sequence[tuple[int, int]], tensors: int) -> tuple[tuple[int, int], ...]:
     """A path of numbers that stay as one of positions among the tensors that are left, as opt_einsum writes it.
 
-    Example:
+    Examples:
         >>> _positions([(0, 2), (3, 1)], 3)
         ((0, 2), (0, 1))
     """

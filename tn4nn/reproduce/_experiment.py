@@ -67,7 +67,7 @@ class Line:
         unit: behind the numbers.
         digits: after the point.
 
-    Example:
+    Examples:
         >>> Line("D = 4", ours=96.7, low=96.2).verdict
         'holds'
     """
@@ -178,7 +178,7 @@ def mean_line(what: str, values: Sequence[float | None], **band: Any) -> Line:
     """A line with the mean and the sample sd of some values; a value that is None, out of a run that diverged, makes
     the mean NaN.
 
-    Example:
+    Examples:
         >>> mean_line("accuracy", [97.0, 98.0], low=97).shown
         '97.50 ± 0.71 %'
     """

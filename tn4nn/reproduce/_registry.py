@@ -37,7 +37,7 @@ MODULES: dict[str, str] = {
 def experiments() -> tuple[str, ...]:
     """The names that `run` takes.
 
-    Example:
+    Examples:
         >>> experiments()[0]
         'counts'
     """

@@ -55,7 +55,7 @@ def run(
         DataError: data that is absent, with what to do.
         CheckpointError: results in `out` of another version, machine, recipe or settings.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = run("counts", out=folder)

@@ -120,7 +120,7 @@ class Layer:
     def init(self, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         """Draws all weights: name -> float32 array; equal on every backend and machine.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
             >>> sorted(model.init(0))

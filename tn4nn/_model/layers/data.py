@@ -64,7 +64,7 @@ def layer_from_dict(data: Mapping[str, Any]) -> Layer:
 def model_from_json(text: str) -> Layer:
     """Reads what `Layer.to_json` wrote.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(8, 4), tn.ReLU())
         >>> tn.model_from_json(model.to_json()) == model

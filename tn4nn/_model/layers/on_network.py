@@ -57,7 +57,7 @@ class Linear(OnNetwork):
         init: scheme of `Network.init`.
         gain: of `Network.init`.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)).out_shape((16,))
         (4,)
@@ -113,7 +113,7 @@ class Conv2d(OnNetwork):
         init: scheme of `Network.init`.
         gain: of `Network.init`.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> t = tn.topology("c a, h w o a", {"c": 8, "h": 3, "w": 3}, {"o": 16})
         >>> tn.Conv2d(t.with_rank(4), kernel=3, padding=1).out_shape((8, 10, 10))

@@ -189,7 +189,7 @@ class RMSNorm(Layer):
 
     Source: Zhang & Sennrich 2019, Root Mean Square Layer Normalization (arXiv:1910.07467).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.RMSNorm(2).build("numpy")([[3.0, 4.0]]).round(3)
         array([[0.849, 1.131]])
@@ -213,7 +213,7 @@ class RMSNorm(Layer):
 class Tokens(Layer):
     """The places of an image as tokens, row by row: (channels, height, width) -> (height * width, channels).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.Sequential(tn.Conv2d(1, 32, kernel=7, stride=7), tn.Tokens()).out_shape((1, 28, 28))
         (16, 32)
@@ -230,7 +230,7 @@ class Tokens(Layer):
 class MeanPool(Layer):
     """The mean over all tokens: (tokens, width) -> (width,).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.MeanPool().out_shape((16, 32))
         (32,)

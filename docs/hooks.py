@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+from pathlib import Path
 from typing import Any
 
+import griffe
+
+ROOT = Path(__file__).parents[1]
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
-    """Links to files of the repository that are no part of the site lead to the repository."""
+    """Fills in what is made of the code; links to files that are no part of the site lead to the repository."""
+    if page.file.src_uri == "reference/index.md":
+        markdown = markdown.replace("<!-- names -->", names(Path(page.file.abs_src_path).parent, config))
     folder = os.path.dirname(page.file.abs_src_path)
     pages = os.path.abspath(config["docs_dir"])
     root = os.path.dirname(os.path.dirname(pages))
@@ -25,3 +32,37 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         return f"]({address}{'#' + anchor if anchor else ''})"
 
     return _LINK.sub(rewritten, markdown)
+
+
+ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
+
+
+def names(reference: Path, config: Any) -> str:
+    """All entries of the reference with the first sentence of their docstrings, page by page in the order of the site."""
+    text = []
+    for name in re.findall(r"'(reference/[\w-]+\.md)'", str(config["nav"])):
+        page = (reference.parent / name).read_text()
+        entries = ENTRY.findall(page)
+        if entries:
+            title = re.search(r"^# (.*)$", page, re.MULTILINE)
+            assert title is not None
+            text.append(f"\n## [{title[1]}]({Path(name).name})\n")
+            text += [f"* [`{entry.rpartition('.')[2]}`][{entry}]: {summary(entry)}" for entry in entries]
+    return "\n".join(text)
+
+
+def summary(entry: str) -> str:
+    """The first sentence of the docstring of a public name."""
+    docstring = _code(entry.partition(".")[0])[entry.partition(".")[2]].docstring
+    paragraph = " ".join(docstring.value.split("\n\n")[0].split()) if docstring else ""
+    return re.split(r"(?<=[^.][.]) (?=[A-Z])", paragraph)[0]
+
+
+@functools.cache
+def _code(package: str) -> Any:
+    """What griffe reads of a package: nothing is imported, so no framework has to be there."""
+    loader = griffe.GriffeLoader(search_paths=[ROOT, ROOT / "backends"])
+    loader.load("tn4nn")
+    found = loader.load(package)
+    loader.resolve_aliases()
+    return found

@@ -408,11 +408,9 @@ class TNLinear(JaxModule):
         seed: of the draw; jax has no generator of its own, so without weights there has to be a seed or a key.
         key: of the draw, as `jax.random.key(0)`, instead of a seed.
         ordering: how the input neurons are laid out; see `tn.Linear`.
-        batch: rows that the plan is made for; left out, those that come.
-        phase: "train" or "forward": what the plan is cheap for.
-        device: e.g. "cpu" or "gpu"; None for jax's default.
-        dtype: "float32", "float64", "bfloat16" or "float16".
-        minimize: "time", "flops" or "memory".
+        **options: `batch`, rows that the plan is made for (left out, those that come); `phase`, "train" or "forward":
+            what the plan is cheap for; `device`, e.g. "cpu" or "gpu" (None for jax's default); `dtype`, "float32",
+            "float64", "bfloat16" or "float16"; `minimize`, "time", "flops" or "memory".
 
     Input shape: (..., in_features). Output shape: (..., out_features).
 

@@ -38,7 +38,7 @@ ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 
 def names(reference: Path, config: Any) -> str:
-    """All entries of the reference with the first sentence of their docstrings, page by page in the order of the site."""
+    """All entries of the reference with the first sentences of their docstrings, in the order of the site."""
     text = []
     for name in re.findall(r"'(reference/[\w-]+\.md)'", str(config["nav"])):
         page = (reference.parent / name).read_text()

@@ -33,7 +33,16 @@ _by_both = jax.jit(jax.grad(_product, argnums=(1, 2)), static_argnums=0)
 
 
 class JaxBackend:
-    """Runs and trains models in jax."""
+    """Runs and trains models in jax.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> layer = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))
+        >>> backend = tn.backend("jax")
+        >>> module = backend.build(layer, layer.init(0))
+        >>> backend.forward(module, np.ones((3, 16), np.float32)).shape, sorted(backend.weights(module))
+        ((3, 4), ['bias', 'core0', 'core1'])
+    """
 
     name = "jax"
     foreign = JaxModules()
@@ -130,3 +139,4 @@ class JaxBackend:
 
 
 backend = JaxBackend()
+"""The jax backend, as `tn.backend("jax")` gives it."""

@@ -39,6 +39,8 @@ class Muon(torch.optim.Optimizer):
         >>> optimizer = Muon(parameter_groups(model, lr=1e-3, optimizer="muon"))
         >>> model(torch.randn(5, 32)).square().mean().backward()
         >>> optimizer.step()
+        >>> len(optimizer.state)  # one for each core, and the bias
+        3
     """
 
     def __init__(

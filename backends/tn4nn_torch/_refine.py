@@ -31,6 +31,14 @@ class Refined:
         name: of the layer in the model.
         before: ||y - y'|| / ||y||, y being what the original gives and y' what the layer gives to its own inputs.
         after: the same after refining; never larger.
+
+    Examples:
+        >>> import torch, tn4nn_torch
+        >>> original = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> small = tn4nn_torch.convert(original, {"0": tn4nn_torch.Rule("mpo", rank=2)})
+        >>> (first,) = tn4nn_torch.refine(small, original, torch.randn(64, 16), steps=5)
+        >>> first.name, first.after <= first.before
+        ('0', True)
     """
 
     name: str

@@ -42,6 +42,12 @@ class Report:
 
     Attributes:
         results: {"schema", "machine", "config", "rows"}, plain data.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> report = tn.compare(["mpo"], budget=600, backends="torch", seeds=1, epochs=1, lr=1e-3)
+        >>> [(row["topology"], row["params"], row["status"]) for row in report.rows]
+        [('mpo', 600, 'ok')]
     """
 
     results: Mapping[str, Any]

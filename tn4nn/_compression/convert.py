@@ -98,6 +98,13 @@ class ConversionPlan(Generic[M]):
         budget: parameters that the layers with a rule may have together, None where each rule has its own.
         others: all other parameters of the model, which stay.
         notes: what else to know, one sentence each.
+
+    Examples:
+        >>> import torch, tn4nn_torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> found = tn4nn_torch.plan_conversion(model, {"0": tn4nn_torch.Rule("mpo", rank=4)})
+        >>> found.params_before, found.params_after, found.model_params_before, found.model_params_after
+        (4096, 320, 4810, 1034)
     """
 
     rows: tuple[Row, ...]

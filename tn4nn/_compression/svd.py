@@ -26,6 +26,12 @@ class Factors:
         spectrum: the singular values of the factors, largest first.
         dropped: the other ones.
         error: relative error in the Frobenius norm, sqrt(sum dropped^2 / sum of all squares).
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> factors = tn.low_rank_factors(np.diag([4.0, 3.0, 1.0]), rank=2)
+        >>> factors.left.shape, factors.right.shape, factors.dropped.round(3).tolist(), round(factors.error, 3)
+        ((3, 2), (2, 3), [1.0], 0.196)
     """
 
     left: Array

@@ -49,7 +49,16 @@ def _paired(inputs: Modes, outputs: Modes, name: str, least: int = 1) -> int:
 
 
 def dense(inputs: Modes, outputs: Modes) -> Topology:
-    """One core with every leg: W itself, of shape (outputs..., inputs...)."""
+    """One core with every leg: W itself, of shape (outputs..., inputs...).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.dense((4, 8), (2, 3))
+        >>> print(t.text)
+        core0: y0 y1 x0 x1
+        >>> t.with_ranks({}).num_params
+        192
+    """
     ins, outs = _modes(inputs), _modes(outputs)
     legs = (*(f"y{i}" for i in range(len(outs))), *(f"x{i}" for i in range(len(ins))))
     return _topology("dense", [legs], ins, outs)
@@ -84,7 +93,13 @@ def mpo(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def ring(inputs: Modes, outputs: Modes) -> Topology:
-    """Tensor ring: an MPO with periodic boundary (Zhao et al., arXiv:1606.05535)."""
+    """Tensor ring: an MPO with periodic boundary (Zhao et al., arXiv:1606.05535).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.ring((4, 4, 4), (2, 2, 2)).text)
+        core0: a2 x0 y0 a0, core1: a0 x1 y1 a1, core2: a1 x2 y2 a2
+    """
     n = _paired(inputs, outputs, "ring", 2)
     return _topology("ring", [(f"a{(i - 1) % n}", f"x{i}", f"y{i}", f"a{i}") for i in range(n)], inputs, outputs)
 
@@ -102,6 +117,13 @@ def tree(inputs: Modes, outputs: Modes, arity: int | Sequence[Any] = 2) -> Topol
             of site numbers, e.g. ((0, 1), (2, (3, 4))).
 
     A root that would join only two children is left out: its two bonds become one.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.tree((4, 4, 4, 4), (2, 2, 2, 2)).text)
+        core0: x0 y0 a1, core1: x1 y1 a2, core2: x2 y2 a3, core3: x3 y3 a4, core4: a1 a2 a0, core5: a3 a4 a0
+        >>> print(tn.tree((4, 4, 4), (2, 2, 2), arity=((0, 1), 2)).text)
+        core0: x0 y0 a1, core1: x1 y1 a2, core2: x2 y2 a0, core3: a1 a2 a0
     """
     n = _paired(inputs, outputs, "tree", 2)
     nest = _grouped(n, arity) if isinstance(arity, int) else _frozen(arity)
@@ -162,6 +184,13 @@ def peps(inputs: Modes, outputs: Modes, grid: tuple[int, int] | None = None) -> 
         inputs: mode sizes, one for each site.
         outputs: mode sizes, one for each site.
         grid: (rows, columns); left out, the squarest grid of that many sites.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.peps((4,) * 4, (2,) * 4).text)
+        core0: x0 y0 h0_0 v0_0, core1: h0_0 x1 y1 v0_1, core2: v0_0 x2 y2 h1_0, core3: v0_1 h1_0 x3 y3
+        >>> tn.peps((2,) * 6, (2,) * 6, grid=(2, 3)).with_rank(2).num_params
+        128
     """
     n = _paired(inputs, outputs, "peps")
     rows, columns = grid_of(n) if grid is None else (int(grid[0]), int(grid[1]))
@@ -181,7 +210,13 @@ def peps(inputs: Modes, outputs: Modes, grid: tuple[int, int] | None = None) -> 
 
 def mera(inputs: Modes, outputs: Modes) -> Topology:
     """Binary MERA with open boundary (Vidal, cond-mat/0512165): at each level disentanglers across the pairs
-    (1,2), (3,4), ..., then isometries that join (0,1), (2,3), ...; the top core joins the last two."""
+    (1,2), (3,4), ..., then isometries that join (0,1), (2,3), ...; the top core joins the last two.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.mera((4, 4, 4), (2, 2, 2)).text)
+        core0: x1 y1 x2 y2 a0 a1, core1: x0 y0 a0 a2, core2: a2 a1
+    """
     n = _paired(inputs, outputs, "mera", 3)
     wires: list[Wire] = [(f"x{i}", f"y{i}") for i in range(n)]
     cores: list[Legs] = []
@@ -202,7 +237,13 @@ def mera(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def tucker(inputs: Modes, outputs: Modes) -> Topology:
-    """Tucker: one factor for each mode around a core of bonds only."""
+    """Tucker: one factor for each mode around a core of bonds only.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.tucker((8, 8), (4, 4)).text)
+        core0: x0 a0, core1: x1 a1, core2: a0 a1 b0 b1, core3: b0 y0, core4: b1 y1
+    """
     ins, outs = _modes(inputs), _modes(outputs)
     factors: list[Legs] = [(f"x{i}", f"a{i}") for i in range(len(ins))]
     ends = [(f"b{i}", f"y{i}") for i in range(len(outs))]
@@ -212,7 +253,16 @@ def tucker(inputs: Modes, outputs: Modes) -> Topology:
 
 def cp(inputs: Modes, outputs: Modes) -> Topology:
     """CP (canonical polyadic): one factor matrix, mode by rank, for each mode, all joined by one hyperedge r (Kolda and
-    Bader, SIAM Review 51(3), 2009)."""
+    Bader, SIAM Review 51(3), 2009).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.cp((8, 8), (4, 4))
+        >>> print(t.text)
+        core0: x0 r, core1: x1 r, core2: y0 r, core3: y1 r
+        >>> t.with_rank(10).num_params  # (8 + 8 + 4 + 4) * 10
+        240
+    """
     ins, outs = _modes(inputs), _modes(outputs)
     cores = [(f"x{i}", "r") for i in range(len(ins))] + [(f"y{i}", "r") for i in range(len(outs))]
     return _topology("cp", cores, ins, outs)
@@ -220,7 +270,16 @@ def cp(inputs: Modes, outputs: Modes) -> Topology:
 
 def block_term(inputs: Modes, outputs: Modes) -> Topology:
     """Block-term: a sum over the hyperedge k of Tucker terms with site-paired factors (Ye et al., CVPR 2018,
-    arXiv:1712.05134). The number of blocks is the size of k: fix it by `with_budget(fixed={"k": 4})`."""
+    arXiv:1712.05134). The number of blocks is the size of k: fix it by `with_budget(fixed={"k": 4})`.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.block_term((8, 8), (4, 4))
+        >>> print(t.text)
+        core0: k x0 y0 a0, core1: k x1 y1 a1, core2: k a0 a1
+        >>> t.with_budget(params=1000, fixed={"k": 4}).ranks
+        {'k': 4, 'a0': 4, 'a1': 3}
+    """
     n = _paired(inputs, outputs, "block_term")
     factors: list[Legs] = [("k", f"x{i}", f"y{i}", f"a{i}") for i in range(n)]
     return _topology("block_term", [*factors, ("k", *(f"a{i}" for i in range(n)))], inputs, outputs)
@@ -239,7 +298,16 @@ def btt(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def monarch(inputs: Modes, outputs: Modes) -> Topology:
-    """Monarch (Dao et al., arXiv:2204.00595): block-diagonal, permutation, block-diagonal; BTT of rank 1."""
+    """Monarch (Dao et al., arXiv:2204.00595): block-diagonal, permutation, block-diagonal; BTT of rank 1.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.monarch((8, 8), (8, 8))
+        >>> print(t.text)
+        core0: x0 x1 y1, core1: x0 y0 y1
+        >>> t.with_ranks({}).num_params  # of 4,096 dense
+        1024
+    """
     n = _paired(inputs, outputs, "monarch", 2)
     return _topology("monarch", _block_chain(n, ranked=False), inputs, outputs)
 
@@ -257,13 +325,27 @@ def _block_chain(n: int, *, ranked: bool) -> list[Legs]:
 
 
 def kronecker(inputs: Modes, outputs: Modes) -> Topology:
-    """Kronecker product of one small matrix for each site: no bonds at all."""
+    """Kronecker product of one small matrix for each site: no bonds at all.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> net = tn.kronecker((2, 3), (2, 2)).with_ranks({})
+        >>> weights = net.init(0)
+        >>> bool(np.allclose(net.to_dense(weights), np.kron(weights["core0"].T, weights["core1"].T)))
+        True
+    """
     n = _paired(inputs, outputs, "kronecker")
     return _topology("kronecker", [(f"x{i}", f"y{i}") for i in range(n)], inputs, outputs)
 
 
 def complete(inputs: Modes, outputs: Modes) -> Topology:
-    """Complete graph K_n: every two sites share a bond (fully connected network, Zheng et al., AAAI 2021)."""
+    """Complete graph K_n: every two sites share a bond (fully connected network, Zheng et al., AAAI 2021).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.complete((4, 4, 4), (2, 2, 2)).text)
+        core0: x0 y0 a0_1 a0_2, core1: x1 y1 a0_1 a1_2, core2: x2 y2 a0_2 a1_2
+    """
     n = _paired(inputs, outputs, "complete", 2)
     cores = [(f"x{i}", f"y{i}", *(f"a{min(i, j)}_{max(i, j)}" for j in range(n) if j != i)) for i in range(n)]
     return _topology("complete", cores, inputs, outputs)

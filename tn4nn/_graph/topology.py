@@ -45,7 +45,13 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Core:
-    """One trainable tensor: a name and its legs, in the order of the array's axes."""
+    """One trainable tensor: a name and its legs, in the order of the array's axes.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.mpo((4, 4), (2, 2)).cores[0]
+        Core(name='core0', legs=('x0', 'y0', 'a0'))
+    """
 
     name: str
     legs: tuple[str, ...]

@@ -243,6 +243,11 @@ def backend(name: str) -> Backend:
     Raises:
         BackendError: no such backend (the nearest names are given), its framework is missing (with the line that
             installs it), or it raises while it is imported.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.backend("numpy").name
+        'numpy'
     """
     table = entry_point_table()
     if name not in table:
@@ -302,7 +307,13 @@ def target_of(name: str, device: str | None, dtype: str) -> Target:
 
 
 def installed_backends() -> tuple[str, ...]:
-    """Names of the backends that load."""
+    """Names of the backends that load.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> "numpy" in tn.installed_backends()
+        True
+    """
     found = []
     for name in backends():
         try:

@@ -84,6 +84,15 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
         DataError: there is no such file, or it cannot be read.
         CheckpointError: a file that is not of `save`, of another version of its format, or with arrays missing, too
             many, or of another shape, or one that was damaged or edited.
+
+    Examples:
+        >>> import tempfile, tn4nn as tn
+        >>> model = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tn.save(f"{folder}/model.tn", model, model.init(0))
+        ...     again, weights = tn.load(f"{folder}/model.tn")
+        >>> again == model, sorted(weights)
+        (True, ['bias', 'core0', 'core1'])
     """
     advice = "give a file that this version's tn4nn.save wrote (arrays of other files go to tn.decompose)"
     record, weights = read_arrays(Path(path), SCHEMA, "one of tn4nn.save", advice, unreadable=DataError)

@@ -90,6 +90,13 @@ class Calibration:
         after: the same with the fitted parameters.
         samples: how many plans were run.
         seconds: how long it took.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> own, default = tn.Machine(op_s=5e-6), tn.Machine()
+        >>> found = tn.Calibration("torch", own, default, ("op_s",), before=0.3, after=0.1, samples=80, seconds=12)
+        >>> print(str(found).splitlines()[1])
+          op_s                    5e-06  (default 2.5e-06)
     """
 
     what: str

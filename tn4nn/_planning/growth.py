@@ -62,6 +62,12 @@ class Growth:
         phase: "forward" or "train".
         curves: "batch", "rank" and "sites" -> points; only those that the network has.
         device: a GPU by its name, or "cpu": the native runtime of a processor.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> found = tn.growth(tn.low_rank(64, 64).with_rank(4))
+        >>> list(found.curves), round(found.exponents()["batch"]["MACs"], 2)
+        (['batch', 'rank'], 1.0)
     """
 
     network: Network

@@ -46,6 +46,14 @@ class Plan:
         layouts: native runtime: how the states lie in memory (`contraction.LAYOUTS`).
         save: native runtime: a training step saves the states instead of recomputing them.
         measured_s: seconds of one pass, where it was measured.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> p = tn.plan(tn.low_rank(784, 256).with_rank(8), batch=100, phase="forward")
+        >>> p.executor, p.cost.macs
+        ('program', 832000)
+        >>> p.candidates[0][1] == p.cost
+        True
     """
 
     request: PlanRequest

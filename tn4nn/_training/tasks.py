@@ -32,6 +32,13 @@ class Task:
         inputs: shape of x of one row, e.g. (784,), or (context,) for token ids.
         outputs: shape of what the model gives for it: (classes,), (context, vocabulary), or that of y.
         vocabulary: the characters that ids stand for, or None.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> x, y = np.random.default_rng(0).normal(size=(100, 8)), np.arange(100) % 3
+        >>> task = tn.classification(x, y)
+        >>> task.inputs, task.outputs, task.loss, task.metric
+        ((8,), (3,), 'cross_entropy', 'accuracy')
     """
 
     name: str

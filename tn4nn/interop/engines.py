@@ -28,7 +28,16 @@ _LARGEST = 256  # of a hyperedge in TensorNetwork: the tensor of a CopyNode of t
 
 
 class Engine(Protocol):
-    """What contracts: arrays in the order of the program's inputs, those of one framework."""
+    """What contracts: arrays in the order of the program's inputs, those of one framework.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> net = tn.mpo((4, 4), (2, 3)).with_rank(2)
+        >>> weights, x = net.init(0), np.ones((5, 16), np.float32)
+        >>> contraction: Engine = engine("quimb", tn.plan(net, batch=5))
+        >>> contraction([*weights.values(), x]).shape
+        (5, 6)
+    """
 
     def __call__(self, arrays: Sequence[Any]) -> Any:
         """What the plan's program gives for them."""
@@ -49,6 +58,10 @@ def check_engine(name: str, model: layers.Layer, *, tune: bool = False) -> None:
     Examples:
         >>> import tn4nn as tn
         >>> check_engine("quimb", tn.Linear(tn.cp((4, 4), (4, 4)).with_rank(3)))
+        >>> check_engine("quimb", tn.Linear(tn.cp((4, 4), (4, 4)).with_rank(3)), tune=True)
+        Traceback (most recent call last):
+            ...
+        tn4nn.BackendError: tune=True measures tn4nn's own runtime, engine='quimb' runs another: pass one of them
     """
     if name not in ENGINES:
         raise BackendError(f"unknown engine {name!r}." + nearest(name, ENGINES))

@@ -26,6 +26,12 @@ class Settings:
         backend: that trains.
         device: the framework's own word, or None for its default.
         seeds: how many, from 0.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> settings = reproduce.Settings(quick=True, backend="torch", device=None, seeds=1)
+        >>> [unit.name for unit in reproduce.experiment("fc2").units(settings)]
+        ['variant D = 4, seed 0', 'variant D = 16, seed 0', 'variant low rank 1, seed 0', 'variant dense, seed 0']
     """
 
     quick: bool
@@ -42,6 +48,12 @@ class Unit:
         key: distinguishes it from the experiment's other units; becomes part of its row.
         run: takes a folder of its own, in which it may leave what it needs to go on after a kill, and returns the
             row's values. Values under "times" differ from run to run and are stored apart.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> unit = reproduce.Unit({"D": 4, "seed": 0}, run=lambda folder: {"accuracy": 97.0})
+        >>> unit.name
+        'D 4, seed 0'
     """
 
     key: Mapping[str, str | int | float]
@@ -154,6 +166,12 @@ class Experiment:
             rest of the name and what it shows, of the line that begins with it.
         partial: lines, text and figure can be made of some of the units: a long experiment shows what there is.
         draw: draws the rows into an empty matplotlib figure.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> one = reproduce.experiment("fc2")
+        >>> one.name, one.data, one.seeds
+        ('fc2', ('mnist',), 3)
     """
 
     name: str

@@ -49,6 +49,11 @@ def experiment(name: str) -> Experiment:
 
     Raises:
         TN4NNError: no such experiment; the nearest are named.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> reproduce.experiment("counts").title
+        'Exact parameter counts'
     """
     if name not in MODULES:
         raise TN4NNError(f"unknown experiment {name!r}." + nearest(name, MODULES))

@@ -51,7 +51,16 @@ KINDS: dict[str, type[Layer]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Base of every layer and of every model: a model is a layer."""
+    """Base of every layer and of every model: a model is a layer.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 3))
+        >>> model.out_shape((16,)), model.num_params, list(model.networks())
+        ((3,), 131, ['0', '2'])
+        >>> [name for name, layer in model.walk() if isinstance(layer, tn.Linear)]
+        ['0', '2']
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

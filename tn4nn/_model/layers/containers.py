@@ -126,6 +126,12 @@ class Residual(Layer):
     Args:
         body: the layer that is bridged.
         shortcut: e.g. a Linear that brings x to the shape of the body's output.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> model = tn.Residual(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)))
+        >>> model.out_shape((16,)), list(model.networks())
+        ((16,), ['body'])
     """
 
     body: Layer

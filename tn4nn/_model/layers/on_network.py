@@ -184,6 +184,14 @@ class Embedding(OnNetwork):
         dimensions: of a dense table.
         init: scheme of `Network.init`.
         gain: on the standard deviation; the default gives entries of standard deviation 1.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> table = tn.Embedding(tn.mpo((10, 10, 10), (4, 4, 4)).with_rank(4))
+        >>> table.num_params  # a dense table has 64,000
+        960
+        >>> table.build("numpy")(np.array([[3, 1, 999]])).shape
+        (1, 3, 64)
     """
 
     init_scheme: str = "normal"

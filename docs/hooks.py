@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
     """Fills in what is made of the code; links to files that are no part of the site lead to the repository."""
     if page.file.src_uri == "reference/index.md":
         markdown = markdown.replace("<!-- names -->", names(Path(page.file.abs_src_path).parent, config))
+    if page.file.src_uri == "reference/command-line.md":
+        markdown = markdown.replace("<!-- commands -->", commands())
     folder = os.path.dirname(page.file.abs_src_path)
     pages = os.path.abspath(config["docs_dir"])
     root = os.path.dirname(os.path.dirname(pages))
@@ -66,3 +70,20 @@ def _code(package: str) -> Any:
     found = loader.load(package)
     loader.resolve_aliases()
     return found
+
+
+def commands() -> str:
+    """All commands with their arguments, options and examples, as typer writes them down."""
+    command = [sys.executable, "-m", "typer", "tn4nn._cli.commands", "utils", "docs", "--name", "tn4nn"]
+    places = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    text = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": places})
+    _, *parts = re.split(r"^## ", text.stdout, flags=re.MULTILINE)  # what is before them is a shorter list of the same
+    return "\n".join("## " + _with_examples(part) for part in parts)
+
+
+def _with_examples(part: str) -> str:
+    """A command with its examples as code, before its many options."""
+    text, _, examples = part.partition("For example:\n\n")
+    about, usage, options = text.partition("**Usage**:")
+    lines = "\n".join(line for line in examples.splitlines() if line)
+    return f"{about}```sh\n{lines}\n```\n\n{usage}{options}"

@@ -52,7 +52,14 @@ def test_an_example_that_does_not_parse_is_seen():
         parsed("tn4nn plan mpo --ranks 8")
 
 
-@pytest.mark.parametrize("example", [example for _, example in ALL if example not in NOT_RUN])
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(example, marks=pytest.mark.thorough if command == "compare" else ())  # it trains for seconds
+        for command, example in ALL
+        if example not in NOT_RUN
+    ],
+)
 def test_examples_run(example, monkeypatch, tmp_path, capsys):
     pytest.importorskip("torch")
     pytest.importorskip("matplotlib")

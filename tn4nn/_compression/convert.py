@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from .._base.arrays import Array
 from .._base.errors import TN4NNError
+from .._base.notebook import shown
 from .._graph.catalogue import dense
 from .._graph.network import Network
 from .._model.layers import Conv2d, Embedding, Linear, OnNetwork
@@ -152,6 +153,10 @@ class ConversionPlan(Generic[M]):
         return "\n".join([*(line.rstrip() for line in lines), self._footer(), *self.notes])
 
     __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown(str(self))
 
     def _footer(self) -> str:
         count = sum(row.converted for row in self.rows)

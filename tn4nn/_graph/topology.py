@@ -15,9 +15,8 @@ from .._base.checks import check_schema, checked_size, nearest, read_json
 from .._base.errors import TopologyError
 from .._base.hashing import fingerprint_of
 from .._base.notebook import shown
-from .._drawing.figure import svg_of
-from .._drawing.graph import PICTURED
 from .._drawing.graph import draw as draw_graph
+from .._drawing.graph import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -325,9 +324,13 @@ class Topology:
     def __deepcopy__(self, memo: object) -> Topology:
         return self  # it never changes, but for what it has computed, in which another thread may be
 
+    def _repr_svg_(self) -> str | None:
+        """The picture; None without matplotlib, and of a topology that is too large for one."""
+        return svg(self)
+
     def _repr_html_(self) -> str:
-        """What a notebook shows: the text, and the picture of a topology that is not too large for one."""
-        return shown(str(self), None if len(self.cores) > PICTURED else lambda: svg_of(self.draw()))
+        """What a notebook shows: the text, and the picture where there is one."""
+        return shown(str(self), self._repr_svg_())
 
     def __str__(self) -> str:
         lines = [

@@ -57,19 +57,18 @@ def names(reference: Path, config: Any) -> str:
 
 def summary(entry: str) -> str:
     """The first sentence of the docstring of a public name."""
-    docstring = _code(entry.partition(".")[0])[entry.partition(".")[2]].docstring
+    docstring = _code()[entry].docstring
     paragraph = " ".join(docstring.value.split("\n\n")[0].split()) if docstring else ""
     return re.split(r"(?<=[^.][.]) (?=[A-Z])", paragraph)[0]
 
 
 @functools.cache
-def _code(package: str) -> Any:
-    """What griffe reads of a package: nothing is imported, so no framework has to be there."""
+def _code() -> griffe.ModulesCollection:
+    """What griffe reads of our packages: nothing is imported, so no framework has to be there."""
     loader = griffe.GriffeLoader(search_paths=[ROOT, ROOT / "backends"])
-    loader.load("tn4nn")
-    found = loader.load(package)
-    loader.resolve_aliases()
-    return found
+    for package in ("tn4nn", "tn4nn_torch", "tn4nn_jax"):
+        loader.load(package)
+    return loader.modules_collection
 
 
 def commands() -> str:

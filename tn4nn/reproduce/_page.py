@@ -49,7 +49,7 @@ def write_page(folder: str | Path, page: str | Path | None = None) -> Path:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = reproduce.run("counts", out=pathlib.Path(folder))
         ...     reproduce.write_page(pathlib.Path(folder)).name
-        'tmpro9omh4t.md'
+        'index.md'
     """
     where = Path(folder)
     target = where / "index.md" if page is None else Path(page)

@@ -58,8 +58,8 @@ def svg_of(figure: Figure, title: str | None = None) -> str:
     """The figure as one <svg> element, for a page; `title` says in words what it shows."""
     buffer = io.StringIO()
     with _fixed_names():
-        metadata = {**dict.fromkeys(("Creator", "Date", "Format", "Type")), "Title": title}
-        figure.savefig(buffer, format="svg", metadata=metadata)
+        left_out = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=left_out if title is None else {**left_out, "Title": title})
     text = buffer.getvalue()
     # Without the XML declaration, which is not allowed inside a page, and which names an address.
     return text[text.index("<svg") :]

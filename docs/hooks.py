@@ -51,7 +51,7 @@ def names(reference: Path, config: Any) -> str:
             title = re.search(r"^# (.*)$", page, re.MULTILINE)
             assert title is not None
             text.append(f"\n## [{title[1]}]({Path(name).name})\n")
-            text += [f"* [`{entry.rpartition('.')[2]}`][{entry}]: {summary(entry)}" for entry in entries]
+            text += [f"* [`{entry.partition('.')[2]}`][{entry}]: {summary(entry)}" for entry in entries]
     return "\n".join(text)
 
 

@@ -221,6 +221,7 @@ def plan_conversion(
     the model. `print` shows a table, `.run()` makes the model.
 
     Examples:
+        >>> from tn4nn_jax import plan_conversion
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0))
         >>> dry = plan_conversion(model, "low_rank", budget=0.25)
@@ -431,6 +432,7 @@ def convert(
         DataError: weights that are NaN, infinite or all zero, where no layer is left to convert.
 
     Examples:
+        >>> from tn4nn_jax import convert
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 64, 1, key=jax.random.key(0))
         >>> small = convert(model, {"layers.0": "mpo"}, budget=1000)
@@ -447,6 +449,7 @@ def undo(model: Any) -> Any:
     represent now: what was lost stays lost.
 
     Examples:
+        >>> from tn4nn_jax import convert, undo
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(16, 4, 16, 1, key=jax.random.key(0))
         >>> undo(convert(model, {"layers.0": "low_rank"}, budget=200)).layers[0].weight.shape

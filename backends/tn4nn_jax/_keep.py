@@ -117,6 +117,7 @@ def load(path: str | os.PathLike[str], base: Any) -> Any:
         CheckpointError: a file that is not of `save`, was damaged, or is of another architecture.
 
     Examples:
+        >>> from tn4nn_jax import load
         >>> load("no such file", None)
         Traceback (most recent call last):
             ...

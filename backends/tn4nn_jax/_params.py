@@ -45,6 +45,7 @@ def plan_params(
     """The dry run of `decompose_params`, which says what the arguments are: `print` shows a table, `.run()` goes on.
 
     Examples:
+        >>> from tn4nn_jax import plan_params
         >>> import numpy as np
         >>> params = {"dense": {"kernel": np.ones((8, 4)), "bias": np.zeros(4)}}
         >>> plan_params(params, "low_rank", 20, layout="in_out").rows[0].converted

@@ -34,6 +34,7 @@ def plan_replacement(
     the model. `print` shows a table, `.run()` makes the model.
 
     Examples:
+        >>> from tn4nn_jax import plan_replacement
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0))
         >>> [(row.name, row.before, row.after) for row in plan_replacement(model, "low_rank", 0.25, seed=0).rows]
@@ -117,6 +118,7 @@ def replace(
         DataError: weights that are NaN or infinite, where no layer is left to replace.
 
     Examples:
+        >>> from tn4nn_jax import replace
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 64, 1, key=jax.random.key(0))
         >>> small = replace(model, {"layers.0": "mpo"}, budget=0.25, key=jax.random.key(1))

@@ -126,6 +126,7 @@ def split_attention(model: nn.Module) -> nn.Module:
         TN4NNError: a module with `add_bias_kv` or `add_zero_attn`.
 
     Examples:
+        >>> from tn4nn_torch import split_attention
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert

@@ -253,6 +253,7 @@ def plan_conversion(
     the model. `print` shows a table, `.run()` makes the model.
 
     Examples:
+        >>> from tn4nn_torch import plan_conversion
         >>> import torch
         >>> from torch import nn
         >>> _ = torch.manual_seed(0)
@@ -427,6 +428,7 @@ def convert(
         DataError: weights that are NaN, infinite or all zero, where no layer is left to convert.
 
     Examples:
+        >>> from tn4nn_torch import convert
         >>> import torch
         >>> from torch import nn
         >>> _ = torch.manual_seed(0)
@@ -445,6 +447,7 @@ def undo(model: nn.Module) -> nn.Module:
     matrices that the networks represent now (what was lost stays lost; Conv1D comes back as nn.Linear).
 
     Examples:
+        >>> from tn4nn_torch import convert, undo
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))

@@ -212,6 +212,7 @@ def load(path: str | os.PathLike[str], base: nn.Module | Callable[[], nn.Module]
         CheckpointError: a file that is not of `save`, was damaged, or is of another architecture.
 
     Examples:
+        >>> from tn4nn_torch import load
         >>> from torch import nn
         >>> load("no such file", nn.Linear(4, 4))
         Traceback (most recent call last):

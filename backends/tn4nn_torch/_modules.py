@@ -511,6 +511,7 @@ class TNLinear(_Planned):
             batch: rows that come at a time.
 
         Examples:
+            >>> from tn4nn_torch import TNLinear
             >>> import torch, tn4nn as tn
             >>> layer = TNLinear(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4))
             >>> frozen, x = layer.merge(batch=32), torch.ones(32, 784)
@@ -819,6 +820,7 @@ def to_module(
     """A model of the layer graph as an nn.Module; the weights are copied.
 
     Examples:
+        >>> from tn4nn_torch import to_module
         >>> import torch, tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)), tn.ReLU(), tn.Linear(4, 2))
         >>> module = to_module(model, model.init(0))

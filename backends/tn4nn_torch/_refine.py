@@ -79,6 +79,7 @@ def refine(
         TopologyError: `rows` below 1.
 
     Examples:
+        >>> from tn4nn_torch import refine
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert
@@ -140,6 +141,7 @@ def distill(
         TN4NNError: outputs that are no tensors and no `loss` for them.
 
     Examples:
+        >>> from tn4nn_torch import distill
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert

@@ -32,6 +32,7 @@ def plan_replacement(
     the model. `print` shows a table, `.run()` makes the model.
 
     Examples:
+        >>> from tn4nn_torch import plan_replacement
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         >>> [(row.name, row.before, row.after) for row in plan_replacement(model, {"0": "low_rank"}, 0.25).rows]
@@ -88,6 +89,7 @@ def replace(
         DataError: weights that are NaN or infinite, where no layer is left to replace.
 
     Examples:
+        >>> from tn4nn_torch import replace
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

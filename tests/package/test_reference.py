@@ -1,6 +1,7 @@
 """Every public name has one entry in the reference and an example that runs; an entry names what is public."""
 
 import ast
+import builtins
 import doctest
 import importlib
 import inspect
@@ -116,6 +117,34 @@ def test_one_example_raises_every_error():
     names = [name for name in tn.__all__ if is_error(getattr(tn, name)) and name != "TN4NNError"]
     assert len(names) > 5
     assert [name for name in names if f"tn4nn.{name}:" not in text and f"except tn.{name}" not in text] == []
+
+
+def undefined(docstring):
+    """Names in the examples of a docstring that nobody who copies them has: neither imported nor made there."""
+    text = "".join(example.source for example in doctest.DocTestParser().get_examples(docstring or ""))
+    used, made = set(), set(dir(builtins))
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                made |= {(one.asname or one.name).partition(".")[0] for one in names}
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.ExceptHandler(name=name) | ast.FunctionDef(name=name):
+                made.add(name)
+            case ast.ClassDef(name=name):
+                made.add(name)
+    return sorted(used - made)
+
+
+def test_examples_can_be_copied():
+    docstrings = {}
+    for name, value in public().items():
+        if inspect.isclass(value) or inspect.isroutine(value):
+            docstrings[name] = own_doc(value)
+        if inspect.isclass(value):
+            docstrings |= {f"{name}.{member}": inspect.getdoc(of) for member, of in vars(value).items() if callable(of)}
+    assert {name: undefined(text) for name, text in docstrings.items() if undefined(text)} == {}
+    assert undefined(">>> import numpy as np\n>>> y = f(x=np.ones(3), g=lambda a: a + b)\n>>> y\n") == ["b", "f"]
 
 
 def packages():

@@ -320,6 +320,7 @@ def mps(
         ShapeError: modes whose product is not the length of the vector.
 
     Examples:
+        >>> from tn4nn import mps
         >>> import numpy as np
         >>> ghz = np.zeros(16)
         >>> ghz[[0, 15]] = 1

@@ -42,6 +42,7 @@ class Rule:
             with the variance of the weights that they replace, for a model that is trained from the start.
 
     Examples:
+        >>> from tn4nn_torch import Rule
         >>> Rule("mpo", sites=3, rank=8).topology
         'mpo'
     """

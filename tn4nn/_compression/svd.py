@@ -123,6 +123,7 @@ def low_rank_factors(
         TopologyError: a rank, error or share that cannot be.
 
     Examples:
+        >>> from tn4nn import low_rank_factors
         >>> f = low_rank_factors([[3.0, 0.0], [0.0, 4.0]], rank=1)
         >>> f.spectrum.tolist(), f.error
         ([4.0], 0.6)

@@ -68,6 +68,7 @@ def low_rank(inputs: Modes, outputs: Modes) -> Topology:
     """W = B A through one bond.
 
     Examples:
+        >>> from tn4nn import low_rank
         >>> print(low_rank(6, 4).text)
         core0: x0 a0, core1: a0 y0
     """
@@ -80,6 +81,7 @@ def mpo(inputs: Modes, outputs: Modes) -> Topology:
     """Matrix product operator (tensor-train matrix, block TT): a chain (Novikov et al., arXiv:1509.06569).
 
     Examples:
+        >>> from tn4nn import mpo
         >>> mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4).num_params
         1024
     """
@@ -290,6 +292,7 @@ def btt(inputs: Modes, outputs: Modes) -> Topology:
     output mode, with other weights for each value of the modes that wait or are done (hyperedges).
 
     Examples:
+        >>> from tn4nn import btt
         >>> print(btt((8, 8), (4, 4)).text)
         core0: x0 x1 y1 r0, core1: r0 x0 y0 y1
     """

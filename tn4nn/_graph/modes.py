@@ -32,6 +32,7 @@ def modes_for(
     """Mode sizes (inputs, outputs), each of length `sites`; the module says by which rule.
 
     Examples:
+        >>> from tn4nn import modes_for
         >>> modes_for(784, 10, 4)
         ((4, 4, 7, 7), (5, 2, 1, 1))
         >>> modes_for(1009, 256, 4)[0]  # a prime: padded

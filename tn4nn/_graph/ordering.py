@@ -51,6 +51,7 @@ class Ordering:
         ShapeError: a shape, block or permutation that does not fit.
 
     Examples:
+        >>> from tn4nn import Ordering
         >>> Ordering.block((2, 4), (2, 2)).permutation.tolist()
         [0, 1, 4, 5, 2, 3, 6, 7]
     """

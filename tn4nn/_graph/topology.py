@@ -78,6 +78,7 @@ class Topology:
         TopologyError: a leg or core is wrong; the message names it.
 
     Examples:
+        >>> from tn4nn import topology
         >>> t = topology("x0 y0 a, x1 y1 a", inputs={"x0": 4, "x1": 8}, outputs={"y0": 2, "y1": 3})
         >>> t.in_features, t.out_features, t.bonds
         (32, 6, ('a',))
@@ -381,6 +382,7 @@ def topology(
         A rank-r block tensor train (Qiu et al. 2024, arXiv:2406.06248) over two modes; x0 and y1 are in
         both cores:
 
+        >>> from tn4nn import topology
         >>> btt = topology("x0 x1 y1 r, y0 x0 y1 r", {"x0": 8, "x1": 8}, {"y0": 4, "y1": 4})
         >>> btt.with_rank(2).num_params
         768

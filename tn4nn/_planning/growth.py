@@ -162,6 +162,7 @@ def growth(
         TN4NNError: an unknown phase or device, a batch below 1, a device with a machine.
 
     Examples:
+        >>> from tn4nn import growth
         >>> import tn4nn as tn
         >>> found = growth(tn.low_rank(64, 64).with_rank(4), batch=64)
         >>> list(found.curves), found.exponents()["rank"]["MACs"]

@@ -31,6 +31,7 @@ class Engine(Protocol):
     """What contracts: arrays in the order of the program's inputs, those of one framework.
 
     Examples:
+        >>> from tn4nn.interop.engines import Engine, engine
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.mpo((4, 4), (2, 3)).with_rank(2)
         >>> weights, x = net.init(0), np.ones((5, 16), np.float32)
@@ -56,6 +57,7 @@ def check_engine(name: str, model: layers.Layer, *, tune: bool = False) -> None:
         BackendError: an unknown engine, one that is not installed, `tune`, a network that the engine has no words for.
 
     Examples:
+        >>> from tn4nn.interop.engines import check_engine
         >>> import tn4nn as tn
         >>> check_engine("quimb", tn.Linear(tn.cp((4, 4), (4, 4)).with_rank(3)))
         >>> check_engine("quimb", tn.Linear(tn.cp((4, 4), (4, 4)).with_rank(3)), tune=True)
@@ -98,6 +100,7 @@ def engine(name: str, p: Plan) -> Engine:
         p: the path and what is contracted; its blocks and slices (under a memory cap) are not looked at.
 
     Examples:
+        >>> from tn4nn.interop.engines import engine
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.ring((4, 4), (2, 3)).with_rank(2)
         >>> weights, x = net.init(0), np.ones((5, 16), np.float32)

@@ -80,6 +80,7 @@ class Line:
         digits: after the point.
 
     Examples:
+        >>> from tn4nn.reproduce import Line
         >>> Line("D = 4", ours=96.7, low=96.2).verdict
         'holds'
     """

@@ -38,6 +38,7 @@ def experiments() -> tuple[str, ...]:
     """The names that `run` takes.
 
     Examples:
+        >>> from tn4nn.reproduce import experiments
         >>> experiments()[0]
         'counts'
     """

@@ -56,6 +56,7 @@ def run(
         CheckpointError: results in `out` of another version, machine, recipe or settings.
 
     Examples:
+        >>> from tn4nn.reproduce import run
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = run("counts", out=folder)

@@ -105,8 +105,15 @@ def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
 
 
 def fc2(D: int = 16, *, dense: bool = False, bias: bool = True) -> Sequential:
-    """FC2 of [H] and [G], MNIST 784 -> 256 -> 10: MPO (4,7,7,4) -> (4,4,4,4) of bond dimension D, then MPO
-    (4,4,4,4) -> (1,1,10,1) of 4. The ranks are as published, so above D = 16 the outer bonds are larger than useful.
+    """FC2 of [H] and [G], MNIST 784 -> 256 -> 10: two MPOs.
+
+    The first is (4,7,7,4) -> (4,4,4,4) of bond dimension D, the second (4,4,4,4) -> (1,1,10,1) of 4. The ranks are as
+    published, so above D = 16 the outer bonds are larger than useful.
+
+    Args:
+        D: bond dimension of the first MPO.
+        dense: the dense twin in its place.
+        bias: of both layers.
 
     Examples:
         >>> import tn4nn as tn
@@ -118,7 +125,11 @@ def fc2(D: int = 16, *, dense: bool = False, bias: bool = True) -> Sequential:
 
 
 def mpo_fc(chi: int = 4, *, dense: bool = False) -> Sequential:
-    """MPO + FC of [H], MNIST in 32x32: MPO 4^5 -> 4^5, bonds chi or the largest useful rank, then dense 1024 -> 10.
+    """MPO + FC of [H], MNIST in 32x32: MPO 4^5 -> 4^5, then dense 1024 -> 10.
+
+    Args:
+        chi: bond dimension of the MPO, or the largest useful rank where that is smaller.
+        dense: the dense twin in its place.
 
     Examples:
         >>> import tn4nn as tn
@@ -131,7 +142,11 @@ def mpo_fc(chi: int = 4, *, dense: bool = False) -> Sequential:
 
 
 def tnn_novikov(r: int = 8, *, dense: bool = False) -> Sequential:
-    """TensorNet of [N], MNIST in 32x32: TT-matrix (4,8,8,4) -> (5,5,5,5) of rank r, then dense 625 -> 10.
+    """TensorNet of [N], MNIST in 32x32: TT-matrix (4,8,8,4) -> (5,5,5,5), then dense 625 -> 10.
+
+    Args:
+        r: rank of every bond.
+        dense: the dense twin in its place.
 
     Examples:
         >>> import tn4nn as tn
@@ -143,8 +158,13 @@ def tnn_novikov(r: int = 8, *, dense: bool = False) -> Sequential:
 
 
 def lenet5(*, dense: bool = False) -> Sequential:
-    """LeNet-5 of [G], MNIST: the third convolution sees its whole 5x5 input and is a linear layer, an MPO as the two
-    after it. As in the counts of [G] the twin's last two layers have no bias.
+    """LeNet-5 of [G], MNIST, with MPOs for its last three layers.
+
+    The third convolution sees its whole 5x5 input and is a linear layer, an MPO as the two after it. As in the counts
+    of [G] the twin's last two layers have no bias.
+
+    Args:
+        dense: the dense twin in its place.
 
     Examples:
         >>> import tn4nn as tn
@@ -175,8 +195,12 @@ _VGG19 = (((64, 3),) * 2, ((128, 3),) * 2, *(((n, 3),) * 4 for n in (256, 512, 5
 
 
 def vgg16(*, dense: bool = False) -> Sequential:
-    """VGG-16, configuration C, of [G], CIFAR-10: MPOs for the last two 3x3 convolutions (each as 2048 -> 2048 on its
-    2x2x512 map) and for the three linear layers.
+    """VGG-16, configuration C, of [G], CIFAR-10, with MPOs for its last five layers.
+
+    These are the last two 3x3 convolutions, each as 2048 -> 2048 on its 2x2x512 map, and the three linear layers.
+
+    Args:
+        dense: the dense twin in its place.
 
     Examples:
         >>> import tn4nn as tn
@@ -188,6 +212,9 @@ def vgg16(*, dense: bool = False) -> Sequential:
 
 def vgg19(*, dense: bool = False) -> Sequential:
     """VGG-19 of [G], CIFAR-10: as `vgg16`, with four 3x3 convolutions in each of the last three groups.
+
+    Args:
+        dense: the dense twin in its place.
 
     Examples:
         >>> import tn4nn as tn
@@ -219,8 +246,12 @@ def _vgg(groups: Sequence[Sequence[tuple[int, int]]], as_mpo: Sequence[str], den
 
 
 def wrn20_4(*, dense: bool = False) -> Sequential:
-    """Wide ResNet 20-4 of [G], CIFAR-10: MPOs for both convolutions of the last block, each as 16384 -> 16384 on its
-    8x8x256 map.
+    """Wide ResNet 20-4 of [G], CIFAR-10, with MPOs for both convolutions of the last block.
+
+    Each is 16384 -> 16384 on its 8x8x256 map.
+
+    Args:
+        dense: the dense twin in its place.
 
     Examples:
         >>> import tn4nn as tn
@@ -251,6 +282,9 @@ def wrn20_4(*, dense: bool = False) -> Sequential:
 
 def densenet40(*, dense: bool = False) -> Sequential:
     """DenseNet-40 with growth 12 of [G], CIFAR-10: an MPO for the last layer, 448 -> 10.
+
+    Args:
+        dense: the dense twin in its place.
 
     Examples:
         >>> import tn4nn as tn

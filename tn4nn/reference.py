@@ -77,7 +77,16 @@ def _linear(layer: layers.Linear, w: Weights, x: Array) -> Array:
 
 
 def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
-    """(batch, channels, height, width) -> (batch, height', width', channels * kh * kw).
+    """The windows of a convolution as rows, as `Conv2d` numbers them.
+
+    Args:
+        x: of shape (batch, channels, height, width).
+        kernel: (kh, kw).
+        stride: of the window, (vertical, horizontal).
+        padding: zeros around the image, (vertical, horizontal).
+
+    Returns:
+        An array of shape (batch, height', width', channels * kh * kw).
 
     Examples:
         >>> import numpy as np
@@ -101,7 +110,14 @@ def _conv(layer: layers.Conv2d, w: Weights, x: Array) -> Array:
 
 
 def check_tokens(x: Array, layer: layers.Embedding) -> None:
-    """Raises ShapeError unless x holds integers from 0 to tokens - 1.
+    """Refuses what an embedding cannot look up.
+
+    Args:
+        x: of any shape.
+        layer: which has the number of tokens.
+
+    Raises:
+        ShapeError: x does not hold integers from 0 to tokens - 1.
 
     Examples:
         >>> import numpy as np, tn4nn as tn
@@ -204,7 +220,17 @@ _COMBINE: dict[str, Callable[[list[Array]], Array]] = {
 
 
 def forward(layer: layers.Layer, weights: Weights, x: Array, prefix: str = "") -> Array:
-    """y of a layer or model in evaluation mode, x with a batch axis first, in the dtype of the arrays.
+    """y of a layer or model in evaluation mode, by the formula of each layer.
+
+    Args:
+        layer: of any kind, also a model.
+        weights: full weight name -> array.
+        x: with a batch axis first; y has the dtype of the arrays.
+        prefix: of the names of the layer's weights, with its dot.
+
+    Raises:
+        ShapeError: x does not fit.
+        BackendError: a kind of layer that is unknown here.
 
     Examples:
         >>> import numpy as np, tn4nn as tn

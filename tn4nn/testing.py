@@ -112,6 +112,10 @@ def random_topology(seed: int, *, cores: int = 5) -> Topology:
 def random_network(seed: int, *, cores: int = 5) -> Network:
     """A random topology with random ranks from 1 to 3, some of size 1.
 
+    Args:
+        seed: one network for each.
+        cores: the most cores.
+
     Examples:
         >>> from tn4nn import testing
         >>> sorted(set(testing.random_network(3).ranks.values()) - {1, 2, 3})
@@ -260,6 +264,13 @@ CASES: tuple[Case, ...] = (*_linear_cases(), *_other_cases(), *_token_cases())
 def weights_for(model: layers.Layer, seed: int = 0) -> dict[str, Array]:
     """Weights of which none is at a trivial value: biases and statistics are random too.
 
+    Args:
+        model: with ranks on every network.
+        seed: equal seeds give equal weights.
+
+    Returns:
+        name -> float32 array, as `model.init` gives them.
+
     Examples:
         >>> import tn4nn as tn
         >>> from tn4nn import testing
@@ -276,6 +287,14 @@ def weights_for(model: layers.Layer, seed: int = 0) -> dict[str, Array]:
 
 def inputs_for(case: Case, batch: int, seed: int = 0) -> Array:
     """A batch for a case: integers for an embedding and what begins with one, else normal numbers.
+
+    Args:
+        case: whose model takes it.
+        batch: rows.
+        seed: equal seeds give equal batches.
+
+    Returns:
+        An array of shape (batch, *case.shape), of integers or of float32.
 
     Examples:
         >>> from tn4nn import testing

@@ -33,7 +33,9 @@ _by_both = jax.jit(jax.grad(_product, argnums=(1, 2)), static_argnums=0)
 
 
 class JaxBackend:
-    """Runs and trains models in jax.
+    """Builds, runs and trains models in jax: what `tn.backend("jax")` gives.
+
+    Its methods are those of every backend; `model.build("jax")` and `tn.train(..., backend="jax")` call them for you.
 
     Examples:
         >>> import numpy as np, tn4nn as tn

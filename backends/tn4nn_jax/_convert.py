@@ -445,8 +445,12 @@ def convert(
 
 
 def undo(model: Any) -> Any:
-    """A model whose layers on networks are replaced by dense Equinox layers with the matrices that the networks
-    represent now: what was lost stays lost.
+    """A model with dense Equinox layers in place of those on networks.
+
+    Their weights are the matrices that the networks represent now, so what was lost stays lost.
+
+    Args:
+        model: a pytree with layers on networks.
 
     Examples:
         >>> from tn4nn_jax import convert, undo

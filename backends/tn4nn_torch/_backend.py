@@ -42,7 +42,10 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
 
 
 class TorchBackend:
-    """See `tn4nn._model.backend.Backend`.
+    """Builds, runs and trains models in torch: what `tn.backend("torch")` gives.
+
+    Its methods are those of every backend; `model.build("torch")` and `tn.train(..., backend="torch")` call them for
+    you.
 
     Examples:
         >>> import numpy as np, tn4nn as tn

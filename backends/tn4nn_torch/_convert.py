@@ -443,8 +443,13 @@ def convert(
 
 
 def undo(model: nn.Module) -> nn.Module:
-    """A copy of a model whose layers on networks are replaced by nn.Linear, nn.Conv2d and nn.Embedding with the
-    matrices that the networks represent now (what was lost stays lost; Conv1D comes back as nn.Linear).
+    """A copy of a model with dense layers in place of those on networks: nn.Linear, nn.Conv2d and nn.Embedding.
+
+    Their weights are the matrices that the networks represent now, so what was lost stays lost. A Conv1D of
+    transformers comes back as nn.Linear.
+
+    Args:
+        model: any module with layers on networks; it is not touched.
 
     Examples:
         >>> from tn4nn_torch import convert, undo

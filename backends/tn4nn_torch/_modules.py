@@ -817,7 +817,22 @@ def to_module(
     tune: bool = False,
     engine: str | None = None,
 ) -> nn.Module:
-    """A model of the layer graph as an nn.Module; the weights are copied.
+    """A model of the layer graph as an nn.Module. The weights are copied.
+
+    Args:
+        model: with ranks on every network.
+        weights: name -> array, as `model.init` gives them.
+        batch: rows that plans are made for; left out, those that come.
+        phase: "train" or "forward": what plans are cheap for.
+        device: e.g. "cpu" or "cuda"; left out, torch's default.
+        dtype: e.g. "float32" or torch.bfloat16; left out, torch's default.
+        minimize: "time", "flops" or "memory".
+        tune: measures the best plans and takes the fastest.
+        engine: "quimb" or "tensornetwork", which then contracts in tn4nn's place.
+
+    Raises:
+        TopologyError: a network without ranks.
+        BackendError: an unknown dtype or engine.
 
     Examples:
         >>> from tn4nn_torch import to_module

@@ -238,7 +238,10 @@ def backends() -> tuple[str, ...]:
 
 
 def backend(name: str) -> Backend:
-    """Loads one backend.
+    """Loads a backend by its name.
+
+    Args:
+        name: "torch", "jax", "numpy", or that of an installed package that registers one.
 
     Raises:
         BackendError: no such backend (the nearest names are given), its framework is missing (with the line that
@@ -307,7 +310,7 @@ def target_of(name: str, device: str | None, dtype: str) -> Target:
 
 
 def installed_backends() -> tuple[str, ...]:
-    """Names of the backends that load.
+    """Names of the backends that load: those whose framework is installed. Each is imported.
 
     Examples:
         >>> import tn4nn as tn

@@ -77,6 +77,9 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
     A file may come from anybody: nothing in it is executed, its plans are used for its own networks alone, and each is
     checked and priced anew when it is needed. One that does not fit is searched for again.
 
+    Args:
+        path: of the file.
+
     Returns:
         (model, weights): `model.build(backend, weights)` goes on with them on any backend.
 

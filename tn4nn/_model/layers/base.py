@@ -53,6 +53,10 @@ KINDS: dict[str, type[Layer]] = {}
 class Layer:
     """Base of every layer and of every model: a model is a layer.
 
+    It is data without weights, equal where its fields are equal. A layer of your own is a frozen dataclass that
+    inherits from it and overrides `out_shape`, and where it has arrays or layers inside `own_specs` and `children`;
+    backends must know it to run it.
+
     Examples:
         >>> import tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 3))

@@ -62,7 +62,13 @@ def layer_from_dict(data: Mapping[str, Any]) -> Layer:
 
 
 def model_from_json(text: str) -> Layer:
-    """Reads what `Layer.to_json` wrote.
+    """Reads what `Layer.to_json` wrote: the layers of a model, without weights.
+
+    Args:
+        text: JSON, possibly from somebody else; nothing in it is executed.
+
+    Raises:
+        TopologyError: no JSON, another version of its format, an unknown kind of layer, or layers that cannot be built.
 
     Examples:
         >>> import tn4nn as tn

@@ -4,6 +4,7 @@ import ast
 import builtins
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -13,6 +14,7 @@ import pytest
 import surface
 
 import tn4nn as tn
+from tn4nn._cli import usage
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "pages" / "reference"
@@ -153,6 +155,31 @@ def packages():
 
 def is_error(value):
     return inspect.isclass(value) and issubclass(value, Exception)
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_index_has_every_name_with_a_sentence(hooks):
+    pages = sorted(PAGES.glob("*.md"))
+    text = hooks.names(PAGES, {"nav": [f"reference/{page.name}" for page in pages]})
+    found = dict(re.findall(r"^\* \[`[^`]+`\]\[([^\]]+)\]: (.*)$", text, flags=re.M))
+    assert set(found) == set(entries([page.read_text() for page in pages]))
+    assert [name for name, sentence in found.items() if len(sentence.split()) < 3] == []
+
+
+def test_the_page_of_the_command_line_has_every_command(hooks):
+    text = hooks.commands()
+    for command, examples in usage.EXAMPLES.items():
+        (section,) = re.findall(rf"^## `tn4nn {command}`\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
+        assert "```sh\n" + "\n".join(examples) + "\n```" in section
+        assert "**Options**" in section
 
 
 def test_what_is_wrong_with_a_page_is_seen():

@@ -146,7 +146,9 @@ def _nothing(rows: Sequence[Row]) -> Sequence[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One experiment. To add one, write a module that has some and one line in `_registry.py`.
+    """What is repeated: the units of work, the table that comes out of their results, and what is accepted.
+
+    To add one, write a module that has some and one line in `_registry.py`.
 
     Attributes:
         name: on the command line.

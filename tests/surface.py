@@ -23,7 +23,7 @@ def surface():
     found = {}
     for name in MODULES:
         module = importlib.import_module(name)
-        for public in _names(module):
+        for public in public_names(module):
             found |= _entries(f"{name}.{public}", getattr(module, public))
     return found
 
@@ -48,7 +48,8 @@ def member_entry(member):
     return {"kind": "property" if isinstance(member, property) else "method", **_described(inner)}
 
 
-def _names(module):
+def public_names(module):
+    """What a module lists, or else what it defines."""
     listed = getattr(module, "__all__", None)
     if listed is not None:
         return sorted(listed)

@@ -63,6 +63,12 @@ class Replaced:
         network: the new one.
         params: numbers in its cores.
         dense_params: numbers in the dense weight, a convolution's kernel included.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> first = tn.presets.replaced(tn.presets.fc2(4), tn.presets.fc2(dense=True))[0]
+        >>> first.name, first.params, first.dense_params
+        ('0', 1024, 200704)
     """
 
     name: str
@@ -77,7 +83,7 @@ def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
     Raises:
         TopologyError: models that are not twins.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> pairs = tn.presets.replaced(tn.presets.fc2(4), tn.presets.fc2(dense=True))
         >>> [(pair.name, pair.params, pair.dense_params) for pair in pairs]
@@ -99,10 +105,17 @@ def replaced(model: Layer, twin: Layer) -> tuple[Replaced, ...]:
 
 
 def fc2(D: int = 16, *, dense: bool = False, bias: bool = True) -> Sequential:
-    """FC2 of [H] and [G], MNIST 784 -> 256 -> 10: MPO (4,7,7,4) -> (4,4,4,4) of bond dimension D, then MPO
-    (4,4,4,4) -> (1,1,10,1) of 4. The ranks are as published, so above D = 16 the outer bonds are larger than useful.
+    """FC2 of [H] and [G], MNIST 784 -> 256 -> 10: two MPOs.
 
-    Example:
+    The first is (4,7,7,4) -> (4,4,4,4) of bond dimension D, the second (4,4,4,4) -> (1,1,10,1) of 4. The ranks are as
+    published, so above D = 16 the outer bonds are larger than useful.
+
+    Args:
+        D: bond dimension of the first MPO.
+        dense: the dense twin in its place.
+        bias: of both layers.
+
+    Examples:
         >>> import tn4nn as tn
         >>> tn.presets.fc2(4).num_weights, tn.presets.fc2(dense=True).num_weights
         (1760, 203264)
@@ -112,21 +125,52 @@ def fc2(D: int = 16, *, dense: bool = False, bias: bool = True) -> Sequential:
 
 
 def mpo_fc(chi: int = 4, *, dense: bool = False) -> Sequential:
-    """MPO + FC of [H], MNIST in 32x32: MPO 4^5 -> 4^5, bonds chi or the largest useful rank, then dense 1024 -> 10."""
+    """MPO + FC of [H], MNIST in 32x32: MPO 4^5 -> 4^5, then dense 1024 -> 10.
+
+    Args:
+        chi: bond dimension of the MPO, or the largest useful rank where that is smaller.
+        dense: the dense twin in its place.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.presets.mpo_fc().num_params, tn.presets.mpo_fc(dense=True).num_params
+        (12170, 1059850)
+    """
     topology = mpo((4,) * 5, (4,) * 5)
     first = Linear(1024, 1024) if dense else Linear(topology.with_rank(chi, clip=True))
     return Sequential(first, ReLU(), Linear(1024, 10), input_shape=(1024,))
 
 
 def tnn_novikov(r: int = 8, *, dense: bool = False) -> Sequential:
-    """TensorNet of [N], MNIST in 32x32: TT-matrix (4,8,8,4) -> (5,5,5,5) of rank r, then dense 625 -> 10."""
+    """TensorNet of [N], MNIST in 32x32: TT-matrix (4,8,8,4) -> (5,5,5,5), then dense 625 -> 10.
+
+    Args:
+        r: rank of every bond.
+        dense: the dense twin in its place.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.presets.tnn_novikov().num_params, tn.presets.tnn_novikov(dense=True).num_params
+        (12325, 646885)
+    """
     first = _linear((4, 8, 8, 4), (5, 5, 5, 5), r, dense)
     return Sequential(first, ReLU(), Linear(625, 10), input_shape=(1024,))
 
 
 def lenet5(*, dense: bool = False) -> Sequential:
-    """LeNet-5 of [G], MNIST: the third convolution sees its whole 5x5 input and is a linear layer, an MPO as the two
-    after it. As in the counts of [G] the twin's last two layers have no bias."""
+    """LeNet-5 of [G], MNIST, with MPOs for its last three layers.
+
+    The third convolution sees its whole 5x5 input and is a linear layer, an MPO as the two after it. As in the counts
+    of [G] the twin's last two layers have no bias.
+
+    Args:
+        dense: the dense twin in its place.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.presets.lenet5().num_params, tn.presets.lenet5(dense=True).num_params
+        (5646, 61612)
+    """
     return Sequential(
         input_shape=(784,),
         image=Unflatten((1, 28, 28)),
@@ -151,13 +195,32 @@ _VGG19 = (((64, 3),) * 2, ((128, 3),) * 2, *(((n, 3),) * 4 for n in (256, 512, 5
 
 
 def vgg16(*, dense: bool = False) -> Sequential:
-    """VGG-16, configuration C, of [G], CIFAR-10: MPOs for the last two 3x3 convolutions (each as 2048 -> 2048 on its
-    2x2x512 map) and for the three linear layers."""
+    """VGG-16, configuration C, of [G], CIFAR-10, with MPOs for its last five layers.
+
+    These are the last two 3x3 convolutions, each as 2048 -> 2048 on its 2x2x512 map, and the three linear layers.
+
+    Args:
+        dense: the dense twin in its place.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.presets.vgg16().num_params, tn.presets.vgg16(dense=True).num_params
+        (5300874, 28923850)
+    """
     return _vgg(_VGG16, ("conv5_1", "conv5_2"), dense)
 
 
 def vgg19(*, dense: bool = False) -> Sequential:
-    """VGG-19 of [G], CIFAR-10: as `vgg16`, with four 3x3 convolutions in each of the last three groups."""
+    """VGG-19 of [G], CIFAR-10: as `vgg16`, with four 3x3 convolutions in each of the last three groups.
+
+    Args:
+        dense: the dense twin in its place.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.presets.vgg19().num_params, tn.presets.vgg19(dense=True).num_params
+        (15330442, 38953418)
+    """
     return _vgg(_VGG19, ("conv5_3", "conv5_4"), dense)
 
 
@@ -183,8 +246,18 @@ def _vgg(groups: Sequence[Sequence[tuple[int, int]]], as_mpo: Sequence[str], den
 
 
 def wrn20_4(*, dense: bool = False) -> Sequential:
-    """Wide ResNet 20-4 of [G], CIFAR-10: MPOs for both convolutions of the last block, each as 16384 -> 16384 on its
-    8x8x256 map."""
+    """Wide ResNet 20-4 of [G], CIFAR-10, with MPOs for both convolutions of the last block.
+
+    Each is 16384 -> 16384 on its 8x8x256 map.
+
+    Args:
+        dense: the dense twin in its place.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.presets.wrn20_4().num_params, tn.presets.wrn20_4(dense=True).num_params
+        (3122458, 4298970)
+    """
     layers: dict[str, Layer] = {"image": Unflatten((3, 32, 32)), "conv1": _conv3(3, 16)}
     channels = 16
     for g, width in enumerate((64, 128, 256), 1):
@@ -208,7 +281,16 @@ def wrn20_4(*, dense: bool = False) -> Sequential:
 
 
 def densenet40(*, dense: bool = False) -> Sequential:
-    """DenseNet-40 with growth 12 of [G], CIFAR-10: an MPO for the last layer, 448 -> 10."""
+    """DenseNet-40 with growth 12 of [G], CIFAR-10: an MPO for the last layer, 448 -> 10.
+
+    Args:
+        dense: the dense twin in its place.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.presets.densenet40().num_params, tn.presets.densenet40(dense=True).num_params
+        (1015818, 1019722)
+    """
     layers: dict[str, Layer] = {"image": Unflatten((3, 32, 32)), "conv1": _conv3(3, 16)}
     channels, side = 16, 32
     for g in range(1, 4):
@@ -242,7 +324,7 @@ def mlp(sizes: Sequence[int] = (784, 256, 10), *, dropout: float = 0.0, bias: bo
     Raises:
         ShapeError: fewer than two sizes.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> list(tn.presets.mlp((784, 256, 64, 10)).networks())
         ['fc1', 'fc2', 'head']
@@ -275,7 +357,7 @@ def cnn(
         image: (channels, height, width).
         dropout: rate before the head.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> list(tn.presets.cnn().networks())
         ['conv1', 'conv2', 'fc', 'head']
@@ -329,7 +411,7 @@ def vit(
     Source: Dosovitskiy et al. 2021, An Image is Worth 16x16 Words (arXiv:2010.11929); the mean in place of a class
     token: Beyer et al. 2022 (arXiv:2205.01580).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.presets.vit(layers=2, width=32)
         >>> model.out_shape(model.input_shape), model.networks()["blocks.1.mlp.up"].out_features
@@ -396,7 +478,7 @@ def gpt(
     Source: Radford et al. 2019 (GPT-2); gated MLPs: Shazeer 2020 (arXiv:2002.05202); all options together: Touvron et
     al. 2023, LLaMA (arXiv:2302.13971).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.presets.gpt(layers=2, width=32, heads=4, kv_heads=2, norm="rms", rotary=True, gated=True)
         >>> model.out_shape((64,)), sum("attention" in name for name in model.networks())

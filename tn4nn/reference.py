@@ -77,7 +77,23 @@ def _linear(layer: layers.Linear, w: Weights, x: Array) -> Array:
 
 
 def patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
-    """(batch, channels, height, width) -> (batch, height', width', channels * kh * kw)."""
+    """The windows of a convolution as rows, as `Conv2d` numbers them.
+
+    Args:
+        x: of shape (batch, channels, height, width).
+        kernel: (kh, kw).
+        stride: of the window, (vertical, horizontal).
+        padding: zeros around the image, (vertical, horizontal).
+
+    Returns:
+        An array of shape (batch, height', width', channels * kh * kw).
+
+    Examples:
+        >>> import numpy as np
+        >>> from tn4nn import reference
+        >>> reference.patches(np.ones((1, 3, 8, 8)), (3, 3), (1, 1), (1, 1)).shape
+        (1, 8, 8, 27)
+    """
     x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
     windows = windows[:, :, :: stride[0], :: stride[1]].transpose(0, 2, 3, 1, 4, 5)
@@ -94,7 +110,24 @@ def _conv(layer: layers.Conv2d, w: Weights, x: Array) -> Array:
 
 
 def check_tokens(x: Array, layer: layers.Embedding) -> None:
-    """Raises ShapeError unless x holds integers from 0 to tokens - 1."""
+    """Refuses what an embedding cannot look up.
+
+    Args:
+        x: of any shape.
+        layer: which has the number of tokens.
+
+    Raises:
+        ShapeError: x does not hold integers from 0 to tokens - 1.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> from tn4nn import reference
+        >>> reference.check_tokens(np.array([0, 9]), tn.Embedding(10, 4))
+        >>> reference.check_tokens(np.array([0, 10]), tn.Embedding(10, 4))
+        Traceback (most recent call last):
+            ...
+        tn4nn.ShapeError: Embedding 10 -> 4 on 'dense' (40 weights): expected tokens from 0 to 9, received 0..10
+    """
     tokens = layer.topology.in_features
     if not np.issubdtype(x.dtype, np.integer):
         raise ShapeError(f"{layer.describe()} takes integers, received {x.dtype}")
@@ -187,7 +220,25 @@ _COMBINE: dict[str, Callable[[list[Array]], Array]] = {
 
 
 def forward(layer: layers.Layer, weights: Weights, x: Array, prefix: str = "") -> Array:
-    """y of a layer or model in evaluation mode, x with a batch axis first, in the dtype of the arrays."""
+    """y of a layer or model in evaluation mode, by the formula of each layer.
+
+    Args:
+        layer: of any kind, also a model.
+        weights: full weight name -> array.
+        x: with a batch axis first; y has the dtype of the arrays.
+        prefix: of the names of the layer's weights, with its dot.
+
+    Raises:
+        ShapeError: x does not fit.
+        BackendError: a kind of layer that is unknown here.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> from tn4nn import reference
+        >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
+        >>> reference.forward(model, model.init(0), np.ones((3, 16))).shape
+        (3, 4)
+    """
     w = _below(weights, prefix)
 
     def inner(name: str, child: layers.Layer, value: Array) -> Array:
@@ -247,7 +298,14 @@ def forward(layer: layers.Layer, weights: Weights, x: Array, prefix: str = "") -
 
 
 class NumpyModule:
-    """A model and its weights; called with an array."""
+    """A model and its weights; called with an array.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> module = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)).build("numpy", seed=0)
+        >>> module(np.ones((3, 16))).shape, sorted(module.arrays)
+        ((3, 4), ['bias', 'core0', 'core1'])
+    """
 
     def __init__(self, model: layers.Layer, weights: Weights, dtype: str) -> None:
         self.model = model
@@ -259,7 +317,17 @@ class NumpyModule:
 
 
 class NumpyBackend:
-    """The oracle as a backend: it runs models and gives gradients of single layers on a network."""
+    """The oracle as a backend: it runs models and gives gradients of single layers on a network.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> from tn4nn import reference
+        >>> layer = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))
+        >>> module = reference.backend.build(layer, layer.init(0))
+        >>> gradients, gx = reference.backend.gradients(module, np.ones((3, 16)), np.ones((3, 4)))
+        >>> gradients["core0"].shape, gx.shape
+        ((4, 2, 2), (3, 16))
+    """
 
     name = "numpy"
 
@@ -333,3 +401,4 @@ class NumpyBackend:
 
 
 backend = NumpyBackend()
+"""The numpy backend, as `tn.backend("numpy")` gives it."""

@@ -34,9 +34,15 @@ from ._model.layers.base import of_cores
 from .reference import backend as oracle
 from .reference import forward
 
+__all__ = [
+    "CASES", "Case", "TOLERANCE", "assert_close", "check", "check_training", "inputs_for", "random_network",
+    "random_topology", "weights_for",
+]  # fmt: skip
+
 Array = NDArray[Any]
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+"""Dtype -> the largest error of an output or a gradient, as a share of the largest value."""
 _STEP = 1e-6  # of the differences
 
 
@@ -49,6 +55,13 @@ class Case:
         model: what is run.
         shape: of one input sample; for an embedding, of the integers.
         batches: batch sizes to try.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> from tn4nn import testing
+        >>> case = testing.Case("one layer", tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)), shape=(16,))
+        >>> str(case), case.batches
+        ('one layer', (0, 1, 7))
     """
 
     name: str
@@ -67,6 +80,11 @@ def random_topology(seed: int, *, cores: int = 5) -> Topology:
     Args:
         seed: one topology for each.
         cores: the most cores.
+
+    Examples:
+        >>> from tn4nn import testing
+        >>> testing.random_topology(3) == testing.random_topology(3), len(testing.random_topology(3).cores) <= 5
+        (True, True)
     """
     rng = rng_for(seed, "topology")
     count = int(rng.integers(1, cores + 1))
@@ -92,7 +110,17 @@ def random_topology(seed: int, *, cores: int = 5) -> Topology:
 
 
 def random_network(seed: int, *, cores: int = 5) -> Network:
-    """A random topology with random ranks from 1 to 3, some of size 1."""
+    """A random topology with random ranks from 1 to 3, some of size 1.
+
+    Args:
+        seed: one network for each.
+        cores: the most cores.
+
+    Examples:
+        >>> from tn4nn import testing
+        >>> sorted(set(testing.random_network(3).ranks.values()) - {1, 2, 3})
+        []
+    """
     t = random_topology(seed, cores=cores)
     rng = rng_for(seed, "ranks")
     return t.with_ranks({bond: int(rng.integers(1, 4)) for bond in t.bonds})
@@ -230,10 +258,25 @@ def _token_cases() -> list[Case]:
 
 
 CASES: tuple[Case, ...] = (*_linear_cases(), *_other_cases(), *_token_cases())
+"""Every kind of layer, topologies of the catalogue, random topologies, and whole models."""
 
 
 def weights_for(model: layers.Layer, seed: int = 0) -> dict[str, Array]:
-    """Weights of which none is at a trivial value: biases and statistics are random too."""
+    """Weights of which none is at a trivial value: biases and statistics are random too.
+
+    Args:
+        model: with ranks on every network.
+        seed: equal seeds give equal weights.
+
+    Returns:
+        name -> float32 array, as `model.init` gives them.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> from tn4nn import testing
+        >>> sorted(testing.weights_for(tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))))
+        ['bias', 'core0', 'core1']
+    """
     rng = rng_for(seed, "conformance")
     weights: dict[str, Array] = dict(model.init(seed))
     for name, spec in model.specs().items():
@@ -243,7 +286,22 @@ def weights_for(model: layers.Layer, seed: int = 0) -> dict[str, Array]:
 
 
 def inputs_for(case: Case, batch: int, seed: int = 0) -> Array:
-    """A batch for a case: integers for an embedding and what begins with one, else normal numbers."""
+    """A batch for a case: integers for an embedding and what begins with one, else normal numbers.
+
+    Args:
+        case: whose model takes it.
+        batch: rows.
+        seed: equal seeds give equal batches.
+
+    Returns:
+        An array of shape (batch, *case.shape), of integers or of float32.
+
+    Examples:
+        >>> from tn4nn import testing
+        >>> case = testing.CASES[0]
+        >>> testing.inputs_for(case, batch=7).shape == (7, *case.shape)
+        True
+    """
     rng = rng_for(seed, "inputs", batch)
     table = layers.embedding_of(case.model)
     if table is not None:
@@ -253,7 +311,17 @@ def inputs_for(case: Case, batch: int, seed: int = 0) -> Array:
 
 def assert_close(received: Array, expected: Array, tolerance: float, what: str) -> None:
     """Raises AssertionError unless the shapes agree and the largest error is at most `tolerance` of the
-    largest expected value."""
+    largest expected value.
+
+    Examples:
+        >>> import numpy as np
+        >>> from tn4nn import testing
+        >>> testing.assert_close(np.ones(2), np.ones(2) + 1e-12, 1e-9, "y")
+        >>> testing.assert_close(np.ones(2), np.full(2, 1.5), 1e-9, "y")
+        Traceback (most recent call last):
+            ...
+        AssertionError: y: error 0.5, largest value 1.5
+    """
     assert received.shape == expected.shape, f"{what}: expected shape {expected.shape}, received {received.shape}"
     if expected.size:
         error = float(np.max(np.abs(received.astype(np.float64) - expected)))
@@ -266,6 +334,14 @@ def check(backend: Backend, case: Case, *, dtypes: tuple[str, ...] = ("float64",
 
     Raises:
         AssertionError: naming the case, the dtype, the batch and the weight.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> from tn4nn import reference, testing
+        >>> case = testing.Case("one layer", tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)), shape=(16,))
+        >>> testing.check(reference.backend, case, dtypes=("float64",))  # passes: the oracle against itself
+        >>> testing.TOLERANCE["float64"]
+        1e-09
     """
     weights = weights_for(case.model)
     for dtype in dtypes:
@@ -352,6 +428,15 @@ def check_training(backend: Backend) -> None:
 
     Raises:
         AssertionError: saying what differs.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> from tn4nn import testing
+        >>> testing.check_training(tn.backend("torch"))  # passes
+        >>> testing.check_training(tn.backend("numpy"))
+        Traceback (most recent call last):
+            ...
+        tn4nn.BackendError: the numpy backend does not train: ...
     """
     from ._model.backend import TrainSpec
 

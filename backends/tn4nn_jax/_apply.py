@@ -515,7 +515,7 @@ def apply(
         ShapeError: weights of another model, or x of the wrong shape or dtype.
         BackendError: an unknown engine, or one that cannot run this model.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 3)).with_rank(2)), tn.BatchNorm(6))
         >>> y, state = tn4nn_jax.apply(model, model.init(0), jax.numpy.ones((5, 16)), train=True)
@@ -562,7 +562,7 @@ def linear(
     Raises:
         ShapeError: weights or x of the wrong shape, or x of integers.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> net = tn.ring((4, 4), (2, 3)).with_rank(2)
         >>> tn4nn_jax.linear(net, net.init(0), jax.numpy.ones((5, 7, 16))).shape
@@ -609,7 +609,7 @@ def conv2d(
     Raises:
         ShapeError: weights or x of the wrong shape, or x of integers.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> net = tn.topology("c a, h w o a", {"c": 8, "h": 3, "w": 3}, {"o": 16}).with_rank(4)
         >>> tn4nn_jax.conv2d(net, net.init(0), jax.numpy.ones((2, 8, 10, 10)), padding=1).shape
@@ -648,7 +648,7 @@ def embedding(
     Raises:
         ShapeError: weights of the wrong shape, or ids that are no integers.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn, tn4nn_jax
         >>> net = tn.mpo((10, 10), (4, 4)).with_rank(3)
         >>> tn4nn_jax.embedding(net, net.init(0), [[1, 99]]).shape

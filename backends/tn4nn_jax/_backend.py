@@ -33,7 +33,18 @@ _by_both = jax.jit(jax.grad(_product, argnums=(1, 2)), static_argnums=0)
 
 
 class JaxBackend:
-    """Runs and trains models in jax."""
+    """Builds, runs and trains models in jax: what `tn.backend("jax")` gives.
+
+    Its methods are those of every backend; `model.build("jax")` and `tn.train(..., backend="jax")` call them for you.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> layer = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))
+        >>> backend = tn.backend("jax")
+        >>> module = backend.build(layer, layer.init(0))
+        >>> backend.forward(module, np.ones((3, 16), np.float32)).shape, sorted(backend.weights(module))
+        ((3, 4), ['bias', 'core0', 'core1'])
+    """
 
     name = "jax"
     foreign = JaxModules()
@@ -58,7 +69,7 @@ class JaxBackend:
             ShapeError: weights of another model.
             BackendError: no such device, dtype or engine.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> module = tn.backend("jax").build(tn.Linear(4, 2), tn.Linear(4, 2).init(0))
             >>> module([[1.0, 2.0, 3.0, 4.0]]).shape
@@ -130,3 +141,4 @@ class JaxBackend:
 
 
 backend = JaxBackend()
+"""The jax backend, as `tn.backend("jax")` gives it."""

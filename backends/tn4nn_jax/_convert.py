@@ -220,7 +220,8 @@ def plan_conversion(
     """The dry run of `convert`, which says what the arguments are: the same work and the same errors, but for making
     the model. `print` shows a table, `.run()` makes the model.
 
-    Example:
+    Examples:
+        >>> from tn4nn_jax import plan_conversion
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0))
         >>> dry = plan_conversion(model, "low_rank", budget=0.25)
@@ -430,7 +431,8 @@ def convert(
         ShapeError: a topology of another size than its layer.
         DataError: weights that are NaN, infinite or all zero, where no layer is left to convert.
 
-    Example:
+    Examples:
+        >>> from tn4nn_jax import convert
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 64, 1, key=jax.random.key(0))
         >>> small = convert(model, {"layers.0": "mpo"}, budget=1000)
@@ -443,10 +445,15 @@ def convert(
 
 
 def undo(model: Any) -> Any:
-    """A model whose layers on networks are replaced by dense Equinox layers with the matrices that the networks
-    represent now: what was lost stays lost.
+    """A model with dense Equinox layers in place of those on networks.
 
-    Example:
+    Their weights are the matrices that the networks represent now, so what was lost stays lost.
+
+    Args:
+        model: a pytree with layers on networks.
+
+    Examples:
+        >>> from tn4nn_jax import convert, undo
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(16, 4, 16, 1, key=jax.random.key(0))
         >>> undo(convert(model, {"layers.0": "low_rank"}, budget=200)).layers[0].weight.shape

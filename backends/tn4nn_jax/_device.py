@@ -46,7 +46,7 @@ def device_of(name: str | None) -> Device | None:
     Raises:
         BackendError: there is no such device; the message lists those there are.
 
-    Example:
+    Examples:
         >>> device_of("cpu").platform
         'cpu'
     """

@@ -41,7 +41,7 @@ def save(path: str | os.PathLike[str], model: Any) -> None:
         ShapeError: arrays of a dtype that cannot be stored.
         WriteError: the file cannot be written; an older one is as it was.
 
-    Example:
+    Examples:
         >>> import equinox as eqx, jax, pathlib, tempfile
         >>> from tn4nn_jax import convert, load, save
         >>> base = eqx.nn.MLP(16, 4, 16, 1, key=jax.random.key(0))
@@ -117,7 +117,8 @@ def load(path: str | os.PathLike[str], base: Any) -> Any:
         DataError: there is no such file, or it cannot be read.
         CheckpointError: a file that is not of `save`, was damaged, or is of another architecture.
 
-    Example:
+    Examples:
+        >>> from tn4nn_jax import load
         >>> load("no such file", None)
         Traceback (most recent call last):
             ...

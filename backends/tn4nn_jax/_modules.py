@@ -113,7 +113,7 @@ class JaxModule:
         weights: full weight name -> jax array.
         options: the model and how it is planned.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 3)).with_rank(2)), tn.ReLU())
         >>> module = model.build("jax", seed=0)
@@ -183,7 +183,7 @@ class JaxModule:
         Raises:
             BackendError: a model of several such layers, or of none: `tn4nn_jax.plans` has each by its name.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn, tn4nn_jax
             >>> p = tn4nn_jax.TNLinear(tn.low_rank(64, 64).with_rank(4), seed=0).plan(32)
             >>> p.batch, p.cost.macs == 3 * 32 * 4 * 128
@@ -254,7 +254,7 @@ def plans(module: JaxModule, rows: int) -> dict[str, Plan]:
         module: of any model.
         rows: that each layer sees: of a linear layer rows, of an embedding tokens, of a convolution positions.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn, tn4nn_jax
         >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 2))
         >>> sorted(tn4nn_jax.plans(model.build("jax", seed=0), 64))
@@ -408,11 +408,9 @@ class TNLinear(JaxModule):
         seed: of the draw; jax has no generator of its own, so without weights there has to be a seed or a key.
         key: of the draw, as `jax.random.key(0)`, instead of a seed.
         ordering: how the input neurons are laid out; see `tn.Linear`.
-        batch: rows that the plan is made for; left out, those that come.
-        phase: "train" or "forward": what the plan is cheap for.
-        device: e.g. "cpu" or "gpu"; None for jax's default.
-        dtype: "float32", "float64", "bfloat16" or "float16".
-        minimize: "time", "flops" or "memory".
+        **options: `batch`, rows that the plan is made for (left out, those that come); `phase`, "train" or "forward":
+            what the plan is cheap for; `device`, e.g. "cpu" or "gpu" (None for jax's default); `dtype`, "float32",
+            "float64", "bfloat16" or "float16"; `minimize`, "time", "flops" or "memory".
 
     Input shape: (..., in_features). Output shape: (..., out_features).
 
@@ -420,7 +418,7 @@ class TNLinear(JaxModule):
         ShapeError: weights of another network.
         BackendError: no such device or dtype; neither weights nor a seed nor a key, or both of these.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> layer = tn4nn_jax.TNLinear(tn.mpo((4, 4), (2, 3)).with_rank(2), seed=0)
         >>> layer(jax.numpy.ones((5, 16))).shape
@@ -463,7 +461,7 @@ class TNConv2d(JaxModule):
         ShapeError: weights of another network.
         BackendError: no such device or dtype; neither weights nor a seed nor a key, or both of these.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> t = tn.topology("c a, h w o a", {"c": 8, "h": 3, "w": 3}, {"o": 16})
         >>> layer = tn4nn_jax.TNConv2d(t.with_rank(4), kernel=3, padding=1, seed=0)
@@ -508,7 +506,7 @@ class TNEmbedding(JaxModule):
         ShapeError: weights of another network.
         BackendError: no such device or dtype; neither weights nor a seed nor a key, or both of these.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> table = tn4nn_jax.TNEmbedding(tn.mpo((10, 10), (4, 4)).with_rank(3), key=jax.random.key(0))
         >>> table([[1, 99]]).shape

@@ -53,7 +53,7 @@ def known(shape: Sequence[object]) -> bool:
 def planned(shape: Sequence[object]) -> int:
     """The product of the sizes of a shape for which is planned, where jax.export does not know them.
 
-    Example:
+    Examples:
         >>> import jax
         >>> planned((3, 5)), planned((3, *jax.export.symbolic_shape("b")))
         (15, 192)

@@ -44,7 +44,8 @@ def plan_params(
 ) -> ConversionPlan[tuple[Any, dict[str, Linear]]]:
     """The dry run of `decompose_params`, which says what the arguments are: `print` shows a table, `.run()` goes on.
 
-    Example:
+    Examples:
+        >>> from tn4nn_jax import plan_params
         >>> import numpy as np
         >>> params = {"dense": {"kernel": np.ones((8, 4)), "bias": np.zeros(4)}}
         >>> plan_params(params, "low_rank", 20, layout="in_out").rows[0].converted
@@ -162,7 +163,7 @@ def decompose_params(
         BudgetError: a budget that cannot be met, or a matrix that nothing gives a size.
         DataError: matrices that are NaN, infinite or all zero, where none is left to convert.
 
-    Example:
+    Examples:
         >>> import jax, numpy as np, tn4nn_jax
         >>> kernel = np.outer(np.arange(1.0, 9.0), np.arange(1.0, 5.0))
         >>> params = {"dense": {"kernel": kernel, "bias": np.zeros(4)}}

@@ -33,7 +33,8 @@ def plan_replacement(
     """The dry run of `replace`, which says what the arguments are: the same work and the same errors, but for making
     the model. `print` shows a table, `.run()` makes the model.
 
-    Example:
+    Examples:
+        >>> from tn4nn_jax import plan_replacement
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0))
         >>> [(row.name, row.before, row.after) for row in plan_replacement(model, "low_rank", 0.25, seed=0).rows]
@@ -116,7 +117,8 @@ def replace(
         ShapeError: a topology of another size than its layer.
         DataError: weights that are NaN or infinite, where no layer is left to replace.
 
-    Example:
+    Examples:
+        >>> from tn4nn_jax import replace
         >>> import equinox as eqx, jax
         >>> model = eqx.nn.MLP(64, 10, 64, 1, key=jax.random.key(0))
         >>> small = replace(model, {"layers.0": "mpo"}, budget=0.25, key=jax.random.key(1))

@@ -117,7 +117,7 @@ def scale_by_structure(model: Any, *, lr: float | None = None, optimizer: str = 
         TN4NNError: an unknown optimizer, or a learning rate that is not above 0.
         BackendError: (by its `init`) the parameters are those of another tree.
 
-    Example:
+    Examples:
         >>> import jax, optax, tn4nn as tn, tn4nn_jax
         >>> model = {"layer": tn4nn_jax.TNLinear(tn.mpo((4, 8), (2, 2)).with_rank(2), seed=0)}
         >>> transform = tn4nn_jax.scale_by_structure(model)
@@ -165,7 +165,7 @@ def decay_by_structure(model: Any, weight_decay: float) -> optax.GradientTransfo
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization (arXiv:1711.05101), for the decay of dense
     weights; that of cores follows from it, see tn4nn/_graph/decay.py.
 
-    Example:
+    Examples:
         >>> import jax, optax, tn4nn as tn, tn4nn_jax
         >>> model = tn4nn_jax.TNLinear(tn.mpo((4, 8), (2, 2)).with_rank(2), seed=0)
         >>> transform = tn4nn_jax.decay_by_structure(model, 0.1)
@@ -224,7 +224,7 @@ def scale_by_muon(
     Source: K. Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks; J. Liu et al. 2025
     (arXiv:2502.16982) for the size of a step.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn, tn4nn_jax
         >>> model = tn4nn_jax.TNLinear(tn.mpo((4, 8), (2, 2)).with_rank(2), seed=0)
         >>> transform = tn4nn_jax.scale_by_muon(model)

@@ -24,7 +24,7 @@ def target(dtype: Any, device: Any = None, *, runtime: str | None = None, engine
         runtime: "program" for XLA's own operations alone.
         engine: another library that contracts.
 
-    Example:
+    Examples:
         >>> target("bfloat16").executors
         ('dense', 'program')
     """

@@ -198,6 +198,20 @@ class JaxTrainer:
     Raises:
         ShapeError: weights of another model.
         BackendError: an unknown loss, optimizer, precision or device.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn, tn4nn_jax
+        >>> from tn4nn._model.backend import TrainSpec
+        >>> spec = TrainSpec(
+        ...     loss="mse", optimizer="sgd", momentum=0.0, nesterov=False, betas=(0.9, 0.999), eps=1e-8,
+        ...     lr_factors={}, decay={}, precision="float32", device=None, seed=0, batch_size=4,
+        ... )
+        >>> layer = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))
+        >>> trainer = tn4nn_jax.JaxTrainer(layer, layer.init(0), spec)
+        >>> x, y = trainer.put(np.ones((4, 16), np.float32)), trainer.put(np.ones((4, 4), np.float32))
+        >>> losses = trainer.read(trainer.steps(x, y, np.tile(np.arange(4), (2, 1)), [0.01, 0.01], 0))
+        >>> losses.shape, bool(losses[1] < losses[0])
+        ((2,), True)
     """
 
     def __init__(self, model: layers.Layer, weights: Mapping[str, NDArray[Any]], spec: TrainSpec) -> None:

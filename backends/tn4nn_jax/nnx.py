@@ -34,7 +34,7 @@ class Module(_nnx.Module):  # type: ignore[misc]
     Attributes:
         weights: full weight name -> nnx.Param, or nnx.BatchStat for running statistics.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn
         >>> from flax import nnx
         >>> from tn4nn_jax import nnx as tn_nnx
@@ -82,7 +82,7 @@ class TNLinear(Module):
         rngs: nnx.Rngs, whose stream "params" draws the weights where neither they nor a seed is given.
         **options: weights, bias, seed, ordering, and so on.
 
-    Example:
+    Examples:
         >>> import jax, tn4nn as tn
         >>> from flax import nnx
         >>> from tn4nn_jax import nnx as tn_nnx
@@ -96,14 +96,31 @@ class TNLinear(Module):
 
 
 class TNConv2d(Module):
-    """`tn4nn_jax.TNConv2d` in nnx; see `TNLinear`. x is (batch, channels, height, width), and never one image alone."""
+    """`tn4nn_jax.TNConv2d` in nnx; see `TNLinear`. x is (batch, channels, height, width), and never one image alone.
+
+    Examples:
+        >>> import jax, tn4nn as tn
+        >>> from tn4nn_jax import nnx as tn_nnx
+        >>> t = tn.topology("c a, h w o a", {"c": 8, "h": 3, "w": 3}, {"o": 16})
+        >>> layer = tn_nnx.TNConv2d(t.with_rank(4), kernel=3, padding=1, seed=0)
+        >>> layer(jax.numpy.ones((2, 8, 10, 10))).shape
+        (2, 16, 10, 10)
+    """
 
     def __init__(self, network: Network | Topology, *, rngs: Any = None, **options: Any) -> None:
         super().__init__(_modules.TNConv2d(network, **_drawn(rngs, options)))
 
 
 class TNEmbedding(Module):
-    """`tn4nn_jax.TNEmbedding` in nnx; see `TNLinear`."""
+    """`tn4nn_jax.TNEmbedding` in nnx; see `TNLinear`.
+
+    Examples:
+        >>> import jax, tn4nn as tn
+        >>> from tn4nn_jax import nnx as tn_nnx
+        >>> table = tn_nnx.TNEmbedding(tn.mpo((10, 10), (4, 4)).with_rank(2), seed=0)
+        >>> table(jax.numpy.array([3, 99])).shape
+        (2, 16)
+    """
 
     def __init__(self, network: Network | Topology, *, rngs: Any = None, **options: Any) -> None:
         super().__init__(_modules.TNEmbedding(network, **_drawn(rngs, options)))

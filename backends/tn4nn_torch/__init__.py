@@ -18,6 +18,7 @@ from ._replace import plan_replacement, replace
 from ._weight_norm import weight_norm
 
 backend = TorchBackend()
+"""The torch backend, as `tn.backend("torch")` gives it."""
 
 __all__ = [
     "build_extension",

@@ -25,6 +25,13 @@ class SplitAttention(nn.Module):
 
     Raises:
         TN4NNError: `add_bias_kv` or `add_zero_attn`, which are not supported.
+
+    Examples:
+        >>> import torch, tn4nn_torch
+        >>> source = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
+        >>> split, x = tn4nn_torch.SplitAttention(source), torch.randn(2, 5, 16)
+        >>> torch.allclose(split(x, x, x)[0], source(x, x, x)[0], atol=1e-6)
+        True
     """
 
     # What nn.TransformerEncoderLayer asks before it takes a path that reads weights past the layers.
@@ -118,7 +125,8 @@ def split_attention(model: nn.Module) -> nn.Module:
     Raises:
         TN4NNError: a module with `add_bias_kv` or `add_zero_attn`.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import split_attention
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert

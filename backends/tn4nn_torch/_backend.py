@@ -42,7 +42,19 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
 
 
 class TorchBackend:
-    """See `tn4nn._model.backend.Backend`."""
+    """Builds, runs and trains models in torch: what `tn.backend("torch")` gives.
+
+    Its methods are those of every backend; `model.build("torch")` and `tn.train(..., backend="torch")` call them for
+    you.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> layer = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))
+        >>> backend = tn.backend("torch")
+        >>> module = backend.build(layer, layer.init(0))
+        >>> backend.forward(module, np.ones((3, 16), np.float32)).shape, sorted(backend.weights(module))
+        ((3, 4), ['bias', 'core0', 'core1'])
+    """
 
     name = "torch"
     foreign = TorchModules()

@@ -252,7 +252,8 @@ def plan_conversion(
     """The dry run of `convert`, which says what the arguments are: the same work and the same errors, but for copying
     the model. `print` shows a table, `.run()` makes the model.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import plan_conversion
         >>> import torch
         >>> from torch import nn
         >>> _ = torch.manual_seed(0)
@@ -426,7 +427,8 @@ def convert(
         ShapeError: a topology of another size than its layer.
         DataError: weights that are NaN, infinite or all zero, where no layer is left to convert.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import convert
         >>> import torch
         >>> from torch import nn
         >>> _ = torch.manual_seed(0)
@@ -441,10 +443,16 @@ def convert(
 
 
 def undo(model: nn.Module) -> nn.Module:
-    """A copy of a model whose layers on networks are replaced by nn.Linear, nn.Conv2d and nn.Embedding with the
-    matrices that the networks represent now (what was lost stays lost; Conv1D comes back as nn.Linear).
+    """A copy of a model with dense layers in place of those on networks: nn.Linear, nn.Conv2d and nn.Embedding.
 
-    Example:
+    Their weights are the matrices that the networks represent now, so what was lost stays lost. A Conv1D of
+    transformers comes back as nn.Linear.
+
+    Args:
+        model: any module with layers on networks; it is not touched.
+
+    Examples:
+        >>> from tn4nn_torch import convert, undo
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))

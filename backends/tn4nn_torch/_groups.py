@@ -64,7 +64,7 @@ def parameter_groups(
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization (arXiv:1711.05101), for the decay of dense
     weights; that of cores follows from it, see tn4nn/_graph/decay.py.
 
-    Example:
+    Examples:
         >>> import torch, tn4nn as tn
         >>> from tn4nn_torch import TNLinear, parameter_groups
         >>> model = torch.nn.Sequential(TNLinear(tn.mpo((4, 8), (2, 2)).with_rank(2)), torch.nn.Linear(4, 2))

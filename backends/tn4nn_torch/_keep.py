@@ -158,7 +158,7 @@ def save(path: str | os.PathLike[str], model: nn.Module) -> None:
         ShapeError: parameters without numbers (on the meta device), or of a dtype that cannot be stored.
         WriteError: the file cannot be written; an older one is as it was.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib, torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert, load, save
@@ -214,7 +214,8 @@ def load(path: str | os.PathLike[str], base: nn.Module | Callable[[], nn.Module]
         DataError: there is no such file, or it cannot be read.
         CheckpointError: a file that is not of `save`, was damaged, or is of another architecture.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import load
         >>> from torch import nn
         >>> load("no such file", nn.Linear(4, 4))
         Traceback (most recent call last):

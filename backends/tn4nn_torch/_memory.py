@@ -36,7 +36,7 @@ def require(what: str, t: Tensor) -> None:
     Raises:
         RuntimeError: its storage is smaller than its sizes say.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.zeros(2, 3)
         >>> require("x", x)

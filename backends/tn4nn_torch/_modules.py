@@ -172,7 +172,7 @@ class _Planned(nn.Module):
         """Draws the weights anew from torch's generator, the bias zero, as for a new layer: for code that builds a
         model on the meta device and calls this after `to_empty`.
 
-        Example:
+        Examples:
             >>> import torch, tn4nn as tn
             >>> from tn4nn_torch import TNLinear
             >>> layer = TNLinear(tn.mpo((4, 4), (4, 4)).with_rank(3), device="meta").to_empty(device="cpu")
@@ -212,7 +212,7 @@ class _Planned(nn.Module):
             rows: of x: the product of all axes but the last; of an embedding, tokens; of a convolution, positions of
                 its output (images x height' x width').
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> from tn4nn_torch import TNLinear
             >>> p = TNLinear(tn.low_rank(64, 64).with_rank(4)).plan(32)
@@ -434,7 +434,7 @@ class TNLinear(_Planned):
     Raises:
         ShapeError: an input of the wrong shape, dtype or device.
 
-    Example:
+    Examples:
         >>> import torch, tn4nn as tn
         >>> from tn4nn_torch import TNLinear
         >>> layer = TNLinear(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4))
@@ -510,7 +510,8 @@ class TNLinear(_Planned):
         Args:
             batch: rows that come at a time.
 
-        Example:
+        Examples:
+            >>> from tn4nn_torch import TNLinear
             >>> import torch, tn4nn as tn
             >>> layer = TNLinear(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4))
             >>> frozen, x = layer.merge(batch=32), torch.ones(32, 784)
@@ -563,7 +564,7 @@ class TNConv2d(_Planned):
         executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
             all rows run. Left out, the fastest that there is.
 
-    Example:
+    Examples:
         >>> import torch, tn4nn as tn
         >>> from tn4nn_torch import TNConv2d
         >>> conv = TNConv2d(tn.mpo((8, 9), (4, 4)).with_rank(3), kernel=3, padding=1)
@@ -652,7 +653,7 @@ class TNEmbedding(_Planned):
         executor: "native" or "program": only that may run; or a plan (e.g. of `tn.plan` under a memory cap), by which
             all rows run. Left out, the fastest that there is.
 
-    Example:
+    Examples:
         >>> import torch, tn4nn as tn
         >>> from tn4nn_torch import TNEmbedding
         >>> table = TNEmbedding(tn.build("mpo", 1000, 64, sites=3).with_rank(4))
@@ -778,7 +779,7 @@ def plans(model: nn.Module, rows: int) -> dict[str, Plan]:
         model: an nn.Module with TNLinear, TNConv2d or TNEmbedding in it, or one of these.
         rows: that each layer sees: of a linear layer rows, of an embedding tokens, of a convolution positions.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn, tn4nn_torch
         >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 2))
         >>> sorted(tn4nn_torch.plans(model.build("torch", seed=0), 64))
@@ -816,9 +817,25 @@ def to_module(
     tune: bool = False,
     engine: str | None = None,
 ) -> nn.Module:
-    """A model of the layer graph as an nn.Module; the weights are copied.
+    """A model of the layer graph as an nn.Module. The weights are copied.
 
-    Example:
+    Args:
+        model: with ranks on every network.
+        weights: name -> array, as `model.init` gives them.
+        batch: rows that plans are made for; left out, those that come.
+        phase: "train" or "forward": what plans are cheap for.
+        device: e.g. "cpu" or "cuda"; left out, torch's default.
+        dtype: e.g. "float32" or torch.bfloat16; left out, torch's default.
+        minimize: "time", "flops" or "memory".
+        tune: measures the best plans and takes the fastest.
+        engine: "quimb" or "tensornetwork", which then contracts in tn4nn's place.
+
+    Raises:
+        TopologyError: a network without ranks.
+        BackendError: an unknown dtype or engine.
+
+    Examples:
+        >>> from tn4nn_torch import to_module
         >>> import torch, tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)), tn.ReLU(), tn.Linear(4, 2))
         >>> module = to_module(model, model.init(0))

@@ -32,13 +32,15 @@ class Muon(torch.optim.Optimizer):
     Source: K. Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks; J. Liu et al. 2025
     (arXiv:2502.16982) for the size of a step.
 
-    Example:
+    Examples:
         >>> import torch, tn4nn as tn
         >>> from tn4nn_torch import Muon, TNLinear, parameter_groups
         >>> model = TNLinear(tn.mpo((4, 8), (2, 2)).with_rank(2))
         >>> optimizer = Muon(parameter_groups(model, lr=1e-3, optimizer="muon"))
         >>> model(torch.randn(5, 32)).square().mean().backward()
         >>> optimizer.step()
+        >>> len(optimizer.state)  # one for each core, and the bias
+        3
     """
 
     def __init__(

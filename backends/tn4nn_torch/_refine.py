@@ -31,6 +31,14 @@ class Refined:
         name: of the layer in the model.
         before: ||y - y'|| / ||y||, y being what the original gives and y' what the layer gives to its own inputs.
         after: the same after refining; never larger.
+
+    Examples:
+        >>> import torch, tn4nn_torch
+        >>> original = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> small = tn4nn_torch.convert(original, {"0": tn4nn_torch.Rule("mpo", rank=2)})
+        >>> (first,) = tn4nn_torch.refine(small, original, torch.randn(64, 16), steps=5)
+        >>> first.name, first.after <= first.before
+        ('0', True)
     """
 
     name: str
@@ -70,7 +78,8 @@ def refine(
         TN4NNError: the model has no layer on a network, or the original none of that name, or inputs that are none.
         TopologyError: `rows` below 1.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import refine
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert
@@ -131,7 +140,8 @@ def distill(
     Raises:
         TN4NNError: outputs that are no tensors and no `loss` for them.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import distill
         >>> import torch
         >>> from torch import nn
         >>> from tn4nn_torch import convert

@@ -31,7 +31,8 @@ def plan_replacement(
     """The dry run of `replace`, which says what the arguments are: the same work and the same errors, but for copying
     the model. `print` shows a table, `.run()` makes the model.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import plan_replacement
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         >>> [(row.name, row.before, row.after) for row in plan_replacement(model, {"0": "low_rank"}, 0.25).rows]
@@ -87,7 +88,8 @@ def replace(
         ShapeError: a topology of another size than its layer.
         DataError: weights that are NaN or infinite, where no layer is left to replace.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import replace
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

@@ -41,7 +41,7 @@ class Reverse:
 class Steps:
     """A program, to be called with its inputs.
 
-    Example:
+    Examples:
         >>> import torch, tn4nn as tn
         >>> net = tn.mpo((4, 4), (4, 4)).with_rank(2)
         >>> cores = [torch.from_numpy(core).requires_grad_(True) for core in net.init(0).values()]

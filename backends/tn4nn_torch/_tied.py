@@ -22,7 +22,7 @@ def rename_tied(model: nn.Module, renamed: Renamed) -> None:
         model: with its new layers.
         renamed: full names as seen from `model`.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Module()
         >>> model._tied_weights_keys = {"head.weight": "table.weight"}

@@ -59,7 +59,7 @@ def weight_norm(model: nn.Module) -> nn.Module:
     Source: Qiu et al. 2024, Compute Better Spent (arXiv:2406.06248), for block tensor trains of two cores, where s is
     that of their initialization.
 
-    Example:
+    Examples:
         >>> import torch, tn4nn as tn
         >>> from tn4nn_torch import TNLinear, weight_norm
         >>> layer = weight_norm(TNLinear(tn.btt((4, 8), (4, 8)).with_rank(2), bias=False))

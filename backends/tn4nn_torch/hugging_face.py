@@ -45,6 +45,10 @@ class TNConfig(_configs.QuantizationConfigMixin):  # type: ignore[misc]
     Args:
         structure: plain data with a digest.
         quant_method: "tn4nn".
+
+    Examples:
+        >>> TNConfig({}).quant_method
+        'tn4nn'
     """
 
     def __init__(self, structure: Any = None, quant_method: str = _METHOD, **others: Any) -> None:
@@ -59,7 +63,12 @@ class TNConfig(_configs.QuantizationConfigMixin):  # type: ignore[misc]
 
 @_auto.register_quantizer(_METHOD)
 class TNQuantizer(_base.HfQuantizer):  # type: ignore[misc]
-    """What transformers calls a quantizer: puts layers on networks into a model before its weights are read."""
+    """What transformers calls a quantizer: puts layers on networks into a model before its weights are read.
+
+    Examples:
+        >>> TNQuantizer.requires_calibration
+        False
+    """
 
     requires_calibration = False
 
@@ -101,6 +110,13 @@ def attach(model: Any) -> None:
 
     Args:
         model: of transformers, with layers on networks, or with none again.
+
+    Examples:
+        >>> import torch
+        >>> layer = torch.nn.Linear(4, 4)
+        >>> attach(layer)
+        >>> hasattr(layer, "config")
+        False
     """
     if not isinstance(model, _models.PreTrainedModel):
         return

@@ -134,6 +134,43 @@ def test_files(tmp_path: Path, ending: str, start: bytes) -> None:
     assert path.read_bytes().startswith(start)
 
 
+def contrast(colour: str, ground: str) -> float:
+    """As WCAG 2 defines it, from 1 to 21."""
+    from matplotlib.colors import to_rgb
+
+    linear = [
+        [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(of)] for of in (colour, ground)
+    ]
+    bright = sorted(sum(share * c for share, c in zip((0.2126, 0.7152, 0.0722), one, strict=True)) for one in linear)
+    return (bright[1] + 0.05) / (bright[0] + 0.05)
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#1e1e1e"])
+def test_pictures_can_be_read_on_light_and_dark_pages(ground: str) -> None:
+    figure = KEPT.draw()
+    assert figure.get_facecolor()[3] == 0
+    words = {text.get_color() for text in figure.axes[0].texts} - {"white"}  # white are the names on the cores
+    assert len(words) == 4
+    assert min(contrast(colour, ground) for colour in words) > 3.8
+    assert min(contrast(patch.get_facecolor()[:3], ground) for patch in figure.axes[0].patches) > 3
+    assert contrast("#777777", "#777777") == 1
+
+
+def test_no_line_runs_through_a_label() -> None:
+    figure = tn.mpo((4, 4, 4), (4, 4, 4)).draw()
+    through = [
+        text.get_text()
+        for text in figure.axes[0].texts
+        if text.get_color() != "white"
+        for line in figure.axes[0].lines
+        if np.hypot(*(np.array(line.get_data()) - np.array(text.get_position())[:, None])).min() < 0.05
+    ]
+    assert through == []
+    drawn = [np.array(line.get_data()) for line in figure.axes[0].lines]
+    assert any(np.isnan(line).any() for line in drawn)  # the gaps at the names of the bonds
+    assert all(np.isfinite(line).all(0).sum() > 10 for line in drawn)
+
+
 def test_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TN4NNError, match=r"expected a \.png or \.svg file for a picture, received .*net\.bmp"):
         draw(tn.dense(4, 4), path=str(tmp_path / "net.bmp"))

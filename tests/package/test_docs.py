@@ -19,6 +19,7 @@ def anchors(page):
     """Of the headings of a page, as GitHub makes them, and those that are written out."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
     named = re.findall(r'<a (?:id|name)="([^"]+)"', page.read_text())
+    named += re.findall(r"^::: (\S+)$", page.read_text(), flags=re.M)  # an entry of the reference
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(named)
 
 

@@ -1,5 +1,6 @@
 """What a notebook and an editor see."""
 
+import dataclasses
 import inspect
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -24,13 +25,29 @@ def test_values_show_their_text_and_a_picture(values):
         assert "<pre" in page
         assert "&gt;" in page or "->" not in str(value)
     large = tn.mpo((2,) * 61, (2,) * 61)
+    assert large._repr_svg_() is None
     assert "<svg" not in large._repr_html_()
     assert "<svg" not in large.with_rank(2)._repr_html_()
+
+
+def test_pictures_have_no_ground_and_say_what_they_show(values):
+    pytest.importorskip("matplotlib")
+    for name in ("topology", "network"):
+        svg = values[name]._repr_svg_()
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+        assert "<title>ring of 2 cores</title>" in svg
+        assert "#ffffff; " not in svg.split('id="axes_1"')[0]  # what lies behind the axes
+        assert svg == values[name]._repr_svg_()  # its names are not random
+    named = dataclasses.replace(values["topology"], name="<b>")
+    assert "<b>" not in named._repr_svg_()
+    assert "<b>" not in named._repr_html_()
 
 
 def test_without_matplotlib_the_text_is_shown(values, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert values["topology"]._repr_svg_() is None
+    assert values["network"]._repr_svg_() is None
     page = values["network"]._repr_html_()
     assert "Network" in page
     assert "<svg" not in page
@@ -40,6 +57,22 @@ def test_a_report_shows_its_table():
     pytest.importorskip("torch")
     report = tn.compare(["low_rank"], budget=600, backends="torch", seeds=1, epochs=1, lr=1e-3)
     assert "low_rank" in report._repr_html_()
+
+
+def test_a_plan_of_a_conversion_shows_its_table():
+    torch, module = pytest.importorskip("torch"), pytest.importorskip("tn4nn_torch")
+    model = torch.nn.ModuleDict({"<one>": torch.nn.Linear(64, 64)})
+    page = module.plan_conversion(model, module.Rule("mpo", rank=2))._repr_html_()
+    assert "&lt;one&gt;" in page
+    assert "<one>" not in page
+    assert page.count("\n") > 2
+
+
+def test_a_plan_of_a_conversion_in_jax_shows_its_table():
+    module, np = pytest.importorskip("tn4nn_jax"), pytest.importorskip("numpy")
+    page = module.plan_params({"<one>": np.eye(64)}, module.Rule("mpo", rank=2), layout="in_out")._repr_html_()
+    assert "&lt;one&gt;" in page
+    assert "<one>" not in page
 
 
 def test_only_public_names_are_seen():

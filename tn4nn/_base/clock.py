@@ -62,7 +62,7 @@ def interleaved(
 def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile of the ratios within the rounds.
 
-    Example:
+    Examples:
         >>> ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
         (2.0, 2.0, 2.5)
     """

@@ -67,7 +67,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, sync: bool = True
         WriteError: the operating system refused, for instance because the disk is full. The temporary file is
             removed and an older file of that name is as it was.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     atomic_write(Path(folder) / "new" / "a.txt", b"whole")

@@ -10,7 +10,7 @@ import numpy as np
 def exponent(at: Sequence[float], values: Sequence[float]) -> float:
     """The e of values ~ at^e: a least-squares line through the logarithms.
 
-    Example:
+    Examples:
         >>> exponent([1, 2, 4], [3, 12, 48])
         2.0
     """

@@ -29,7 +29,7 @@ def check_memory(need: int, what: str, advice: str, limit: int | None = None) ->
     Raises:
         BudgetError: with `smallest`, the bytes that are needed.
 
-    Example:
+    Examples:
         >>> check_memory(10**18, "W", "ask for less")
         Traceback (most recent call last):
             ...

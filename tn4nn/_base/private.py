@@ -47,7 +47,7 @@ def private_folder(path: Path) -> Path:
     Args:
         path: where it should be.
 
-    Example:
+    Examples:
         >>> folder = Path(tempfile.mkdtemp()) / "a" / "b"
         >>> private_folder(folder) == folder, oct(folder.stat().st_mode)[-3:]
         (True, '700')

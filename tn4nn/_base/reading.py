@@ -29,7 +29,7 @@ def json_of(text: str | bytes) -> Any:
     Raises:
         ValueError: no JSON, or nested more than `DEPTH` times.
 
-    Example:
+    Examples:
         >>> json_of("[" * 1000 + "]" * 1000)
         Traceback (most recent call last):
             ...
@@ -44,7 +44,7 @@ def toml_of(text: str) -> dict[str, Any]:
     Raises:
         ValueError: no TOML, or nested more than `DEPTH` times.
 
-    Example:
+    Examples:
         >>> toml_of("a = [1, 2]")
         {'a': [1, 2]}
     """

@@ -55,7 +55,7 @@ def sealed(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None 
     Raises:
         CheckpointError: a record that is nested too deep to be read again.
 
-    Example:
+    Examples:
         >>> sealed({"x": (1, 2)})["digest"][:8]
         '036b898f'
     """
@@ -132,7 +132,7 @@ def json_text(obj: Any) -> str:
     Raises:
         CheckpointError: a value that JSON has no form for; it says where in the object.
 
-    Example:
+    Examples:
         >>> json_text({"a": float("nan")}).split()
         ['{', '"a":', 'null', '}']
     """
@@ -221,7 +221,7 @@ def read_arrays(
 def plain(obj: Any) -> Any:
     """What a reader of `write_json`'s file gets back.
 
-    Example:
+    Examples:
         >>> plain({"a": (1, np.float64("nan"))})
         {'a': [1, None]}
     """

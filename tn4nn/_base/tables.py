@@ -13,7 +13,7 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int 
         rows: the cells of each line.
         left: so many columns are set to the left, the others (numbers) to the right.
 
-    Example:
+    Examples:
         >>> print(text_table(("name", "params"), [("mpo", "1,500"), ("dense", "4,736")]))
         name   params
         mpo     1,500
@@ -33,7 +33,7 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table of GitHub's Markdown.
 
-    Example:
+    Examples:
         >>> print(markdown_table(("name", "params"), [("mpo", 1500)]))
         | name | params |
         |--|--|

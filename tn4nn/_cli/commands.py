@@ -41,6 +41,7 @@ from .._training.data import load as load_data
 from .._training.train import train
 from ..reproduce._cli import reproduce
 from . import doctor, examples, networks, sweeps
+from .usage import epilog
 
 STDOUT = Path("-")
 
@@ -69,7 +70,7 @@ _err = Console(stderr=True)
 Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")]
 Device = Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")]
 Precision = Annotated[str, typer.Option(help="float32, float64 or bf16.")]
-Seed = Annotated[int, typer.Option(help="Seed.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
 
 
 def _leaves_stdout(path: Path | None) -> Path | None:
@@ -148,7 +149,7 @@ def _jobs(text: str) -> int | str:
     return int(text)
 
 
-@app.command("compare")
+@app.command("compare", epilog=epilog("compare"))
 def _compare(
     ctx: typer.Context,
     sweep: Annotated[
@@ -163,7 +164,9 @@ def _compare(
     ] = ",".join(DEFAULT_TOPOLOGIES),
     model: Annotated[
         str | None,
-        typer.Option(help="gpt, vit, mlp, cnn; my.py:make_model; a config.json of transformers. [two layers]"),
+        typer.Option(
+            help="gpt, vit, mlp, cnn; my.py:make_model; a config.json of transformers.", show_default="two layers"
+        ),
     ] = None,
     model_options: Annotated[str | None, typer.Option(help="Of the model, as layers=2,width=64.")] = None,
     where: Annotated[str | None, typer.Option(help="Patterns of the layers to compare, split by commas.")] = None,
@@ -171,13 +174,16 @@ def _compare(
         str | None,
         typer.Option(help="Of a model: digits, mnist, an .npz file; shakespeare, a .txt, .npy or .bin file."),
     ] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a row of a text. [64]")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a row of a text.", show_default="64")] = None,
     fit: Annotated[str | None, typer.Option(help="my.py:fit, which trains a module in place of ours.")] = None,
     start: Annotated[str, typer.Option(help="Of networks in a module: fresh or decompose.")] = "fresh",
     data: Data = "digits",
     budget: Annotated[
         str | None,
-        typer.Option(help="Parameters of the compared layers, several split by commas; below 1 a share. [1500, 0.25]"),
+        typer.Option(
+            help="Parameters of the compared layers, several split by commas; below 1 a share.",
+            show_default="1500, 0.25",
+        ),
     ] = None,
     macs: Annotated[str | None, typer.Option(help="Instead, multiply-adds of a forward pass of one sample.")] = None,
     bytes_: Annotated[str | None, typer.Option("--bytes", help="Instead, bytes of their weights.")] = None,
@@ -185,22 +191,28 @@ def _compare(
     spread: Annotated[str, typer.Option(help="Of the budget over the layers: even or solver.")] = "even",
     scale: Annotated[str | None, typer.Option(help="A ladder, as width=64,96,128.")] = None,
     backends_: Annotated[
-        str | None, typer.Option("--backend", help="Backends, split by commas. [all that are installed]")
+        str | None, typer.Option("--backend", help="Backends, split by commas.", show_default="all that are installed")
     ] = None,
     device: Device = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each cell.")] = 3,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a run. [30 for digits, 10 of models]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of a run.", show_default="30 for digits, 10 of models")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run, in place of epochs.")] = None,
     flops: Annotated[float | None, typer.Option(help="FLOPs of a run, in place of steps.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of a run, in place of steps.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step. [64 for digits, 32 of models]")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a step.", show_default="64 for digits, 32 of models")
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or muon.")] = "adam",
     schedule: Annotated[str, typer.Option(help="cosine, constant, linear or wsd.")] = "cosine",
     warmup: Annotated[int, typer.Option(min=0, help="Steps in which the rate rises.")] = 0,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of W.")] = 0.0,
     weight_norm: Annotated[bool, typer.Option("--weight-norm", help="Normalize the cores of networks.")] = False,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Neurons of the hidden layer. [64, else 256]")] = None,
-    sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side. [by topology]")] = None,
+    hidden: Annotated[
+        int | None, typer.Option(min=1, help="Neurons of the hidden layer.", show_default="64, else 256")
+    ] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="Modes on each side.", show_default="by topology")] = None,
     head: Annotated[str, typer.Option(help="The last layer: network (of the same topology) or dense.")] = "network",
     lr: Annotated[str, typer.Option(help="A learning rate, or auto: a validated one for each topology.")] = "auto",
     precision: Precision = "float32",
@@ -213,7 +225,11 @@ def _compare(
     ] = "1",
     ray: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="A Ray cluster that trains the cells, in place of --jobs. [port 10001]"),
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A Ray cluster that trains the cells, in place of --jobs.",
+            show_default="port 10001",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each framework: small layers gain from one.")] = 1,
     json: Json = None,
@@ -369,12 +385,14 @@ Shapes = Annotated[
 InputLegs = Annotated[str, typer.Option(help="With --shapes, the letters of the equation that meet the input.")]
 In = Annotated[int, typer.Option("--in", min=1, help="Input features, for a catalogue name.")]
 Out = Annotated[int, typer.Option("--out", min=1, help="Output features, for a catalogue name.")]
-Budget = Annotated[int | None, typer.Option(min=1, help="Parameters.")]
+Budget = Annotated[int | None, typer.Option(min=1, help="Parameters, never more: ranks are chosen to fill them.")]
 Sites = Annotated[int | None, typer.Option(min=1, help="Modes on each side.")]
-Rank = Annotated[int | None, typer.Option(min=1, help="Rank of every bond, where no budget is given. [4]")]
+Rank = Annotated[
+    int | None, typer.Option(min=1, help="Rank of every bond, where no budget is given.", show_default="4")
+]
 
 
-@app.command("plan")
+@app.command("plan", epilog=epilog("plan"))
 def _plan(
     network: Name,
     inputs: In = 1024,
@@ -384,16 +402,18 @@ def _plan(
     rank: Rank = None,
     shapes: Shapes = None,
     input_legs: InputLegs = "",
-    batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of the batch.")] = 64,
     phase: Annotated[str, typer.Option(help="forward or train.")] = "train",
     minimize: Annotated[str, typer.Option(help="time, flops or memory.")] = "time",
     memory: Annotated[int | None, typer.Option(min=1, help="Cap on the peak, in bytes.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="program [default], or native: layers on a CPU.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="program, or native: layers on a CPU.", show_default="program")
+    ] = None,
     backend_name: Annotated[
         str | None, typer.Option("--backend", help="torch or jax: the plan by which its layers run these rows.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="With --backend, its word for a device.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="With --backend, of the numbers. [float32]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --backend, of the numbers.", show_default="float32")] = None,
     explained: Annotated[
         bool, typer.Option("--explain", help="Name the dominating step, and plan anew what could be different.")
     ] = False,
@@ -420,7 +440,7 @@ def _plan(
     _write(json, row)
 
 
-@app.command("cost")
+@app.command("cost", epilog=epilog("cost"))
 def _cost(
     network: Name,
     inputs: In = 1024,
@@ -463,7 +483,7 @@ def _cost(
     _write(json, record)
 
 
-@app.command("train")
+@app.command("train", epilog=epilog("train"))
 def _train(
     topology: Name,
     data: Data = "digits",
@@ -501,7 +521,7 @@ def _train(
         )  # fmt: skip
 
 
-@app.command("decompose")
+@app.command("decompose", epilog=epilog("decompose"))
 def _decompose(
     file: Annotated[Path, typer.Argument(help="W of shape (out, in): a .npy file, or a .safetensors file.")],
     topology: Name,
@@ -530,7 +550,7 @@ def _decompose(
     _write(json, result.to_dict())
 
 
-@app.command("calibrate")
+@app.command("calibrate", epilog=epilog("calibrate"))
 def _calibrate(
     device: Annotated[str | None, typer.Option(help="cpu, or the backend's word: cuda, gpu ...")] = None,
     backend_: Annotated[
@@ -547,7 +567,7 @@ def _calibrate(
     _write(json, found.to_dict())
 
 
-@app.command("backends")
+@app.command("backends", epilog=epilog("backends"))
 def _backends(json: Json = None) -> None:
     """List the backends, whether their framework is installed, and what installs it; and which C kernel runs here."""
     rows = []
@@ -570,7 +590,7 @@ def _backends(json: Json = None) -> None:
     _write(json, {"schema": 1, "rows": rows, "kernels": kernels})
 
 
-@app.command("doctor")
+@app.command("doctor", epilog=epilog("doctor"))
 def _doctor(json: Json = None) -> None:
     """Say what is installed, which runtime runs here and why, and whether its numbers are right (exit code 1 where
     something is broken). Nothing is compiled or downloaded."""
@@ -590,7 +610,7 @@ def _doctor(json: Json = None) -> None:
         raise TN4NNError(f"broken: {', '.join(faults)}")
 
 
-@app.command("init")
+@app.command("init", epilog=epilog("init"))
 def _init(
     file: Annotated[Path, typer.Argument(help="The file to write, as mytopology.toml.")],
     sweep: Annotated[bool, typer.Option("--sweep", help="A comparison, in place of topologies.")] = False,
@@ -604,7 +624,7 @@ def _init(
         _show(f"{file} is written; next: tn4nn plan {file}:chain --rank 4, or tn4nn compare --topologies {file}")
 
 
-@app.command("build-kernel")
+@app.command("build-kernel", epilog=epilog("build-kernel"))
 def _build_kernel(json: Json = None) -> None:
     """Compile the C kernel for this very processor, and the extensions of the backends that are installed. Nothing else
     compiles anything; what the package brings runs without."""
@@ -621,10 +641,10 @@ def _build_kernel(json: Json = None) -> None:
     _write(json, {"schema": 1, "paths": paths})
 
 
-app.command("reproduce")(reproduce)
+app.command("reproduce", epilog=epilog("reproduce"))(reproduce)
 
 
-@app.command("catalogue")
+@app.command("catalogue", epilog=epilog("catalogue"))
 def _catalogue() -> None:
     """List the topologies of the catalogue."""
     for name in catalogue():

@@ -29,7 +29,7 @@ _COSTS = (
 def short(value: float | None, digits: int = 3) -> str:
     """A number at a glance: 3 significant digits and k, M, G, T from ten thousand on.
 
-    Example:
+    Examples:
         >>> short(0.4567), short(8321), short(1048576), short(None)
         ('0.457', '8321', '1.05M', '–')
     """

@@ -42,6 +42,12 @@ class Report:
 
     Attributes:
         results: {"schema", "machine", "config", "rows"}, plain data.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> report = tn.compare(["mpo"], budget=600, backends="torch", seeds=1, epochs=1, lr=1e-3)
+        >>> [(row["topology"], row["params"], row["status"]) for row in report.rows]
+        [('mpo', 600, 'ok')]
     """
 
     results: Mapping[str, Any]
@@ -88,7 +94,7 @@ class Report:
             (under four values of compute, a loss that does not fall beyond its spread) the numbers are None, and the
             reason says why. Without a ladder there are no records.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> row = {"topology": "mpo", "backend": "torch", "status": "ok"}
             >>> rows = [row | {"width": w, "flops": 1e6 * w**2, "loss": 1 + 9 / w} for w in (8, 16, 32, 64)]
@@ -225,7 +231,7 @@ def compare(
         CheckpointError: without `resume`, a folder that holds the rows of a sweep that was stopped (resume, or name
             another); rows that were damaged or edited.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> report = tn.compare(["mpo", "dense"], budget=600, backends=["torch"], seeds=1, epochs=1, lr=1e-3)
         >>> [(row["topology"], row["params"]) for row in report.rows]

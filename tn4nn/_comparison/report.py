@@ -40,7 +40,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     Raises:
         CheckpointError: results of another schema.
 
-    Example:
+    Examples:
         >>> from rich.console import Console
         >>> print_table({"schema": 1, "machine": {"cpu": "x"}, "rows": []}, Console(width=120))
         no rows

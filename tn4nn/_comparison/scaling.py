@@ -90,7 +90,7 @@ def fit(points: Sequence[Point]) -> Curve:
     The intervals are those of a bootstrap: losses are drawn again around the curve, with the deviations of the points
     from it and those of the seeds from their points, both enlarged for the parameters that they were fitted with.
 
-    Example:
+    Examples:
         >>> points = [Point(c, 0, (2 + 30 * c**-0.2,)) for c in (1e6, 1e7, 1e8, 1e9, 1e10)]
         >>> curve = fit(points)
         >>> round(curve.a, 1), round(curve.b, 3), round(curve.c, 3)

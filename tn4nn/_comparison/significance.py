@@ -19,7 +19,7 @@ def welch(one: Sequence[float], other: Sequence[float]) -> float:
     Raises:
         TN4NNError: scipy is not installed (it comes with tn4nn[torch] and tn4nn[jax]).
 
-    Example:
+    Examples:
         >>> round(welch([97.1, 97.3, 97.2], [96.0, 96.4, 96.2]), 4)
         0.0048
     """
@@ -44,7 +44,7 @@ def holm(values: Sequence[float]) -> list[float]:
     """p values corrected for their number (Holm 1979): each may be compared with the level as if it were alone. No p
     at all (NaN) counts as 1.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
@@ -68,7 +68,7 @@ def level_with_best(
         metric: what decides: a field of the rows.
         larger_is_better: its direction.
 
-    Example:
+    Examples:
         >>> seeds = {"mpo": (97.1, 97.3, 97.2), "ring": (97.0, 97.2, 97.3), "cp": (90.0, 90.4, 90.2)}
         >>> rows = [{"topology": name, "accuracy": a} for name, values in seeds.items() for a in values]
         >>> list(level_with_best(rows))
@@ -107,7 +107,7 @@ def against(
         metric: see `level_with_best`.
         larger_is_better: see `level_with_best`.
 
-    Example:
+    Examples:
         >>> seeds = {"narrow": (2.1, 2.2, 2.0), "btt": (1.1, 1.2, 1.3), "cp": (2.2, 2.0, 2.1)}
         >>> rows = [{"topology": name, "loss": a} for name, values in seeds.items() for a in values]
         >>> found = against(rows, "narrow", "loss", larger_is_better=False)

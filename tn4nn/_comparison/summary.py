@@ -164,7 +164,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], metric: Metric = Metric()) -> l
         rows: of results.
         metric: what decides.
 
-    Example:
+    Examples:
         >>> row = {"topology": "mpo", "budget": 500, "backend": "torch", "status": "ok"}
         >>> [one] = summarise([{**row, "seed": 0, "accuracy": 94.0}, {**row, "seed": 1, "accuracy": 95.0}])
         >>> one.score, round(one.score_sd, 2), one.seeds

@@ -30,6 +30,12 @@ class Candidate:
         name: in the table.
         hidden: of the hidden layer.
         head: of the last layer; None for a dense one.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> hidden, head = tn.ring((8, 8), (8, 8)), tn.mpo((8, 8), (2, 5))
+        >>> tn.Candidate("ring, then MPO", hidden, head).name  # tn.compare([...]) takes it among the names
+        'ring, then MPO'
     """
 
     name: str
@@ -183,6 +189,18 @@ def read_topologies(path: str | Path) -> list[Topology | Candidate]:
 
     Raises:
         TopologyError: a file that cannot be read, or an entry that is wrong, by its name.
+
+    Examples:
+        >>> import pathlib, tempfile, tn4nn as tn
+        >>> text = '''[mine]
+        ... cores = "x0 y0 a, x1 y1 a"
+        ... inputs = {x0 = 8, x1 = 8}
+        ... outputs = {y0 = 8, y1 = 8}'''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "mine.toml"
+        ...     _ = path.write_text(text)
+        ...     tn.read_topologies(path)[0].text
+        'core0: x0 y0 a, core1: x1 y1 a'
     """
     where = Path(path)
     try:

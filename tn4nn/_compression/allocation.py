@@ -52,7 +52,7 @@ def loss_curve(
         ShapeError: W does not have the shape of the topology.
         DataError: NaN or infinite entries, W zero everywhere.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> points = loss_curve(np.eye(4), tn.low_rank(4, 4))
         >>> points[0], points[-1]
@@ -121,7 +121,7 @@ def spread(curves: Mapping[str, Points], budget: int, weights: Mapping[str, floa
     Raises:
         BudgetError: the smallest networks together are above the budget.
 
-    Example:
+    Examples:
         >>> curves = {"flat": ((10, 0.9), (100, 0.8)), "steep": ((10, 0.9), (60, 0.1), (100, 0.0))}
         >>> spread(curves, 80)
         {'flat': 20, 'steep': 60}
@@ -152,7 +152,7 @@ def even(curves: Mapping[str, Points], budget: int) -> dict[str, int]:
     Raises:
         BudgetError: the smallest networks together are above the budget.
 
-    Example:
+    Examples:
         >>> even({"a": ((10, 0.9), (100, 0.0)), "b": ((10, 0.9), (300, 0.0)), "c": ((70, 0.9), (100, 0.0))}, 270)
         {'a': 50, 'b': 150, 'c': 70}
     """

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from .._base.arrays import Array
 from .._base.errors import TN4NNError
+from .._base.notebook import shown
 from .._graph.catalogue import dense
 from .._graph.network import Network
 from .._model.layers import Conv2d, Embedding, Linear, OnNetwork
@@ -98,6 +99,13 @@ class ConversionPlan(Generic[M]):
         budget: parameters that the layers with a rule may have together, None where each rule has its own.
         others: all other parameters of the model, which stay.
         notes: what else to know, one sentence each.
+
+    Examples:
+        >>> import torch, tn4nn_torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> found = tn4nn_torch.plan_conversion(model, {"0": tn4nn_torch.Rule("mpo", rank=4)})
+        >>> found.params_before, found.params_after, found.model_params_before, found.model_params_after
+        (4096, 320, 4810, 1034)
     """
 
     rows: tuple[Row, ...]
@@ -145,6 +153,10 @@ class ConversionPlan(Generic[M]):
         return "\n".join([*(line.rstrip() for line in lines), self._footer(), *self.notes])
 
     __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown(str(self))
 
     def _footer(self) -> str:
         count = sum(row.converted for row in self.rows)

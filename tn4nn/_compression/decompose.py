@@ -49,6 +49,15 @@ class Decomposition:
         method: "svd" or "als".
         ordering: the order in which the network sees its inputs, None for their own.
         notes: what else to know, one sentence each.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> W = np.kron(np.eye(4), np.arange(16.0).reshape(4, 4))
+        >>> found = tn.decompose(W, tn.mpo((4, 4), (4, 4)), rank=1)
+        >>> found.network.num_params, found.method, bool(found.error < 1e-7)
+        (32, 'svd', True)
+        >>> found.to_dense().shape
+        (16, 16)
     """
 
     network: Network
@@ -175,7 +184,7 @@ def decompose(
         TN4NNError: a seed that is not a whole number.
         BudgetError: parameters that no ranks can meet, an error that was not reached, or too little memory.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> W = np.kron([[1.0, 2.0], [3.0, 4.0]], np.eye(3))
         >>> result = tn.decompose(W, tn.mpo((2, 3), (2, 3)), params=20)
@@ -310,7 +319,8 @@ def mps(
     Raises:
         ShapeError: modes whose product is not the length of the vector.
 
-    Example:
+    Examples:
+        >>> from tn4nn import mps
         >>> import numpy as np
         >>> ghz = np.zeros(16)
         >>> ghz[[0, 15]] = 1

@@ -46,6 +46,12 @@ class Cut:
         spectrum: the singular values of W between the sides, largest first (not normalised).
         bound: what the entropy cannot exceed, in nats: ln of the smaller side, and for a network at most the
             least sum of ln(chi) over bonds that part the sides.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> cut = tn.entanglement(np.eye(16), inputs=(4, 4), outputs=(4, 4))[0]
+        >>> cut.inside, len(cut.spectrum), round(cut.entropy, 3), round(cut.bound, 3)
+        (('y0', 'x0'), 16, 0.0, 2.773)
     """
 
     name: str
@@ -72,7 +78,15 @@ class Cut:
 
 
 class Entanglement(Sequence[Cut]):
-    """The cuts that were asked for, in order; printing it gives a table."""
+    """The cuts that were asked for, in order; printing it gives a table.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> found = tn.entanglement(np.kron(np.eye(4), np.eye(4)), inputs=(4, 4), outputs=(4, 4))
+        >>> print(found)
+        cut      S (nats)   bound  S/bound  exp(S)
+        y0 x0 |    0.0000  2.7726    0.000    1.00
+    """
 
     def __init__(self, cuts: Iterable[Cut]) -> None:
         self._cuts = tuple(cuts)
@@ -102,7 +116,7 @@ class Entanglement(Sequence[Cut]):
         Raises:
             TN4NNError: nulls with other cuts, another ending, or matplotlib is not installed.
 
-        Example:
+        Examples:
             >>> import numpy as np, tn4nn as tn
             >>> W = np.random.default_rng(0).normal(size=(64, 64))
             >>> modes = {"inputs": (4, 4, 4), "outputs": (4, 4, 4)}
@@ -159,7 +173,7 @@ def entanglement(
         TopologyError: unknown legs, a side that is empty or everything.
         BudgetError: a cut so wide that its reduced matrix would not fit.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> ghz = np.diag([1.0, 0.0, 0.0, 1.0])                   # x0 = x1 = y0 = y1: one bit
         >>> print(tn.entanglement(ghz, inputs=(2, 2), outputs=(2, 2)))
@@ -413,7 +427,7 @@ def entanglement_nulls(
         "shuffled": the same entries in random places (of W, or of each core); "random": normal entries of the same
         norm (of W, or of each core); and for a network "init": its initial weights.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> W = np.outer(np.arange(1.0, 17), np.ones(16))
         >>> modes = {"inputs": (4, 4), "outputs": (4, 4)}

@@ -90,7 +90,7 @@ def canonicalise(network: Network, weights: Weights, center: str | None = None) 
         ShapeError: weights of another network.
         DataError: NaN or infinity in a core.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.low_rank(6, 4).with_rank(2)
         >>> A = tn.canonicalise(net, net.init(0), center="core1")["core0"]
@@ -132,7 +132,7 @@ def balance(network: Network, weights: Weights) -> dict[str, NDArray[Any]]:
         ShapeError: weights of another network.
         DataError: NaN or infinity in a core.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.low_rank(1, 1).with_rank(1)
         >>> w = tn.balance(net, {"core0": np.array([[8.0]]), "core1": np.array([[2.0]])})
@@ -182,7 +182,7 @@ def gauge_error(network: Network, before: Weights, after: Weights) -> float:
         ShapeError: weights of another network.
         DataError: NaN or infinity in a core.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> net = tn.mpo((2, 3, 2), (2, 2, 2)).with_rank(3)
         >>> weights = net.init(0)

@@ -98,7 +98,7 @@ def grow(
         ShapeError: weights of another network, or complex ones.
         DataError: NaN or infinity in a core.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.mpo((4, 4), (4, 4)).with_rank(2)
         >>> weights = net.init(0)
@@ -126,7 +126,7 @@ def cut(network: Network, weights: Weights, ranks: Mapping[str, int]) -> tuple[N
         ShapeError: weights of another network, or complex ones.
         DataError: NaN or infinity in a core.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.mpo((4, 4), (4, 4)).with_rank(2)
         >>> weights = net.init(0)
@@ -207,7 +207,7 @@ def with_smaller_bonds(before: Resized, ranks: Mapping[str, int]) -> Resized:
 def schmidt_values(network: Network, weights: Weights, bond: str) -> Array:
     """What each value of a bond carries, largest first: what `cut` goes by.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.low_rank(4, 4).with_rank(2)
         >>> weights = {"core0": np.diag([3.0, 1, 0, 0])[:, :2], "core1": np.diag([2.0, 1, 0, 0])[:2]}

@@ -43,7 +43,7 @@ def rounded(
         BudgetError: parameters that no ranks can meet.
         DataError: W is zero everywhere, or a core holds NaN or infinity.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> net = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(3)
         >>> wide = net.topology.with_rank(6)

@@ -41,7 +41,8 @@ class Rule:
             minutes for a transformer, and leaves their work to `refine`. "fresh" fits nothing: it draws weights anew,
             with the variance of the weights that they replace, for a model that is trained from the start.
 
-    Example:
+    Examples:
+        >>> from tn4nn_torch import Rule
         >>> Rule("mpo", sites=3, rank=8).topology
         'mpo'
     """
@@ -182,7 +183,7 @@ def fresh(rules: Given | Mapping[str, Given]) -> dict[str, Given]:
     Raises:
         TN4NNError: a rule that asks for a fit: by its `method`, or by an `error`.
 
-    Example:
+    Examples:
         >>> {pattern: rule.method for pattern, rule in fresh({"0": "mpo", "1": Rule("ring")}).items()}
         {'0': 'fresh', '1': 'fresh'}
     """
@@ -262,7 +263,7 @@ def in_a_block(name: str, shape: tuple[int, ...], weights: Sequence[Weight]) -> 
     """Whether a layer is one of several that are alike, in blocks that stand one after the other: as the last layer of
     an encoder is, which is no head.
 
-    Example:
+    Examples:
         >>> weights = [Weight("Linear", (4, 8), (8, 4), [[f"layers.{i}.out"]], False, True, list) for i in range(2)]
         >>> in_a_block("layers.1.out", (4, 8), weights), in_a_block("layers.1", (4, 8), weights)
         (True, False)
@@ -281,7 +282,7 @@ def looks_untrained(w: Array) -> bool:
     Args:
         w: of shape (out_features, in_features).
 
-    Example:
+    Examples:
         >>> drawn = np.random.default_rng(0).uniform(-0.125, 0.125, (64, 64))
         >>> looks_untrained(drawn), looks_untrained(drawn + np.eye(64))
         (True, False)

@@ -26,6 +26,12 @@ class Factors:
         spectrum: the singular values of the factors, largest first.
         dropped: the other ones.
         error: relative error in the Frobenius norm, sqrt(sum dropped^2 / sum of all squares).
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> factors = tn.low_rank_factors(np.diag([4.0, 3.0, 1.0]), rank=2)
+        >>> factors.left.shape, factors.right.shape, factors.dropped.round(3).tolist(), round(factors.error, 3)
+        ((3, 2), (2, 3), [1.0], 0.196)
     """
 
     left: Array
@@ -77,7 +83,7 @@ def _adjoint(matrix: Array) -> Array:
 def tails(energies: Array) -> Array:
     """What is dropped at rank 0, 1, ..., len: sums of energies from there on.
 
-    Example:
+    Examples:
         >>> tails(np.array([4.0, 2.0, 1.0])).tolist()
         [7.0, 3.0, 1.0, 0.0]
     """
@@ -116,7 +122,8 @@ def low_rank_factors(
         DataError: M has NaN or infinite entries, or is zero.
         TopologyError: a rank, error or share that cannot be.
 
-    Example:
+    Examples:
+        >>> from tn4nn import low_rank_factors
         >>> f = low_rank_factors([[3.0, 0.0], [0.0, 4.0]], rank=1)
         >>> f.spectrum.tolist(), f.error
         ([4.0], 0.6)

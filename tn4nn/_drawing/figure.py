@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from .._base.errors import TN4NNError
@@ -47,18 +48,28 @@ def saved(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     if path is not None:
         buffer, kind = io.BytesIO(), ending(path)
         metadata = {"Date": None} if kind == ".svg" else {"Software": None}  # equal pictures, equal bytes
-        figure.savefig(buffer, format=kind[1:], dpi=160, metadata=metadata)
+        with _fixed_names():
+            figure.savefig(buffer, format=kind[1:], dpi=160, metadata=metadata)
         atomic_write(path, buffer.getvalue())
     return figure
 
 
-def svg_of(figure: Figure) -> str:
-    """The figure as one <svg> element, for a page."""
+def svg_of(figure: Figure, title: str | None = None) -> str:
+    """The figure as one <svg> element, for a page; `title` says in words what it shows."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    with _fixed_names():
+        left_out = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=left_out if title is None else {**left_out, "Title": title})
     text = buffer.getvalue()
     # Without the XML declaration, which is not allowed inside a page, and which names an address.
     return text[text.index("<svg") :]
+
+
+def _fixed_names() -> AbstractContextManager[None]:
+    """The names in an SVG follow from what is drawn: else they are random."""
+    from matplotlib import rc_context
+
+    return rc_context({"svg.hashsalt": "tn4nn"})
 
 
 def ending(path: str | os.PathLike[str]) -> str:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .figure import BLUE, DARK, GREEN, ORANGE, PINK, new_figure, saved, scale_colour
+from .._base.errors import TN4NNError
+from .figure import BLUE, new_figure, saved, scale_colour, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,13 +66,16 @@ Point = tuple[float, float]
 Places = dict[str, Point]
 Graph = dict[str, list[str]]  # node -> neighbours, in the order in which they were met
 
-_CORE, _BOND, _INPUT, _OUTPUT, _BATCH = BLUE, DARK, GREEN, ORANGE, PINK
+# The ground is that of the page, light or dark: hues of Okabe and Ito, as light as has a contrast of about 4 to 1 with
+# #ffffff and with #1e1e1e.
+_CORE, _BOND, _INPUT, _OUTPUT, _BATCH = BLUE, "#7d8085", "#008f68", "#d05c00", "#b8679a"
 _INCH = 0.82  # of one unit of length
 _WIDEST = 15.0  # inches; wider pictures are scaled down, their letters too
 _RADIUS = 0.31
 _STUB = 0.72  # from the middle of a core to the end of a stub
 _FAN = 0.58  # between the ends of two stubs
 _STEP = 1.35  # between neighbouring cores
+_SMALL = 8.5  # points of a label
 
 
 def draw(
@@ -92,7 +96,7 @@ def draw(
     Raises:
         TN4NNError: another ending, or matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> figure = draw(tn.peps((2, 2, 2, 2), (2, 2, 2, 2)))
         >>> len(figure.axes[0].patches)  # one circle for each core
@@ -102,6 +106,25 @@ def draw(
     colours = None if shares is None else {bond: scale_colour(share) for bond, share in shares.items()}
     _paint(figure, _arranged(topology, ranks, colours))
     return saved(figure, path)
+
+
+def svg(topology: Topology, ranks: Mapping[str, int] | None = None) -> str | None:
+    """The picture as one <svg> element, for a notebook or a page.
+
+    Returns:
+        None where matplotlib is not installed, and for more than `PICTURED` cores.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> svg(tn.mpo((2, 2), (2, 2)))[:4]
+        '<svg'
+    """
+    if len(topology.cores) > PICTURED:
+        return None
+    try:
+        return svg_of(draw(topology, ranks), f"{topology.name} of {len(topology.cores)} cores")
+    except TN4NNError:
+        return None
 
 
 # -- the graph ----------------------------------------------------------------------------------------------
@@ -610,26 +633,44 @@ def _paint(figure: Figure, picture: _Picture) -> None:
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
     axes.axis("off")
+    figure.set_facecolor("white" if picture.scale else "none")  # a scale from light to dark needs a ground of its own
+    boxes = [_box(place, text) for place, text, _ in picture.labels]
     for line, colour, width in picture.lines:
-        xs, ys = zip(*line, strict=True)
-        axes.plot(xs, ys, color=colour, linewidth=width * scale, zorder=1, solid_capstyle="round")
+        xs, ys = _without(line, boxes)
+        axes.plot(xs, ys, color=colour, linewidth=width * scale, zorder=1, solid_capstyle="butt")
     middle: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False}
     for place in picture.dots.values():
-        axes.plot(*place, marker="o", markersize=7 * scale, color="black", zorder=2)
+        axes.plot(*place, marker="o", markersize=7 * scale, color=_BOND, zorder=2)
     for name, place in picture.cores.items():
-        circle = Circle(place, _RADIUS, facecolor=_CORE, edgecolor="white", linewidth=1.2 * scale, zorder=3)
+        circle = Circle(place, _RADIUS, facecolor=_CORE, edgecolor="none", zorder=3)
         axes.add_patch(circle)
         short = name if len(name) <= 16 else name[:15] + "…"
         half = -(-len(short) // 2) if len(short) > 8 else len(short)
         size = min(9.0, 9.0 * 5.5 / half) * scale
         short = short if half == len(short) else f"{short[:half]}\n{short[half:]}"
         axes.text(*place, short, color="white", fontsize=size, zorder=4, **middle)
-    back = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none"}
     for place, text, colour in picture.labels:
-        axes.text(*place, text, color=colour, fontsize=8.5 * scale, bbox=back, zorder=2.5, **middle)
-    axes.text((left + right) / 2, high - 0.2, picture.title, fontsize=10 * scale, **middle)
+        axes.text(*place, text, color=colour, fontsize=_SMALL * scale, zorder=2.5, **middle)
+    axes.text((left + right) / 2, high - 0.2, picture.title, color=_BOND, fontsize=10 * scale, **middle)
     if picture.scale:
         _paint_scale(axes, (left + right) / 2, low + 0.3, scale)
+
+
+def _box(place: Point, text: str) -> tuple[float, float, float, float]:
+    """(left, right, low, high) of a label, with a little room around it."""
+    em = _SMALL / 72 / _INCH  # labels and lengths are scaled alike
+    wide, high = 0.33 * em * len(text) + 0.3 * em, 0.75 * em
+    return place[0] - wide, place[0] + wide, place[1] - high, place[1] + high
+
+
+def _without(line: Sequence[Point], boxes: Sequence[tuple[float, float, float, float]]) -> NDArray[np.float64]:
+    """A line as x and y, NaN (which is not drawn) where it would run through a label."""
+    fine = [np.linspace(a, b, max(2, int(math.dist(a, b) / 0.01))) for a, b in itertools.pairwise(line)]
+    points = np.concatenate(fine)
+    for left, right, low, high in boxes:
+        inside = (points > (left, low)).all(1) & (points < (right, high)).all(1)
+        points[inside] = np.nan
+    return points.T
 
 
 def _paint_scale(axes: Axes, x: float, y: float, scale: float) -> None:

@@ -71,7 +71,7 @@ def candidate_paths(
         cache: False searches anew and stores nothing.
         progress: called with a line of text per tree of the search.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> [order for order, _ in candidate_paths(Problem(tn.low_rank(64, 64).with_rank(4), "apply", 32))]
         ['fewest MACs found', 'right to left', 'W first', 'greedy']
@@ -135,7 +135,7 @@ def einsum_paths(
         cache: False searches anew and stores nothing.
         progress: called with a line of text per tree of the search.
 
-    Example:
+    Examples:
         >>> from tn4nn._graph.einsum import read
         >>> [path for _, path in einsum_paths(read("ij,jk->ik", [(2, 3), (3, 4)]).problem)]
         [((0, 1),)]

@@ -49,16 +49,40 @@ def _paired(inputs: Modes, outputs: Modes, name: str, least: int = 1) -> int:
 
 
 def dense(inputs: Modes, outputs: Modes) -> Topology:
-    """One core with every leg: W itself, of shape (outputs..., inputs...)."""
+    """One core with every leg: W itself, of shape (outputs..., inputs...).
+
+    Args:
+        inputs: sizes of the input modes; their product is the number of input features.
+        outputs: sizes of the output modes; there may be more or fewer of them.
+
+    Raises:
+        TopologyError: a size below 1.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.dense((4, 8), (2, 3))
+        >>> print(t.text)
+        core0: y0 y1 x0 x1
+        >>> t.with_ranks({}).num_params
+        192
+    """
     ins, outs = _modes(inputs), _modes(outputs)
     legs = (*(f"y{i}" for i in range(len(outs))), *(f"x{i}" for i in range(len(ins))))
     return _topology("dense", [legs], ins, outs)
 
 
 def low_rank(inputs: Modes, outputs: Modes) -> Topology:
-    """W = B A through one bond.
+    """Two factors joined by one bond: `W = B A`, A of shape (rank, in_features) and B of shape (out_features, rank).
 
-    Example:
+    Args:
+        inputs: sizes of the input modes; their product is the number of input features.
+        outputs: sizes of the output modes; there may be more or fewer of them.
+
+    Raises:
+        TopologyError: a size below 1.
+
+    Examples:
+        >>> from tn4nn import low_rank
         >>> print(low_rank(6, 4).text)
         core0: x0 a0, core1: a0 y0
     """
@@ -68,9 +92,22 @@ def low_rank(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def mpo(inputs: Modes, outputs: Modes) -> Topology:
-    """Matrix product operator (tensor-train matrix, block TT): a chain (Novikov et al., arXiv:1509.06569).
+    """Matrix product operator (tensor-train matrix, block TT): a chain of cores, each with an input and an output mode.
 
-    Example:
+    `W[y, x] = sum_a prod_i core_i[a_(i-1), x_i, y_i, a_i]`, the first core without a bond to its left, the last without
+    one to its right.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: sides of different lengths, or a size below 1.
+
+    Source: Novikov et al. 2015, Tensorizing Neural Networks (arXiv:1509.06569).
+
+    Examples:
+        >>> from tn4nn import mpo
         >>> mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4).num_params
         1024
     """
@@ -84,7 +121,25 @@ def mpo(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def ring(inputs: Modes, outputs: Modes) -> Topology:
-    """Tensor ring: an MPO with periodic boundary (Zhao et al., arXiv:1606.05535)."""
+    """Tensor ring: an MPO whose last core shares a bond with the first.
+
+    `W[y, x] = sum_a prod_i core_i[a_(i-1), x_i, y_i, a_i]`, where the bond left of the first core is that right of the
+    last.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: fewer than two sites, sides of different lengths, or a size below 1.
+
+    Source: Zhao et al. 2016, Tensor Ring Decomposition (arXiv:1606.05535).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.ring((4, 4, 4), (2, 2, 2)).text)
+        core0: a2 x0 y0 a0, core1: a0 x1 y1 a1, core2: a1 x2 y2 a2
+    """
     n = _paired(inputs, outputs, "ring", 2)
     return _topology("ring", [(f"a{(i - 1) % n}", f"x{i}", f"y{i}", f"a{i}") for i in range(n)], inputs, outputs)
 
@@ -93,15 +148,29 @@ Nest = int | tuple["Nest", ...]
 
 
 def tree(inputs: Modes, outputs: Modes, arity: int | Sequence[Any] = 2) -> Topology:
-    """Tree tensor network (hierarchical Tucker): sites are leaves, inner cores have bonds only.
-
-    Args:
-        inputs: mode sizes, one for each site.
-        outputs: mode sizes, one for each site.
-        arity: children of each inner core (the last may have fewer), or the tree itself as nested sequences
-            of site numbers, e.g. ((0, 1), (2, (3, 4))).
+    """Tree tensor network (hierarchical Tucker): sites are leaves, inner cores have bonds alone.
 
     A root that would join only two children is left out: its two bonds become one.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+        arity: children of each inner core (the last may have fewer), or the tree itself as nested sequences of site
+            numbers, e.g. ((0, 1), (2, (3, 4))).
+
+    Raises:
+        TopologyError: fewer than two sites, sides of different lengths, a size below 1, an arity below 2, or nested
+            sequences that do not hold each site once.
+
+    Source: Shi et al. 2006 (quant-ph/0511070); Grasedyck 2010, Hierarchical Singular Value Decomposition of Tensors
+    (SIAM J. Matrix Anal. Appl. 31).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.tree((4, 4, 4, 4), (2, 2, 2, 2)).text)
+        core0: x0 y0 a1, core1: x1 y1 a2, core2: x2 y2 a3, core3: x3 y3 a4, core4: a1 a2 a0, core5: a3 a4 a0
+        >>> print(tn.tree((4, 4, 4), (2, 2, 2), arity=((0, 1), 2)).text)
+        core0: x0 y0 a1, core1: x1 y1 a2, core2: x2 y2 a0, core3: a1 a2 a0
     """
     n = _paired(inputs, outputs, "tree", 2)
     nest = _grouped(n, arity) if isinstance(arity, int) else _frozen(arity)
@@ -156,12 +225,24 @@ def _leaves(nest: Nest) -> list[int]:
 
 
 def peps(inputs: Modes, outputs: Modes, grid: tuple[int, int] | None = None) -> Topology:
-    """PEPS-like grid: sites row by row, each bonded to its right and its lower neighbour.
+    """PEPS-like grid: sites row by row, each with a bond to its right and one to its lower neighbour.
 
     Args:
-        inputs: mode sizes, one for each site.
-        outputs: mode sizes, one for each site.
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
         grid: (rows, columns); left out, the squarest grid of that many sites.
+
+    Raises:
+        TopologyError: sides of different lengths, a size below 1, or a grid of another number of sites.
+
+    Source: Verstraete and Cirac 2004 (cond-mat/0407066).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.peps((4,) * 4, (2,) * 4).text)
+        core0: x0 y0 h0_0 v0_0, core1: h0_0 x1 y1 v0_1, core2: v0_0 x2 y2 h1_0, core3: v0_1 h1_0 x3 y3
+        >>> tn.peps((2,) * 6, (2,) * 6, grid=(2, 3)).with_rank(2).num_params
+        128
     """
     n = _paired(inputs, outputs, "peps")
     rows, columns = grid_of(n) if grid is None else (int(grid[0]), int(grid[1]))
@@ -180,8 +261,25 @@ def peps(inputs: Modes, outputs: Modes, grid: tuple[int, int] | None = None) -> 
 
 
 def mera(inputs: Modes, outputs: Modes) -> Topology:
-    """Binary MERA with open boundary (Vidal, cond-mat/0512165): at each level disentanglers across the pairs
-    (1,2), (3,4), ..., then isometries that join (0,1), (2,3), ...; the top core joins the last two."""
+    """Binary MERA with open boundary: levels of disentanglers and of isometries.
+
+    At each level disentanglers act across the pairs (1, 2), (3, 4), ..., then isometries join (0, 1), (2, 3), ...; the
+    top core joins the last two.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: fewer than three sites, sides of different lengths, or a size below 1.
+
+    Source: Vidal 2007, Entanglement Renormalization (cond-mat/0512165).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.mera((4, 4, 4), (2, 2, 2)).text)
+        core0: x1 y1 x2 y2 a0 a1, core1: x0 y0 a0 a2, core2: a2 a1
+    """
     n = _paired(inputs, outputs, "mera", 3)
     wires: list[Wire] = [(f"x{i}", f"y{i}") for i in range(n)]
     cores: list[Legs] = []
@@ -202,7 +300,25 @@ def mera(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def tucker(inputs: Modes, outputs: Modes) -> Topology:
-    """Tucker: one factor for each mode around a core of bonds only."""
+    """Tucker: one factor for each mode, around a central core that has bonds alone.
+
+    `W[y, x] = sum_ab core[a, b] prod_i A_i[x_i, a_i] prod_j B_j[b_j, y_j]`. The central core grows with the rank to the
+    power of the number of modes.
+
+    Args:
+        inputs: sizes of the input modes; their product is the number of input features.
+        outputs: sizes of the output modes; there may be more or fewer of them.
+
+    Raises:
+        TopologyError: a size below 1.
+
+    Source: Tucker 1966, Some mathematical notes on three-mode factor analysis (Psychometrika 31).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.tucker((8, 8), (4, 4)).text)
+        core0: x0 a0, core1: x1 a1, core2: a0 a1 b0 b1, core3: b0 y0, core4: b1 y1
+    """
     ins, outs = _modes(inputs), _modes(outputs)
     factors: list[Legs] = [(f"x{i}", f"a{i}") for i in range(len(ins))]
     ends = [(f"b{i}", f"y{i}") for i in range(len(outs))]
@@ -211,26 +327,77 @@ def tucker(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def cp(inputs: Modes, outputs: Modes) -> Topology:
-    """CP (canonical polyadic): one factor matrix, mode by rank, for each mode, all joined by one hyperedge r (Kolda and
-    Bader, SIAM Review 51(3), 2009)."""
+    """CP (canonical polyadic): one factor for each mode, all on one hyperedge.
+
+    `W[y, x] = sum_r prod_i A_i[x_i, r] prod_j B_j[y_j, r]`: a sum of outer products, one for each value of r.
+
+    Args:
+        inputs: sizes of the input modes; their product is the number of input features.
+        outputs: sizes of the output modes; there may be more or fewer of them.
+
+    Raises:
+        TopologyError: a size below 1.
+
+    Source: Kolda and Bader 2009, Tensor Decompositions and Applications (SIAM Review 51).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.cp((8, 8), (4, 4))
+        >>> print(t.text)
+        core0: x0 r, core1: x1 r, core2: y0 r, core3: y1 r
+        >>> t.with_rank(10).num_params  # (8 + 8 + 4 + 4) * 10
+        240
+    """
     ins, outs = _modes(inputs), _modes(outputs)
     cores = [(f"x{i}", "r") for i in range(len(ins))] + [(f"y{i}", "r") for i in range(len(outs))]
     return _topology("cp", cores, ins, outs)
 
 
 def block_term(inputs: Modes, outputs: Modes) -> Topology:
-    """Block-term: a sum over the hyperedge k of Tucker terms with site-paired factors (Ye et al., CVPR 2018,
-    arXiv:1712.05134). The number of blocks is the size of k: fix it by `with_budget(fixed={"k": 4})`."""
+    """Block term: a sum of Tucker terms whose factors take an input and an output mode of a site each.
+
+    `W[y, x] = sum_k sum_a core[k, a] prod_i A_i[k, x_i, y_i, a_i]`. The number of terms is the size of the hyperedge k:
+    fix it by `with_budget(fixed={"k": 4})`.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: sides of different lengths, or a size below 1.
+
+    Source: Ye et al. 2018, Learning Compact Recurrent Neural Networks with Block-Term Tensor Decomposition
+    (arXiv:1712.05134).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.block_term((8, 8), (4, 4))
+        >>> print(t.text)
+        core0: k x0 y0 a0, core1: k x1 y1 a1, core2: k a0 a1
+        >>> t.with_budget(params=1000, fixed={"k": 4}).ranks
+        {'k': 4, 'a0': 4, 'a1': 3}
+    """
     n = _paired(inputs, outputs, "block_term")
     factors: list[Legs] = [("k", f"x{i}", f"y{i}", f"a{i}") for i in range(n)]
     return _topology("block_term", [*factors, ("k", *(f"a{i}" for i in range(n)))], inputs, outputs)
 
 
 def btt(inputs: Modes, outputs: Modes) -> Topology:
-    """Block tensor train (Qiu et al., arXiv:2406.06248): step by step the last input mode becomes the last
-    output mode, with other weights for each value of the modes that wait or are done (hyperedges).
+    """Block tensor train: step by step the last input mode becomes the last output mode.
 
-    Example:
+    Each core has all modes that wait or are done as hyperedges, and so other weights for each of their values.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: fewer than two sites, sides of different lengths, or a size below 1.
+
+    Source: Qiu et al. 2024, Compute Better Spent (arXiv:2406.06248).
+
+    Examples:
+        >>> from tn4nn import btt
         >>> print(btt((8, 8), (4, 4)).text)
         core0: x0 x1 y1 r0, core1: r0 x0 y0 y1
     """
@@ -239,7 +406,25 @@ def btt(inputs: Modes, outputs: Modes) -> Topology:
 
 
 def monarch(inputs: Modes, outputs: Modes) -> Topology:
-    """Monarch (Dao et al., arXiv:2204.00595): block-diagonal, permutation, block-diagonal; BTT of rank 1."""
+    """Monarch: block diagonal, a permutation, block diagonal; a BTT without bonds.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: fewer than two sites, sides of different lengths, or a size below 1.
+
+    Source: Dao et al. 2022, Monarch: Expressive Structured Matrices (arXiv:2204.00595).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> t = tn.monarch((8, 8), (8, 8))
+        >>> print(t.text)
+        core0: x0 x1 y1, core1: x0 y0 y1
+        >>> t.with_ranks({}).num_params  # of 4,096 dense
+        1024
+    """
     n = _paired(inputs, outputs, "monarch", 2)
     return _topology("monarch", _block_chain(n, ranked=False), inputs, outputs)
 
@@ -257,13 +442,45 @@ def _block_chain(n: int, *, ranked: bool) -> list[Legs]:
 
 
 def kronecker(inputs: Modes, outputs: Modes) -> Topology:
-    """Kronecker product of one small matrix for each site: no bonds at all."""
+    """Kronecker product of one small matrix for each site, without bonds.
+
+    `W = M_0 (x) M_1 (x) ...`, M_i of shape (outputs[i], inputs[i]); the core holds its transpose.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: sides of different lengths, or a size below 1.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> net = tn.kronecker((2, 3), (2, 2)).with_ranks({})
+        >>> weights = net.init(0)
+        >>> bool(np.allclose(net.to_dense(weights), np.kron(weights["core0"].T, weights["core1"].T)))
+        True
+    """
     n = _paired(inputs, outputs, "kronecker")
     return _topology("kronecker", [(f"x{i}", f"y{i}") for i in range(n)], inputs, outputs)
 
 
 def complete(inputs: Modes, outputs: Modes) -> Topology:
-    """Complete graph K_n: every two sites share a bond (fully connected network, Zheng et al., AAAI 2021)."""
+    """Complete graph K_n: every two sites share a bond, so each core has n - 1 of them.
+
+    Args:
+        inputs: sizes of the input modes, one for each site; their product is the number of input features.
+        outputs: sizes of the output modes, as many as there are input modes.
+
+    Raises:
+        TopologyError: fewer than two sites, sides of different lengths, or a size below 1.
+
+    Source: Zheng et al. 2021, Fully-Connected Tensor Network Decomposition (AAAI).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> print(tn.complete((4, 4, 4), (2, 2, 2)).text)
+        core0: x0 y0 a0_1 a0_2, core1: x1 y1 a0_1 a1_2, core2: x2 y2 a0_2 a1_2
+    """
     n = _paired(inputs, outputs, "complete", 2)
     cores = [(f"x{i}", f"y{i}", *(f"a{min(i, j)}_{max(i, j)}" for j in range(n) if j != i)) for i in range(n)]
     return _topology("complete", cores, inputs, outputs)
@@ -290,7 +507,7 @@ _SITES = {"dense": 1, "low_rank": 1, "tucker": 2, "cp": 2, "btt": 2, "monarch": 
 def catalogue() -> tuple[str, ...]:
     """Names that `build` takes.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> "peps" in tn.catalogue()
         True
@@ -302,7 +519,7 @@ def like(topology: Topology, inputs: Sequence[int], outputs: Sequence[int]) -> T
     """The same kind of topology over other modes, or None: where the catalogue makes this one with other options than
     its defaults or not at all, and where it cannot take these modes.
 
-    Example:
+    Examples:
         >>> like(mpo((4, 4), (2, 2)), (2, 2, 4), (1, 2, 2)).bonds
         ('a0', 'a1')
         >>> like(tree((2,) * 9, (2,) * 9, arity=3), (4, 4), (4, 4)) is None
@@ -340,20 +557,24 @@ def build(
 ) -> Topology:
     """A topology of the catalogue with mode sizes chosen.
 
-    Each side is split into `sites` factors as equal as can be; see `tn.modes_for` for the rule, for what
-    happens to primes and to small sizes, and for when a side is padded.
+    Each side is split into `sites` factors as equal as can be; see `tn.modes_for` for the rule, for what happens to
+    primes and to small sizes, and for when a side is padded.
 
     Args:
         name: of the catalogue, or a synonym ("tt", "tensor_ring", ...).
         in_features: neurons of the input.
         out_features: neurons of the output.
         sites: number of modes on each side (default 4, or fewer where the topology is about few).
-        pairing: "opposed" (large input modes meet small output modes: sites of equal size), "aligned" (large
-            with large), or "palindrome" (large modes in the middle on both sides, as in the published layers).
+        pairing: "opposed" (large input modes meet small output modes: sites of equal size), "aligned" (large with
+            large), or "palindrome" (large modes in the middle on both sides, as in the published layers).
         pad: whether a side may be padded; False keeps it whole.
         options: of the topology, e.g. grid= or arity=.
 
-    Example:
+    Raises:
+        TopologyError: an unknown name (the nearest are given), a size below 1, or an option that the topology does not
+            have.
+
+    Examples:
         >>> import tn4nn as tn
         >>> t = tn.build("mpo", 784, 256, pairing="palindrome")
         >>> tuple(t.inputs.values()), tuple(t.outputs.values())

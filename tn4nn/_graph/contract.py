@@ -26,6 +26,14 @@ def contract(tensors: Sequence[Legs], arrays: Sequence[Array], output: Legs, pat
         arrays: of matching shapes.
         output: legs of the result, in order; each of a size above 1 is on some tensor.
         path: pairs in single static assignment form; found greedily where left out.
+
+    Examples:
+        >>> import numpy as np
+        >>> from tn4nn import reference
+        >>> a, b = np.arange(6.0).reshape(2, 3), np.ones((3, 2))
+        >>> reference.contract([("i", "k"), ("k", "j")], [a, b], ("j", "i"))
+        array([[ 3., 12.],
+               [ 3., 12.]])
     """
     sizes = sizes_of(tensors, arrays)
     if path is None:
@@ -75,7 +83,15 @@ def cores_of(network: Network, weights: Weights) -> tuple[list[Legs], list[Array
 
 
 def dense(network: Network, weights: Weights) -> Array:
-    """W of shape (out_features, in_features); see `Network.to_dense`."""
+    """W of shape (out_features, in_features); see `Network.to_dense`.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> from tn4nn import reference
+        >>> net = tn.mpo((4, 4), (2, 2)).with_rank(2)
+        >>> reference.dense(net, net.init(0)).shape
+        (4, 16)
+    """
     t = network.topology
     numbers = math.prod(t.outputs.values()) * math.prod(t.inputs.values())
     advice = "apply it to rows instead, as a layer does, or look at single entries"
@@ -98,7 +114,16 @@ def dense(network: Network, weights: Weights) -> Array:
 
 
 def apply(network: Network, weights: Weights, x: Array) -> Array:
-    """x W^T without forming W, for x of shape (rows, product of the input modes); no cropping of outputs."""
+    """x W^T without forming W, for x of shape (rows, product of the input modes); no cropping of outputs.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> from tn4nn import reference
+        >>> net = tn.mpo((4, 4), (2, 2)).with_rank(2)
+        >>> weights, x = net.init(0), np.ones((3, 16))
+        >>> bool(np.allclose(reference.apply(net, weights, x), x @ net.to_dense(weights).T))
+        True
+    """
     t = network.topology
     tensors, arrays = cores_of(network, weights)
     ins, outs = (above_one(side) for side in (t.inputs, t.outputs))

@@ -25,7 +25,7 @@ def decay_of_cores(weight_decay: float, factors: Mapping[str, float]) -> dict[st
             is their count: cores that are frozen do not decay, and the others do it for them. An array that stands
             for two cores counts as two, and has the decay of one.
 
-    Example:
+    Examples:
         >>> decay_of_cores(0.1, {"core0": 4.0, "core1": 1.0})
         {'core0': 0.0125, 'core1': 0.05}
     """

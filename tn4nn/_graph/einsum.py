@@ -96,7 +96,7 @@ class EinsumProblem:
         output: legs of the result, in order.
         sizes: of every leg.
 
-    Example:
+    Examples:
         >>> read("ij,jk", [(2, 3), (3, 4)]).problem.fingerprint == read("ab,bc", [(2, 3), (3, 4)]).problem.fingerprint
         True
     """
@@ -150,7 +150,7 @@ def read(text: str, shapes: Sequence[Sequence[int]]) -> Equation:
             twice in it.
         ShapeError: another number of axes, or an index of two sizes.
 
-    Example:
+    Examples:
         >>> e = read("ij,jk", [(2, 3), (3, 4)])
         >>> e.output, e.output_shape
         (('i', 'k'), (2, 4))
@@ -292,7 +292,7 @@ def interleaved(given: Sequence[Any]) -> tuple[str, list[Any]]:
     Raises:
         TopologyError: labels that are no list.
 
-    Example:
+    Examples:
         >>> interleaved(["A", [0, 1], "B", [1, 2], [0, 2]])
         ('AB,BC->AC', ['A', 'B'])
     """

@@ -44,7 +44,7 @@ STEP = 0.75  # share of its size by which one step of Adam may change the output
 def fan_ins(network: Network) -> dict[str, int]:
     """Fan-in of each core: the product of the summed legs that no later core holds.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> fan_ins(tn.mpo((4, 8), (2, 2)).with_rank(3))
         {'core0': 4, 'core1': 24}
@@ -101,7 +101,7 @@ def lr_factors(
 def core_scales(network: Network, gain: float = 1.0) -> dict[str, float]:
     """Standard deviation of the entries of each core, as `init` draws them, but for what brings ||W||_F to its target.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> core_scales(tn.mpo((4, 8), (2, 2)).with_rank(2))
         {'core0': 0.5, 'core1': 0.25}

@@ -26,7 +26,7 @@ def min_cut(tensors: Sequence[Legs], sizes: Mapping[str, int], inside: Collectio
         sizes: size of every leg.
         inside: the open legs of one side.
 
-    Example:
+    Examples:
         >>> value, part = min_cut([("x", "a"), ("a", "b"), ("b", "y")], {"x": 8, "a": 2, "b": 3, "y": 8}, ["x"])
         >>> round(math.exp(value)), sorted(part)
         (2, [0])

@@ -29,9 +29,28 @@ PAIRINGS = ("opposed", "aligned", "palindrome")
 def modes_for(
     in_features: int, out_features: int, sites: int, *, pairing: Pairing = "opposed", pad: bool = True
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Mode sizes (inputs, outputs), each of length `sites`; the module says by which rule.
+    """Mode sizes for a layer: one input and one output mode for each site.
 
-    Example:
+    A side is split into factors as equal as can be. The split is kept where its largest factor is at most 4 times the
+    ideal n^(1/sites), or where n <= 16; missing factors are modes of size 1. Otherwise the side is padded to the
+    smallest m <= 1.125 n + 1 whose largest factor is at most twice its ideal.
+
+    Args:
+        in_features: neurons of the input.
+        out_features: neurons of the output.
+        sites: how many modes each side gets.
+        pairing: "opposed" (large input modes meet small output modes), "aligned" (large with large), or "palindrome"
+            (large modes in the middle of both sides).
+        pad: whether a side may be padded; False keeps it whole.
+
+    Returns:
+        (inputs, outputs), each of length `sites`; their products are the features, or more where a side is padded.
+
+    Raises:
+        TopologyError: a size below 1, or an unknown pairing.
+
+    Examples:
+        >>> from tn4nn import modes_for
         >>> modes_for(784, 10, 4)
         ((4, 4, 7, 7), (5, 2, 1, 1))
         >>> modes_for(1009, 256, 4)[0]  # a prime: padded
@@ -50,7 +69,7 @@ def modes_for(
 def balanced(number: int, count: int) -> tuple[int, ...]:
     """`count` factors of `number` in ascending order, as equal as can be.
 
-    Example:
+    Examples:
         >>> balanced(784, 4), balanced(10, 4), balanced(64, 3)
         ((4, 4, 7, 7), (1, 1, 2, 5), (4, 4, 4))
     """
@@ -143,7 +162,7 @@ def _palindrome(sizes: tuple[int, ...]) -> tuple[int, ...]:
 def grid_of(sites: int) -> tuple[int, int]:
     """The squarest (rows, columns) of that many sites, no more rows than columns.
 
-    Example:
+    Examples:
         >>> grid_of(6), grid_of(9)
         ((2, 3), (3, 3))
     """

@@ -49,7 +49,7 @@ class Stack(NamedTuple):
 def stack_of(shape: Sequence[int], axes: Axes) -> Stack:
     """How an array of a shape is a stack of matrices.
 
-    Example:
+    Examples:
         >>> stack_of((5, 3, 4), ((1,), (0,)))
         Stack(order=(2, 1, 0), inverse=(2, 1, 0), rows=3, columns=5)
     """
@@ -63,7 +63,7 @@ def stack_of(shape: Sequence[int], axes: Axes) -> Stack:
 def matrix_axes(topology: Topology) -> dict[str, Axes]:
     """Axes that each core sums, and axes that it opens; all its other axes number the matrices of a stack.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> matrix_axes(tn.mpo((4, 8), (2, 2)))
         {'core0': ((0,), (1, 2)), 'core1': ((0, 1), (2,))}

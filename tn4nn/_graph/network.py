@@ -14,9 +14,8 @@ from .._base.checks import check_schema, checked_size, nearest, read_json
 from .._base.errors import ShapeError, TopologyError
 from .._base.hashing import fingerprint_of
 from .._base.notebook import shown
-from .._drawing.figure import svg_of
-from .._drawing.graph import PICTURED
 from .._drawing.graph import draw as draw_graph
+from .._drawing.graph import svg
 from .topology import Sizes, Topology
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Network:
     Raises:
         TopologyError: a bond without a size, a size for something that is no bond, a size below 1.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> net = tn.low_rank(6, 4).with_rank(2)
         >>> net.shapes
@@ -178,7 +177,7 @@ class Network:
         Source: Qiu et al. 2024, Compute Better Spent (arXiv:2406.06248) for base / f, here with the fan-in read from
         the graph; the shares of N cores, the limit and the factors of sgd are tn4nn's.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> tn.mpo((4, 8), (2, 2)).with_rank(2).lr_factors()
             {'core0': 4.0, 'core1': 1.0}
@@ -239,9 +238,13 @@ class Network:
         shares = None if weights is None else bond_shares(self, weights)
         return draw_graph(self.topology, self.ranks, shares=shares, path=path)
 
+    def _repr_svg_(self) -> str | None:
+        """The picture; None without matplotlib, and of a network that is too large for one."""
+        return svg(self.topology, self.ranks)
+
     def _repr_html_(self) -> str:
-        """What a notebook shows: the text, and the picture of a network that is not too large for one."""
-        return shown(str(self), None if len(self.topology.cores) > PICTURED else lambda: svg_of(self.draw()))
+        """What a notebook shows: the text, and the picture where there is one."""
+        return shown(str(self), self._repr_svg_())
 
     def __str__(self) -> str:
         t = self.topology

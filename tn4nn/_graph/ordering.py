@@ -50,7 +50,8 @@ class Ordering:
         TopologyError: an unknown kind, or an option that the kind lacks or does not take.
         ShapeError: a shape, block or permutation that does not fit.
 
-    Example:
+    Examples:
+        >>> from tn4nn import Ordering
         >>> Ordering.block((2, 4), (2, 2)).permutation.tolist()
         [0, 1, 4, 5, 2, 3, 6, 7]
     """
@@ -196,7 +197,7 @@ def ordering(kind: str, shape: int | Sequence[int], **options: Any) -> Ordering:
         TopologyError: an unknown kind, or an option that the kind lacks or does not take.
         ShapeError: a shape, block or permutation that does not fit.
 
-    Example:
+    Examples:
         >>> ordering("morton", (2, 3)).permutation.tolist()
         [0, 1, 3, 4, 2, 5]
     """

@@ -129,7 +129,7 @@ def restarted_paths(
 def is_exhaustible(tensors: Sequence[Legs]) -> bool:
     """Whether the exhaustive search for the best path ends within some hundredths of a second.
 
-    Example:
+    Examples:
         >>> is_exhaustible([("x", "a"), ("a", "b"), ("b", "y")]), is_exhaustible([("r", f"x{i}") for i in range(10)])
         (True, False)
     """
@@ -195,7 +195,7 @@ def legs_along(tensors: Sequence[Iterable[str]], output: Iterable[str], path: Pa
 
     A leg that both of a pair hold is summed when nothing else holds it, neither another tensor nor the output.
 
-    Example:
+    Examples:
         >>> [sorted(legs) for legs in legs_along(["xa", "ay"], "xy", ((0, 1),))]
         [['a', 'x'], ['a', 'y'], ['x', 'y']]
     """
@@ -226,7 +226,7 @@ def path_work(
 ) -> PathWork:
     """What a path computes and writes; all sizes are at least 1.
 
-    Example:
+    Examples:
         >>> path_work(["ij", "jk"], "ik", {"i": 2, "j": 3, "k": 4}, ((0, 1),))
         PathWork(macs=24, written=8, largest=8)
     """
@@ -254,7 +254,7 @@ def peak_size(tensors: Sequence[Legs], output: Legs, sizes: Mapping[str, int], p
     """The most numbers alive at once along a path, as cotengra's `ContractionTree.peak_size` counts them: inputs until
     they are read, and what each step makes beside what it reads.
 
-    Example:
+    Examples:
         >>> peak_size([("i", "j"), ("j", "k")], ("i", "k"), {"i": 2, "j": 3, "k": 4}, ((0, 1),))  # 6 + 12 + 8
         26
     """
@@ -522,7 +522,7 @@ def reordered_slices(
         minimize: what subtrees are reordered for.
         subtree: tensors of those.
 
-    Example:
+    Examples:
         >>> ring = [("a", "b"), ("b", "c"), ("c", "a")]
         >>> [legs for _, legs in reordered_slices(ring, (), dict.fromkeys("abc", 4), ((0, 1), (2, 3)))][0]
         ('a',)

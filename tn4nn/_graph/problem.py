@@ -72,7 +72,7 @@ class Problem:
         form: "apply", "gather", "dense" or "kernel"; see `tensors_of`.
         batch: rows of x.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> problem = Problem(tn.low_rank(6, 5).with_rank(2), "apply", 10)
         >>> problem.names, problem.macs(problem.chains()[0])
@@ -213,7 +213,7 @@ def is_path(path: Path, tensors: int) -> bool:
 def linear_path(path: Path) -> Path:
     """A path in opt_einsum's form: each pair counts the tensors that are left, and what it makes goes to their end.
 
-    Example:
+    Examples:
         >>> linear_path(((0, 1), (2, 3)))
         ((0, 1), (0, 1))
     """
@@ -237,7 +237,7 @@ def tree_of_path(path: Path, tensors: int) -> frozenset[frozenset[int]]:
 def x_first(path: Path, tensors: int) -> Path:
     """The same path with what holds x, the last tensor, first in each pair: a lowered product then needs no transpose.
 
-    Example:
+    Examples:
         >>> x_first(((0, 2), (1, 3)), 3)
         ((2, 0), (3, 1))
     """
@@ -250,7 +250,7 @@ def chain_along_x(path: Path, tensors: int) -> list[tuple[int, tuple[int, int]]]
 
     The batch is on x alone, so in any contraction tree these form a chain, and what joins it is made of cores.
 
-    Example:
+    Examples:
         >>> chain_along_x(((0, 1), (2, 3)), 3)
         [(4, (2, 3))]
     """

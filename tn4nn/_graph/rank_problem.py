@@ -21,14 +21,20 @@ Term = tuple[int, tuple[B, ...]]  # coefficient, bonds
 
 
 def rank_caps(topology: Topology) -> dict[str, int]:
-    """The largest useful size of each bond, from the open legs that it separates.
+    """The largest useful size of each bond: the rank above which W cannot gain.
 
-    Taking the bond out leaves groups of cores. Where it leaves several, no rank above the product of the
-    groups' open sizes over the largest of them adds anything (for two groups: the smaller of the two sides).
-    Where it leaves one group (the bond is part of a loop) the bond could at most carry a whole balanced cut
-    by itself. Open legs on both sides (hyperedges) are shared and do not count.
+    Taking the bond out leaves groups of cores. Where it leaves several, no rank above the product of the groups' open
+    sizes over the largest of them adds anything (for two groups: the smaller of the two sides). Where it leaves one
+    group (the bond is part of a loop) the bond could at most carry a whole balanced cut by itself. Open legs on both
+    sides (hyperedges) are shared and do not count.
 
-    Example:
+    Args:
+        topology: of any kind; ranks play no part.
+
+    Returns:
+        Bond -> its largest useful size.
+
+    Examples:
         >>> import tn4nn as tn
         >>> tn.rank_caps(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)))
         {'a0': 16, 'a1': 448, 'a2': 16}

@@ -15,9 +15,8 @@ from .._base.checks import check_schema, checked_size, nearest, read_json
 from .._base.errors import TopologyError
 from .._base.hashing import fingerprint_of
 from .._base.notebook import shown
-from .._drawing.figure import svg_of
-from .._drawing.graph import PICTURED
 from .._drawing.graph import draw as draw_graph
+from .._drawing.graph import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +44,13 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Core:
-    """One trainable tensor: a name and its legs, in the order of the array's axes."""
+    """One trainable tensor: a name and its legs, in the order of the array's axes.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.mpo((4, 4), (2, 2)).cores[0]
+        Core(name='core0', legs=('x0', 'y0', 'a0'))
+    """
 
     name: str
     legs: tuple[str, ...]
@@ -72,7 +77,8 @@ class Topology:
     Raises:
         TopologyError: a leg or core is wrong; the message names it.
 
-    Example:
+    Examples:
+        >>> from tn4nn import topology
         >>> t = topology("x0 y0 a, x1 y1 a", inputs={"x0": 4, "x1": 8}, outputs={"y0": 2, "y1": 3})
         >>> t.in_features, t.out_features, t.bonds
         (32, 6, ('a',))
@@ -252,7 +258,7 @@ class Topology:
         Raises:
             BudgetError: even rank 1 on every bond is above the budget; `.smallest` is what would do.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_budget(params=1024)
             >>> net.num_params, net.ranks
@@ -319,9 +325,13 @@ class Topology:
     def __deepcopy__(self, memo: object) -> Topology:
         return self  # it never changes, but for what it has computed, in which another thread may be
 
+    def _repr_svg_(self) -> str | None:
+        """The picture; None without matplotlib, and of a topology that is too large for one."""
+        return svg(self)
+
     def _repr_html_(self) -> str:
-        """What a notebook shows: the text, and the picture of a topology that is not too large for one."""
-        return shown(str(self), None if len(self.cores) > PICTURED else lambda: svg_of(self.draw()))
+        """What a notebook shows: the text, and the picture where there is one."""
+        return shown(str(self), self._repr_svg_())
 
     def __str__(self) -> str:
         lines = [
@@ -368,10 +378,11 @@ def topology(
     Raises:
         TopologyError: naming the core and the leg that are wrong.
 
-    Example:
+    Examples:
         A rank-r block tensor train (Qiu et al. 2024, arXiv:2406.06248) over two modes; x0 and y1 are in
         both cores:
 
+        >>> from tn4nn import topology
         >>> btt = topology("x0 x1 y1 r, y0 x0 y1 r", {"x0": 8, "x1": 8}, {"y0": 4, "y1": 4})
         >>> btt.with_rank(2).num_params
         768
@@ -382,7 +393,7 @@ def topology(
 def holders_of(tensors: Sequence[tuple[str, ...]]) -> dict[str, tuple[int, ...]]:
     """Leg -> positions of the tensors that hold it, in the order in which the legs are met.
 
-    Example:
+    Examples:
         >>> holders_of([("x", "a"), ("a", "y")])
         {'x': (0,), 'a': (0, 1), 'y': (1,)}
     """

@@ -229,7 +229,7 @@ def entry_point_table() -> dict[str, EntryPoint]:
 def backends() -> tuple[str, ...]:
     """Names of all backends that are registered, whether or not their framework is installed.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> set(tn.backends()) >= {"numpy", "torch", "jax"}
         True
@@ -238,11 +238,19 @@ def backends() -> tuple[str, ...]:
 
 
 def backend(name: str) -> Backend:
-    """Loads one backend.
+    """Loads a backend by its name.
+
+    Args:
+        name: "torch", "jax", "numpy", or that of an installed package that registers one.
 
     Raises:
         BackendError: no such backend (the nearest names are given), its framework is missing (with the line that
             installs it), or it raises while it is imported.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.backend("numpy").name
+        'numpy'
     """
     table = entry_point_table()
     if name not in table:
@@ -302,7 +310,13 @@ def target_of(name: str, device: str | None, dtype: str) -> Target:
 
 
 def installed_backends() -> tuple[str, ...]:
-    """Names of the backends that load."""
+    """Names of the backends that load: those whose framework is installed. Each is imported.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> "numpy" in tn.installed_backends()
+        True
+    """
     found = []
     for name in backends():
         try:

@@ -39,7 +39,7 @@ def with_budget(
         BudgetError: rank 1 everywhere is above the budget; `.smallest` is what would do.
         TopologyError: no layer whose ranks could be chosen, an unknown layer name.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.Sequential(
         ...     tn.Linear(tn.mpo((4, 7, 7, 4), (4, 4, 4, 4))), tn.ReLU(),

@@ -41,7 +41,7 @@ def save(path: str | os.PathLike[str], model: Layer | Network, weights: Mapping[
         ShapeError: weights of another model, or arrays that hold no numbers.
         WriteError: the file cannot be written; an older one is as it was.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib, numpy as np, tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -78,6 +78,9 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
     A file may come from anybody: nothing in it is executed, its plans are used for its own networks alone, and each is
     checked and priced anew when it is needed. One that does not fit is searched for again.
 
+    Args:
+        path: of the file.
+
     Returns:
         (model, weights): `model.build(backend, weights)` goes on with them on any backend.
 
@@ -85,6 +88,15 @@ def load(path: str | os.PathLike[str]) -> tuple[Layer | Network, dict[str, NDArr
         DataError: there is no such file, or it cannot be read.
         CheckpointError: a file that is not of `save`, of another version of its format, or with arrays missing, too
             many, or of another shape, or one that was damaged or edited.
+
+    Examples:
+        >>> import tempfile, tn4nn as tn
+        >>> model = tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tn.save(f"{folder}/model.tn", model, model.init(0))
+        ...     again, weights = tn.load(f"{folder}/model.tn")
+        >>> again == model, sorted(weights)
+        (True, ['bias', 'core0', 'core1'])
     """
     advice = "give a file that this version's tn4nn.save wrote (arrays of other files go to tn.decompose)"
     record, weights = read_arrays(Path(path), SCHEMA, "one of tn4nn.save", advice, unreadable=DataError)

@@ -23,7 +23,7 @@ def rows_of(model: Layer, shape: Shape) -> list[tuple[str, OnNetwork, int]]:
     Rows are those of x of a linear layer, the tokens of an embedding, the positions of a convolution. A table that is
     the head of its model too (`Tied`) stands there twice, the second time as the linear layer that it is.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.Sequential(tn.Conv2d(1, 4, kernel=3), tn.Flatten(), tn.Linear(144, 10))
         >>> [(name, rows) for name, _, rows in rows_of(model, (1, 8, 8))]

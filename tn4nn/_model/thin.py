@@ -41,7 +41,7 @@ def thinner(model: Layer, share: float, shape: Shape) -> Layer:
     Raises:
         ShapeError: a model whose parts depend on each other's widths in a way that is not known here.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.presets.gpt(layers=1, width=64, heads=4)
         >>> thinner(model, 0.5, (64,)).networks()["blocks.0.mlp.up"].num_params

@@ -90,6 +90,13 @@ class Calibration:
         after: the same with the fitted parameters.
         samples: how many plans were run.
         seconds: how long it took.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> own, default = tn.Machine(op_s=5e-6), tn.Machine()
+        >>> found = tn.Calibration("torch", own, default, ("op_s",), before=0.3, after=0.1, samples=80, seconds=12)
+        >>> print(str(found).splitlines()[1])
+          op_s                    5e-06  (default 2.5e-06)
     """
 
     what: str
@@ -144,7 +151,7 @@ def calibrate(
         TN4NNError: there is no native runtime (no compiler, or another dtype), or the limit left too few samples.
         BackendError: an unknown backend, or one that is not installed or has no such device or dtype.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> machine = tn.calibrated() or tn.Machine()
         >>> tn.plan(tn.low_rank(64, 64).with_rank(4), 32, runtime="native", machine=machine).runtime
@@ -191,7 +198,7 @@ def calibrated(device: str | None = None, *, backend: str | None = None, dtype: 
     Raises:
         BackendError: an unknown backend, or one that is not installed or has no such device or dtype.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> isinstance(tn.calibrated() or tn.Machine(), tn.Machine)
         True

@@ -123,7 +123,7 @@ def einsum(equation: Any, *operands: Any, minimize: str = "time", time_limit: fl
 
     Source: the notation of numpy.einsum and opt_einsum.contract.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> a, b, c = np.ones((2, 3)), np.ones((3, 4)), np.ones((4, 2))
         >>> float(tn.einsum("ij,jk,ki->", a, b, c))
@@ -226,7 +226,7 @@ def contract_expression(
 
     Source: opt_einsum.contract_expression.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> w, v = np.ones((64, 4)), np.ones((4, 64))
         >>> expression = tn.contract_expression("ab,bc,cd->ad", (10, 64), w, v, constants=[1, 2])
@@ -286,7 +286,7 @@ class Expression:
         shapes: of all operands.
         constants: position -> array, of those that do not change.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> expression = tn.contract_expression("ij,jk->ik", (2, 3), (3, 4))
         >>> expression(np.ones((2, 3)), np.ones((3, 4))).shape

@@ -86,7 +86,7 @@ def select(request: PlanRequest) -> Executor:
     Raises:
         TN4NNError: none can; the message has each one's reason.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> select(PlanRequest(tn.low_rank(64, 64).with_rank(4), 32)).name
         'program'

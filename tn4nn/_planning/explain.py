@@ -105,7 +105,7 @@ def explain(p: Plan, *, machine: Machine | None = None, cache: bool = True) -> E
         machine: parameters of the cost model (default: those that the plan was made with).
         cache: False plans anew and stores nothing.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> told = explain(tn.plan(tn.low_rank(256, 64).with_rank(8), batch=32))
         >>> [change.what for change in told.changes if change.what.startswith("bond")]

@@ -62,6 +62,12 @@ class Growth:
         phase: "forward" or "train".
         curves: "batch", "rank" and "sites" -> points; only those that the network has.
         device: a GPU by its name, or "cpu": the native runtime of a processor.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> found = tn.growth(tn.low_rank(64, 64).with_rank(4))
+        >>> list(found.curves), round(found.exponents()["batch"]["MACs"], 2)
+        (['batch', 'rank'], 1.0)
     """
 
     network: Network
@@ -155,7 +161,8 @@ def growth(
     Raises:
         TN4NNError: an unknown phase or device, a batch below 1, a device with a machine.
 
-    Example:
+    Examples:
+        >>> from tn4nn import growth
         >>> import tn4nn as tn
         >>> found = growth(tn.low_rank(64, 64).with_rank(4), batch=64)
         >>> list(found.curves), found.exponents()["rank"]["MACs"]

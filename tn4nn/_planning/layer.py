@@ -76,7 +76,7 @@ def plan(
             meets, `tune` for programs, a runtime together with a backend.
         BackendError: an unknown backend, device or dtype, or a backend that is not installed or does not plan.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
         >>> p = tn.plan(net, batch=100, minimize="flops")

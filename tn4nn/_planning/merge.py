@@ -38,7 +38,7 @@ def merged(
     Returns:
         A network of the same inputs and outputs, and its weights: float64 arithmetic, in the dtype of the given ones.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> net = tn.mpo((4, 7, 7, 4), (4, 4, 4, 4)).with_rank(4)
         >>> small, weights = merged(net, net.init(0), batch=32)

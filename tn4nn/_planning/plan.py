@@ -46,6 +46,14 @@ class Plan:
         layouts: native runtime: how the states lie in memory (`contraction.LAYOUTS`).
         save: native runtime: a training step saves the states instead of recomputing them.
         measured_s: seconds of one pass, where it was measured.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> p = tn.plan(tn.low_rank(784, 256).with_rank(8), batch=100, phase="forward")
+        >>> p.executor, p.cost.macs
+        ('program', 832000)
+        >>> p.candidates[0][1] == p.cost
+        True
     """
 
     request: PlanRequest
@@ -100,7 +108,7 @@ class Plan:
         """The path as cotengra's `ContractionTree.from_path(ssa_path=)` takes it: `path`, pairs over the cores in
         order and x, which comes last; the i-th pair makes tensor n + i.
 
-        Example:
+        Examples:
             >>> import cotengra, tn4nn as tn
             >>> net = tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(3)
             >>> p, t = tn.plan(net, batch=10), net.topology
@@ -117,7 +125,7 @@ class Plan:
         """The path as opt_einsum's `contract(optimize=)` and cotengra's `from_path(path=)` take it: each pair counts
         the tensors that are left, and what it makes goes to their end.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> p = tn.plan(tn.low_rank(64, 64).with_rank(4), batch=10)
             >>> p.ssa_path, p.linear_path
@@ -248,7 +256,7 @@ def step_lines(program: Program, works: Sequence[Work], itemsize: int) -> list[s
 def in_bytes(number: float) -> str:
     """A number of bytes in words.
 
-    Example:
+    Examples:
         >>> in_bytes(1536), in_bytes(3 << 30)
         ('1.5 KiB', '3.0 GiB')
     """

@@ -38,7 +38,7 @@ def find(request: PlanRequest, *, cache: bool = True, progress: Progress | None 
     Raises:
         TN4NNError: no executor of the target can run it, a memory cap that nothing meets, `tune` for programs.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> find(PlanRequest(tn.low_rank(64, 64).with_rank(4), 32)).executor
         'program'

@@ -38,7 +38,7 @@ class PlanRequest:
     Raises:
         TN4NNError: no network, an unknown phase, objective or form, a batch below 1.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> PlanRequest(tn.low_rank(64, 64).with_rank(4), 32, "train").itemsize
         4
@@ -90,7 +90,7 @@ class PlanRequest:
 def bucket(batch: int) -> int:
     """The batch class: what a plan is made for when batches vary, the next power of four.
 
-    Example:
+    Examples:
         >>> [bucket(n) for n in (0, 1, 3, 64, 65)]
         [1, 1, 4, 64, 256]
     """

@@ -78,6 +78,14 @@ class Machine(NativeMachine, ProgramMachine):
     `kernel_macs_per_s`, `tile_macs_per_s`, `memory_bytes_per_s`), seconds (`op_s`, `matrix_s`, `pass_s`, `step_s`,
     `tile_s`, `vector_s`, `far_s`, `task_s`, `call_s`, `team_s`), bytes (`vector_bytes`, `cache_bytes`) and ratios
     (`strided`, `edge`, `columns`, `scatter`, `across`, `streams`). `tn.calibrate` measures them.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> net = tn.mpo((8, 8), (8, 8)).with_rank(4)
+        >>> slow, fast = tn.Machine(macs_per_s=1e9), tn.Machine(macs_per_s=1e12)
+        >>> seconds = [tn.plan(net, 4096, machine=machine).cost.predicted_s for machine in (slow, fast)]
+        >>> seconds[0] > seconds[1]
+        True
     """
 
 
@@ -92,6 +100,14 @@ class Cost:
             intermediates, what is saved, and the gradients of these. Cores and their gradients are not counted.
         saved: bytes saved between forward and backward, the input included; 0 for "forward". Never above the peak.
         predicted_s: seconds by the cost model.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> cost = tn.plan(tn.low_rank(784, 256).with_rank(8), batch=100, phase="forward").cost
+        >>> cost.macs  # 100 * 8 * (784 + 256)
+        832000
+        >>> cost.saved
+        0
     """
 
     macs: int
@@ -120,7 +136,7 @@ def peak_in_turn(costs: Iterable[Cost]) -> int:
     """The most bytes alive at once in a pass through layers, one after the other: while one runs, those before it have
     saved what they save, and those behind it nothing yet, or nothing any more.
 
-    Example:
+    Examples:
         >>> first = Cost(0, 0, peak=90, saved=50, predicted_s=0.0)
         >>> second = Cost(0, 0, peak=60, saved=40, predicted_s=0.0)
         >>> peak_in_turn([first, second])

@@ -89,7 +89,7 @@ GPUS = {
 def gpu(name: str) -> Gpu:
     """The first GPU whose name is part of the device's; an H100 for all that are not in the table.
 
-    Example:
+    Examples:
         >>> gpu("NVIDIA H200").bytes_per_s
         4800000000000.0
     """
@@ -103,7 +103,7 @@ def machine_of(name: str, itemsize: int) -> Machine:
     Raises:
         TN4NNError: neither.
 
-    Example:
+    Examples:
         >>> machine_of("H100", 2).macs_per_s > 5 * machine_of("A100", 4).macs_per_s
         True
     """

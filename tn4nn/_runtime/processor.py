@@ -46,7 +46,7 @@ def vector_bytes() -> int:
 def processors() -> int:
     """How many of them this process may use.
 
-    Example:
+    Examples:
         >>> processors() >= 1
         True
     """

@@ -269,7 +269,7 @@ def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[in
 
     A new axis can be a view of old ones where these lie behind one another without a gap.
 
-    Example:
+    Examples:
         >>> view_strides((4, 6), (6, 1), (2, 2, 6)), view_strides((6, 4), (1, 6), (24,))
         ((12, 6, 1), None)
     """

@@ -164,7 +164,7 @@ def recipe(
     Raises:
         TN4NNError: the path is of another network.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> lowered = recipe(tn.low_rank(64, 64).with_rank(4), ((0, 2), (1, 3)), 32)
         >>> len(lowered.prologue), len(lowered.steps), lowered.inputs, lowered.outputs

@@ -27,7 +27,7 @@ class Target:
     Raises:
         TN4NNError: an unknown dtype.
 
-    Example:
+    Examples:
         >>> Target("torch", "cpu", "float64", ("native", "program")).itemsize
         8
     """

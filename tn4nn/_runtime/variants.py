@@ -53,7 +53,7 @@ VARIANTS = (  # the widest first
 def machine() -> str:
     """The instruction set of this process, by one name on every system.
 
-    Example:
+    Examples:
         >>> machine() in ("x86_64", "aarch64") or machine() == platform.machine()
         True
     """
@@ -68,7 +68,7 @@ def usable(features: Iterable[str], instructions: str) -> tuple[Variant, ...]:
         features: of the processor.
         instructions: as `machine()` names them.
 
-    Example:
+    Examples:
         >>> [variant.name for variant in usable({"avx2", "fma"}, "x86_64")]
         ['avx2', 'sse2']
     """
@@ -79,7 +79,7 @@ def usable(features: Iterable[str], instructions: str) -> tuple[Variant, ...]:
 def file_name(variant: str, itemsize: int) -> str:
     """Of the library for numbers of that many bytes.
 
-    Example:
+    Examples:
         >>> file_name("avx2", 4)
         'contract-avx2-float32.so'
     """

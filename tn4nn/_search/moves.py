@@ -43,7 +43,7 @@ def structure_of(network: Network) -> str:
     """The open legs of each core, and the size of each bond by the cores that it joins: networks that differ in
     nothing but names and the order of legs have the same text.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> structure_of(tn.mpo((2, 3), (2, 2)).with_rank(4))
         '0:x0,y0 1:x1,y1 | 0-1=4'

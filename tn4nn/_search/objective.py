@@ -108,7 +108,7 @@ class TrainingLoss:
         model: makes the model of a network; left out, the network is one linear layer.
         options: of `tn.train`: epochs=, lr=, backend=, seed=, loss= ... (without progress, the split is 0.1).
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(200, 16)).astype("float32")
         >>> y = (x[:, 0] > 0).astype("int64")

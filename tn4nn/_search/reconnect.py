@@ -40,6 +40,12 @@ class Reconnection:
         topology: the tree.
         entropies: the sum of S over its bonds in nats, before the first sweep and after each.
         changes: what was exchanged, one sentence each.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> found = tn.reconnect(np.kron(np.eye(4), np.ones((4, 4))), tn.tree((2,) * 4, (2,) * 4))
+        >>> found.entropies[-1] <= found.entropies[0], len(found.topology.cores)
+        (True, 6)
     """
 
     topology: Topology
@@ -68,7 +74,7 @@ def reconnect(W: ArrayLike, tree: Topology, *, sweeps: int = 20, seed: int = 0) 
         TopologyError: no such tree.
         ShapeError: W does not have the shape of the topology.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> bell = np.eye(2)
         >>> W = np.einsum("ad,bc->abcd", bell, bell).reshape(1, 16)   # x0 with x3, x1 with x2

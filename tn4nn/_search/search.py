@@ -47,6 +47,13 @@ class Evaluation:
         params: numbers in its cores.
         error: relative error, or the loss of the task.
         accepted: whether the search went on from it.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> found = tn.search(np.ones((2, 3, 4)), error=1e-6, evaluations=3)
+        >>> first = found.history[0]
+        >>> first.structure, first.params, first.accepted
+        ('0:x0,y0 1:x1 2:x2 |', 9, True)
     """
 
     move: str
@@ -68,6 +75,12 @@ class Search:
         found_at: the number of the evaluation that found it, from 1.
         history: every evaluation.
         asked: the largest error that was asked for; None where a budget was.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> found = tn.search(np.ones((2, 3, 4)), error=1e-6, evaluations=3)
+        >>> found.reached, found.network.num_params, found.evaluations
+        (True, 9, 1)
     """
 
     network: Network
@@ -142,7 +155,7 @@ def search(
         BudgetError: a budget below the parameters at the start.
         CheckpointError: a state file of another search or version, or one that cannot be read.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> rng = np.random.default_rng(0)
         >>> a, b, c = (rng.normal(size=shape) for shape in ((4, 2), (2, 4, 2), (2, 4)))

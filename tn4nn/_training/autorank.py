@@ -36,7 +36,7 @@ class AutoRank:
         every: epochs between two changes.
         until: share of the epochs after which ranks stay.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(200, 16)).astype("float32")
         >>> y = (x[:, 0] > 0).astype("int64")

@@ -36,7 +36,7 @@ class EntanglementLog:
     Raises:
         TN4NNError: a model without bonds.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(100, 16)).astype("float32")
         >>> y = (x[:, 0] > 0).astype("int64")

@@ -41,7 +41,9 @@ class Dataset:
     Raises:
         DataError: an empty or misshapen array, a NaN or an infinity, a label outside 0..classes-1.
 
-    Example:
+    Examples:
+        >>> import numpy as np
+        >>> from tn4nn import Dataset
         >>> Dataset("xor", np.eye(2), np.array([0, 1]), np.eye(2), np.array([0, 1]), 2, (2,))
         Dataset('xor': 2 train + 2 test rows of 2 features (2), 2 classes)
     """
@@ -171,7 +173,8 @@ def load(
     Raises:
         DataError: no such set, files that are absent or damaged, or values that cannot be trained on.
 
-    Example:
+    Examples:
+        >>> from tn4nn import load_data as load
         >>> load("digits")
         Dataset('digits': 1438 train + 359 test rows of 64 features (8x8), 10 classes)
     """

@@ -25,6 +25,13 @@ class Epoch:
         accuracy: on the validation split, percent; NaN without one or for "mse".
         seconds: of training, evaluation left out.
         step: the number of steps that were done after it.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> model = tn.Linear(tn.mpo((8, 8), (2, 5)).with_rank(4))
+        >>> run = tn.train(model, tn.load_data("digits"), backend="torch", epochs=2)
+        >>> [line.epoch for line in run.history], run.history[1].loss < run.history[0].loss
+        ([1, 2], True)
     """
 
     epoch: int
@@ -55,6 +62,13 @@ class Run:
             person's own.
         ranks: with `ranks=` the ranks after each change, by epoch: layer -> bond -> rank.
         test_loss: on the test split with the last weights; NaN where no test data was given.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> model = tn.Linear(tn.mpo((8, 8), (2, 5)).with_rank(4))
+        >>> run = tn.train(model, tn.load_data("digits"), backend="torch", epochs=2)
+        >>> len(run.history), sorted(run.weights), bool(run.losses[-1] < run.losses[0])
+        (2, ['bias', 'core0', 'core1'], True)
     """
 
     losses: NDArray[np.float64]

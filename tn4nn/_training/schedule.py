@@ -40,7 +40,8 @@ def learning_rates(
     Raises:
         TN4NNError: an unknown schedule, a rate below 0 or not finite.
 
-    Example:
+    Examples:
+        >>> from tn4nn import learning_rates
         >>> learning_rates("linear", 1.0, steps=4, steps_per_epoch=4)
         [1.0, 0.75, 0.5, 0.25]
     """

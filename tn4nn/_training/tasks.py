@@ -32,6 +32,13 @@ class Task:
         inputs: shape of x of one row, e.g. (784,), or (context,) for token ids.
         outputs: shape of what the model gives for it: (classes,), (context, vocabulary), or that of y.
         vocabulary: the characters that ids stand for, or None.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> x, y = np.random.default_rng(0).normal(size=(100, 8)), np.arange(100) % 3
+        >>> task = tn.classification(x, y)
+        >>> task.inputs, task.outputs, task.loss, task.metric
+        ((8,), (3,), 'cross_entropy', 'accuracy')
     """
 
     name: str
@@ -100,7 +107,7 @@ def classification(
     Raises:
         DataError: x and y of different length, no rows, labels that are not whole numbers from 0 to classes - 1.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(50, 8)).astype("float32")
         >>> tn.classification(x, (x[:, 0] > 0).astype("int64"))
@@ -144,7 +151,7 @@ def regression(
     Raises:
         DataError: x and y of different length, no rows, numbers that are not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(50, 8)).astype("float32")
         >>> task = tn.regression(x, x[:, :3] ** 2)

@@ -54,7 +54,7 @@ def language_model(
         DataError: fewer tokens than one window in a split, ids below 0 or beyond the vocabulary, characters that are
             not in it, a file that cannot be read.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> task = tn.language_model("to be or not to be " * 100, context=16)
         >>> task
@@ -86,7 +86,7 @@ def load_text(name: str) -> str:
     Raises:
         DataError: an unknown name, or a file that is not there.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.load_text("shakespeare")[:14]
         'First Citizen:'

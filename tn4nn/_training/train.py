@@ -124,7 +124,7 @@ def train(
         BackendError: an unknown backend; a process that is one of several, of `torchrun` for instance: train one model
             on several devices by a loop of your own.
 
-    Example:
+    Examples:
         >>> import numpy as np, tn4nn as tn
         >>> x = np.random.default_rng(0).normal(size=(200, 16)).astype("float32")
         >>> y = (x[:, 0] > 0).astype("int64")

@@ -80,7 +80,7 @@ def core_names(wanted: Iterable[str | None]) -> list[str]:
     """A core name for each wanted one: the same where it is allowed, with underscores for other characters; else core0,
     core1, ...
 
-    Example:
+    Examples:
         >>> core_names(["I0", "I0,1", None, "x"])
         ['I0', 'I0_1', 'core2', 'core3']
     """
@@ -98,7 +98,7 @@ def core_names(wanted: Iterable[str | None]) -> list[str]:
 def leg_names(wanted: Iterable[str | None], spare: str = "bond") -> list[str]:
     """A leg name for each wanted one, the same where it is allowed; bond0, bond1, ... for None.
 
-    Example:
+    Examples:
         >>> leg_names(["k0", "k0,1", None, "bond0", "k0_1"])
         ['k0', 'k0_1', 'bond1', 'bond0', 'k0_1_']
     """
@@ -116,7 +116,7 @@ def leg_names(wanted: Iterable[str | None], spare: str = "bond") -> list[str]:
 def unique(words: Iterable[str | None]) -> list[str | None]:
     """The words that occur once; None for the others.
 
-    Example:
+    Examples:
         >>> unique(["a", "b", "a", None])
         [None, 'b', None, None]
     """

@@ -30,7 +30,8 @@ def from_chain(cores: Iterable[Any], axes: str = "loir") -> tuple[Network, dict[
 
     Source: tensor-train matrices (Novikov et al. 2015, arXiv:1509.06569); rings (Zhao et al. 2016, arXiv:1606.05535).
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.chain import from_chain
         >>> import numpy as np
         >>> net, weights = from_chain([np.ones((1, 3, 4, 2)), np.ones((2, 5, 4, 1))])
         >>> net.in_features, net.out_features, net.ranks

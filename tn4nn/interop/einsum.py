@@ -39,7 +39,8 @@ def from_einsum(
 
     Source: the notation of numpy.einsum.
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.einsum import from_einsum
         >>> net = from_einsum("xab,byc->xayc", [(4, 5, 3), (3, 6, 2)], inputs="xy")
         >>> net.in_features, net.out_features, net.ranks
         (24, 10, {'b': 3})
@@ -106,7 +107,8 @@ def to_einsum(network: Network) -> tuple[str, list[Shape]]:
 
     Source: the notation of numpy.einsum.
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.einsum import to_einsum
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.low_rank(6, 4).with_rank(2)
         >>> equation, shapes = to_einsum(net)

@@ -28,7 +28,17 @@ _LARGEST = 256  # of a hyperedge in TensorNetwork: the tensor of a CopyNode of t
 
 
 class Engine(Protocol):
-    """What contracts: arrays in the order of the program's inputs, those of one framework."""
+    """What contracts: arrays in the order of the program's inputs, those of one framework.
+
+    Examples:
+        >>> from tn4nn.interop.engines import Engine, engine
+        >>> import numpy as np, tn4nn as tn
+        >>> net = tn.mpo((4, 4), (2, 3)).with_rank(2)
+        >>> weights, x = net.init(0), np.ones((5, 16), np.float32)
+        >>> contraction: Engine = engine("quimb", tn.plan(net, batch=5))
+        >>> contraction([*weights.values(), x]).shape
+        (5, 6)
+    """
 
     def __call__(self, arrays: Sequence[Any]) -> Any:
         """What the plan's program gives for them."""
@@ -46,9 +56,14 @@ def check_engine(name: str, model: layers.Layer, *, tune: bool = False) -> None:
     Raises:
         BackendError: an unknown engine, one that is not installed, `tune`, a network that the engine has no words for.
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.engines import check_engine
         >>> import tn4nn as tn
         >>> check_engine("quimb", tn.Linear(tn.cp((4, 4), (4, 4)).with_rank(3)))
+        >>> check_engine("quimb", tn.Linear(tn.cp((4, 4), (4, 4)).with_rank(3)), tune=True)
+        Traceback (most recent call last):
+            ...
+        tn4nn.BackendError: tune=True measures tn4nn's own runtime, engine='quimb' runs another: pass one of them
     """
     if name not in ENGINES:
         raise BackendError(f"unknown engine {name!r}." + nearest(name, ENGINES))
@@ -84,7 +99,8 @@ def engine(name: str, p: Plan) -> Engine:
         name: "quimb" or "tensornetwork".
         p: the path and what is contracted; its blocks and slices (under a memory cap) are not looked at.
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.engines import engine
         >>> import numpy as np, tn4nn as tn
         >>> net = tn.ring((4, 4), (2, 3)).with_rank(2)
         >>> weights, x = net.init(0), np.ones((5, 16), np.float32)
@@ -179,7 +195,7 @@ class _TensorNetwork(_Contraction):
 def _positions(path: Sequence[tuple[int, int]], tensors: int) -> tuple[tuple[int, int], ...]:
     """A path of numbers that stay as one of positions among the tensors that are left, as opt_einsum writes it.
 
-    Example:
+    Examples:
         >>> _positions([(0, 2), (3, 1)], 3)
         ((0, 2), (0, 1))
     """

@@ -19,7 +19,8 @@ _DRAWN = "_"
 class QuimbWeights(dict[str, NDArray[Any]]):
     """Weights that remember quimb's own names: `tags`, core -> tags, and `indices`, leg -> index.
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.quimb import QuimbWeights
         >>> kept = QuimbWeights({}, tags={"I0_1": ("I0,1", "KET")}, indices={"k0_1": "k0,1"})
         >>> kept.tags, kept.indices
         ({'I0_1': ('I0,1', 'KET')}, {'k0_1': 'k0,1'})
@@ -57,7 +58,8 @@ def from_quimb(q: Any, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[N
 
     Source: quimb (Gray 2018, doi:10.21105/joss.00819).
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.quimb import from_quimb
         >>> import quimb.tensor as qtn, tn4nn as tn
         >>> q = qtn.MPO_rand(3, 2, phys_dim=4, seed=0)
         >>> net, weights = from_quimb(q, inputs=q.lower_inds, outputs=q.upper_inds)
@@ -110,7 +112,8 @@ def to_quimb(
 
     Source: quimb (Gray 2018, doi:10.21105/joss.00819).
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.quimb import to_quimb
         >>> import tn4nn as tn
         >>> net = tn.mpo((4, 4), (3, 3)).with_rank(2)
         >>> [tensor.inds for tensor in to_quimb(net, net.init(0)).tensors]

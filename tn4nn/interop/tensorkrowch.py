@@ -32,7 +32,8 @@ def from_tensorkrowch(
 
     Source: TensorKrowch (Pareja Monturiol, Pérez-García and Pozas-Kerstjens 2023, arXiv:2306.08595).
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.tensorkrowch import from_tensorkrowch
         >>> import tensorkrowch as tk, tn4nn as tn
         >>> mpo = tk.models.MPO(n_features=3, in_dim=4, out_dim=2, bond_dim=5)
         >>> sides = [node["input"] for node in mpo.mats_env], [node["output"] for node in mpo.mats_env]

@@ -40,7 +40,8 @@ def from_tensornetwork(
 
     Source: TensorNetwork (Roberts et al. 2019, arXiv:1905.01330).
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.tensornetwork import from_tensornetwork
         >>> import numpy as np, tensornetwork, tn4nn as tn
         >>> a, b = tensornetwork.Node(np.ones((4, 2)), "a"), tensornetwork.Node(np.ones((2, 3)), "b")
         >>> _ = a[1] ^ b[0]
@@ -122,7 +123,8 @@ def to_tensornetwork(network: Network, weights: Mapping[str, Any]) -> tuple[list
 
     Source: TensorNetwork (Roberts et al. 2019, arXiv:1905.01330).
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.tensornetwork import to_tensornetwork
         >>> import tensornetwork, tn4nn as tn
         >>> net = tn.mpo((4, 4), (3, 3)).with_rank(2)
         >>> nodes, inputs, outputs = to_tensornetwork(net, net.init(0))

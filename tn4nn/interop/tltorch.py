@@ -27,7 +27,8 @@ def from_tltorch(weight: Any) -> tuple[Network, dict[str, NDArray[Any]]]:
 
     Source: tltorch (Kossaifi, http://tensorly.org/torch).
 
-    Example:
+    Examples:
+        >>> from tn4nn.interop.tltorch import from_tltorch
         >>> import tltorch
         >>> layer = tltorch.FactorizedLinear((2, 5), (3, 4), rank=4, factorization="cp")
         >>> net, weights = from_tltorch(layer.weight)

@@ -31,7 +31,9 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer variants and one seed, the same acceptance.")] = False,
     backend: Annotated[str, typer.Option(help="torch or jax.")] = "torch",
     device: Annotated[str | None, typer.Option(help="The framework's word: cpu, cuda, gpu ...")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds. [the experiment's, 1 with --quick]")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds.", show_default="the experiment's, 1 with --quick")
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of results and figures; what is finished there is not run again.")
     ] = Path("reproduction"),

@@ -26,6 +26,12 @@ class Settings:
         backend: that trains.
         device: the framework's own word, or None for its default.
         seeds: how many, from 0.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> settings = reproduce.Settings(quick=True, backend="torch", device=None, seeds=1)
+        >>> [unit.name for unit in reproduce.experiment("fc2").units(settings)]
+        ['variant D = 4, seed 0', 'variant D = 16, seed 0', 'variant low rank 1, seed 0', 'variant dense, seed 0']
     """
 
     quick: bool
@@ -42,6 +48,12 @@ class Unit:
         key: distinguishes it from the experiment's other units; becomes part of its row.
         run: takes a folder of its own, in which it may leave what it needs to go on after a kill, and returns the
             row's values. Values under "times" differ from run to run and are stored apart.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> unit = reproduce.Unit({"D": 4, "seed": 0}, run=lambda folder: {"accuracy": 97.0})
+        >>> unit.name
+        'D 4, seed 0'
     """
 
     key: Mapping[str, str | int | float]
@@ -67,7 +79,8 @@ class Line:
         unit: behind the numbers.
         digits: after the point.
 
-    Example:
+    Examples:
+        >>> from tn4nn.reproduce import Line
         >>> Line("D = 4", ours=96.7, low=96.2).verdict
         'holds'
     """
@@ -133,7 +146,9 @@ def _nothing(rows: Sequence[Row]) -> Sequence[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One experiment. To add one, write a module that has some and one line in `_registry.py`.
+    """What is repeated: the units of work, the table that comes out of their results, and what is accepted.
+
+    To add one, write a module that has some and one line in `_registry.py`.
 
     Attributes:
         name: on the command line.
@@ -154,6 +169,12 @@ class Experiment:
             rest of the name and what it shows, of the line that begins with it.
         partial: lines, text and figure can be made of some of the units: a long experiment shows what there is.
         draw: draws the rows into an empty matplotlib figure.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> one = reproduce.experiment("fc2")
+        >>> one.name, one.data, one.seeds
+        ('fc2', ('mnist',), 3)
     """
 
     name: str
@@ -178,7 +199,7 @@ def mean_line(what: str, values: Sequence[float | None], **band: Any) -> Line:
     """A line with the mean and the sample sd of some values; a value that is None, out of a run that diverged, makes
     the mean NaN.
 
-    Example:
+    Examples:
         >>> mean_line("accuracy", [97.0, 98.0], low=97).shown
         '97.50 ± 0.71 %'
     """

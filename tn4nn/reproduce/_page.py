@@ -42,6 +42,14 @@ def write_page(folder: str | Path, page: str | Path | None = None) -> Path:
     Raises:
         TN4NNError: a folder without results.
         CheckpointError: results that cannot be read.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from tn4nn import reproduce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = reproduce.run("counts", out=pathlib.Path(folder))
+        ...     reproduce.write_page(pathlib.Path(folder)).name
+        'index.md'
     """
     where = Path(folder)
     target = where / "index.md" if page is None else Path(page)

@@ -37,7 +37,8 @@ MODULES: dict[str, str] = {
 def experiments() -> tuple[str, ...]:
     """The names that `run` takes.
 
-    Example:
+    Examples:
+        >>> from tn4nn.reproduce import experiments
         >>> experiments()[0]
         'counts'
     """
@@ -49,6 +50,11 @@ def experiment(name: str) -> Experiment:
 
     Raises:
         TN4NNError: no such experiment; the nearest are named.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> reproduce.experiment("counts").title
+        'Exact parameter counts'
     """
     if name not in MODULES:
         raise TN4NNError(f"unknown experiment {name!r}." + nearest(name, MODULES))

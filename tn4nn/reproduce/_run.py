@@ -55,7 +55,8 @@ def run(
         DataError: data that is absent, with what to do.
         CheckpointError: results in `out` of another version, machine, recipe or settings.
 
-    Example:
+    Examples:
+        >>> from tn4nn.reproduce import run
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = run("counts", out=folder)
@@ -70,7 +71,14 @@ def run(
 
 
 def failed(record: Mapping[str, Any]) -> list[str]:
-    """The lines of a record that do not hold."""
+    """The lines of a record that do not hold.
+
+    Examples:
+        >>> from tn4nn import reproduce
+        >>> lines = [reproduce.Line("D = 4", ours=96.7, low=96.2), reproduce.Line("D = 8", ours=96.7, low=97.0)]
+        >>> reproduce.failed({"lines": [line.to_dict() for line in lines]})
+        ['D = 8']
+    """
     return [line["what"] for line in record["lines"] if line["verdict"] == FAILS]
 
 
@@ -79,6 +87,14 @@ def read_results(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: no JSON, of another schema, or damaged or edited after it was written.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from tn4nn import reproduce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = reproduce.run("counts", out=pathlib.Path(folder))
+        ...     reproduce.read_results(pathlib.Path(folder) / "counts.json")["experiment"]
+        'counts'
     """
     advice = "move it away, or write to another folder"
     record = read_record(path, SCHEMA, advice)

@@ -109,7 +109,7 @@ def _trained(
 def significant(values: Iterable[float], digits: int = 6) -> list[float]:
     """Rounded for a file that people keep.
 
-    Example:
+    Examples:
         >>> significant([1 / 3, 2e-9 / 3])
         [0.333333, 6.66667e-10]
     """

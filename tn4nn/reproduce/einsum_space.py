@@ -47,7 +47,7 @@ def two_factor(theta: Theta) -> Topology:
     """W = sum over rho of A (alpha gamma delta phi rho) and B (beta gamma epsilon phi rho), the input being
     (alpha beta gamma), the output (delta epsilon phi), by log2 of their sizes.
 
-    Example:
+    Examples:
         >>> print(two_factor((4, 0, 4, 0, 4, 4)).text)
         A: alpha gamma phi rho, B: gamma epsilon phi rho
     """

@@ -172,7 +172,7 @@ def _draw(figure: Figure, rows: Sequence[Row]) -> None:
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Those of (cost, accuracy) points that no cheaper one reaches.
 
-    Example:
+    Examples:
         >>> pareto([(1, 90), (2, 89), (3, 95)])
         [(1, 90), (3, 95)]
     """

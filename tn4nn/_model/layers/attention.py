@@ -57,7 +57,7 @@ class Attention(Layer):
     (arXiv:1911.02150); groups: Ainslie et al. 2023, GQA (arXiv:2305.13245); rotary positions: Su et al. 2021, RoFormer
     (arXiv:2104.09864).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> layer = tn.Attention(16, 4, kv_heads=2, causal=True, rotary=True, out=tn.mpo((4, 4), (4, 4)).with_rank(3))
         >>> layer.out_shape((7, 16)), list(layer.networks())
@@ -188,7 +188,7 @@ class Positions(Layer):
 
     Source: Gehring et al. 2017, Convolutional Sequence to Sequence Learning (arXiv:1705.03122); the start: GPT-2.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> layer = tn.Positions(64, 16)
         >>> layer.out_shape((7, 16)), layer.init(0)["table.core0"].std().round(3)

@@ -51,7 +51,20 @@ KINDS: dict[str, type[Layer]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Base of every layer and of every model: a model is a layer."""
+    """Base of every layer and of every model: a model is a layer.
+
+    It is data without weights, equal where its fields are equal. A layer of your own is a frozen dataclass that
+    inherits from it and overrides `out_shape`, and where it has arrays or layers inside `own_specs` and `children`;
+    backends must know it to run it.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 3))
+        >>> model.out_shape((16,)), model.num_params, list(model.networks())
+        ((3,), 131, ['0', '2'])
+        >>> [name for name, layer in model.walk() if isinstance(layer, tn.Linear)]
+        ['0', '2']
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -120,7 +133,7 @@ class Layer:
     def init(self, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         """Draws all weights: name -> float32 array; equal on every backend and machine.
 
-        Example:
+        Examples:
             >>> import tn4nn as tn
             >>> model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
             >>> sorted(model.init(0))

@@ -36,7 +36,7 @@ class Sequential(Layer):
             checked as far as their sizes are known.
         named: further layers with names of their own, after the others.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.Sequential(tn.Linear(8, 4), tn.ReLU(), tn.Linear(5, 2))
         Traceback (most recent call last):
@@ -126,6 +126,12 @@ class Residual(Layer):
     Args:
         body: the layer that is bridged.
         shortcut: e.g. a Linear that brings x to the shape of the body's output.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> model = tn.Residual(tn.Linear(tn.mpo((4, 4), (4, 4)).with_rank(2)))
+        >>> model.out_shape((16,)), list(model.networks())
+        ((16,), ['body'])
     """
 
     body: Layer
@@ -170,7 +176,7 @@ class Block(Layer):
     Source: Vaswani et al. 2017, Attention Is All You Need (arXiv:1706.03762); norms first: Xiong et al. 2020
     (arXiv:2002.04745).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> mlp = tn.Sequential(up=tn.Linear(16, 64), act=tn.GELU(), down=tn.Linear(64, 16))
         >>> tn.Block(tn.LayerNorm(16), tn.Attention(16, 4, causal=True), tn.LayerNorm(16), mlp).out_shape((7, 16))
@@ -227,7 +233,7 @@ class Tied(Layer):
     Source: Press & Wolf 2017, Using the Output Embedding to Improve Language Models (arXiv:1608.05859); the scale:
     Raffel et al. 2020 (arXiv:1910.10683).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.Tied(tn.Embedding(65, 16), tn.Sequential(tn.Linear(16, 16), tn.LayerNorm(16)))
         >>> model.out_shape((7,)), model.num_weights
@@ -288,7 +294,7 @@ class Parallel(Layer):
 
     Source: Shazeer 2020, GLU Variants Improve Transformer (arXiv:2002.05202), for the product: a gated MLP.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> gate = tn.Sequential(tn.Linear(8, 32), tn.SiLU())
         >>> hidden = tn.Parallel(gate=gate, up=tn.Linear(8, 32), combine="product")

@@ -62,9 +62,15 @@ def layer_from_dict(data: Mapping[str, Any]) -> Layer:
 
 
 def model_from_json(text: str) -> Layer:
-    """Reads what `Layer.to_json` wrote.
+    """Reads what `Layer.to_json` wrote: the layers of a model, without weights.
 
-    Example:
+    Args:
+        text: JSON, possibly from somebody else; nothing in it is executed.
+
+    Raises:
+        TopologyError: no JSON, another version of its format, an unknown kind of layer, or layers that cannot be built.
+
+    Examples:
         >>> import tn4nn as tn
         >>> model = tn.Sequential(tn.Linear(8, 4), tn.ReLU())
         >>> tn.model_from_json(model.to_json()) == model

@@ -57,7 +57,7 @@ class Linear(OnNetwork):
         init: scheme of `Network.init`.
         gain: of `Network.init`.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.Linear(tn.ring((4, 4), (2, 2)).with_rank(2)).out_shape((16,))
         (4,)
@@ -113,7 +113,7 @@ class Conv2d(OnNetwork):
         init: scheme of `Network.init`.
         gain: of `Network.init`.
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> t = tn.topology("c a, h w o a", {"c": 8, "h": 3, "w": 3}, {"o": 16})
         >>> tn.Conv2d(t.with_rank(4), kernel=3, padding=1).out_shape((8, 10, 10))
@@ -184,6 +184,14 @@ class Embedding(OnNetwork):
         dimensions: of a dense table.
         init: scheme of `Network.init`.
         gain: on the standard deviation; the default gives entries of standard deviation 1.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> table = tn.Embedding(tn.mpo((10, 10, 10), (4, 4, 4)).with_rank(4))
+        >>> table.num_params  # a dense table has 64,000
+        960
+        >>> table.build("numpy")(np.array([[3, 1, 999]])).shape
+        (1, 3, 64)
     """
 
     init_scheme: str = "normal"

@@ -12,32 +12,68 @@ from .shapes import Shape, pair, windows
 
 @dataclasses.dataclass(frozen=True)
 class ReLU(Layer):
-    """max(x, 0), entry by entry."""
+    """max(x, 0), entry by entry.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.ReLU().build("numpy")([[-1.0, 2.0]])
+        array([[0., 2.]])
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class GELU(Layer):
-    """x * Phi(x), the exact form with the error function."""
+    """x * Phi(x), the exact form with the error function.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.GELU().build("numpy")([[-1.0, 2.0]]).round(3)
+        array([[-0.159,  1.954]])
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Tanh(Layer):
-    """The hyperbolic tangent, entry by entry."""
+    """The hyperbolic tangent, entry by entry.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.Tanh().build("numpy")([[-1.0, 2.0]]).round(3)
+        array([[-0.762,  0.964]])
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(Layer):
-    """1 / (1 + exp(-x)), entry by entry."""
+    """1 / (1 + exp(-x)), entry by entry.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.Sigmoid().build("numpy")([[-1.0, 2.0]]).round(3)
+        array([[0.269, 0.881]])
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class SiLU(Layer):
-    """x / (1 + exp(-x)), entry by entry."""
+    """x / (1 + exp(-x)), entry by entry.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.SiLU().build("numpy")([[-1.0, 2.0]]).round(3)
+        array([[-0.269,  1.762]])
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Flatten(Layer):
-    """All axes of a sample in one."""
+    """All axes of a sample in one.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.Flatten().out_shape((3, 8, 8))
+        (192,)
+    """
 
     def out_shape(self, shape: Shape) -> Shape:
         """(...) -> (product,)."""
@@ -50,6 +86,11 @@ class Unflatten(Layer):
 
     Args:
         shape: of one sample.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.Unflatten((1, 28, 28)).out_shape((784,))
+        (1, 28, 28)
     """
 
     shape: Shape
@@ -96,17 +137,35 @@ class _Pool(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool(_Pool):
-    """Largest value of each window of a (channels, height, width) image; stride defaults to the kernel."""
+    """Largest value of each window of a (channels, height, width) image; stride defaults to the kernel.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.MaxPool(2).out_shape((16, 28, 28))
+        (16, 14, 14)
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class AvgPool(_Pool):
-    """Mean of each window of a (channels, height, width) image; stride defaults to the kernel."""
+    """Mean of each window of a (channels, height, width) image; stride defaults to the kernel.
+
+    Examples:
+        >>> import numpy as np, tn4nn as tn
+        >>> tn.AvgPool(2).build("numpy")(np.arange(4.0).reshape(1, 1, 2, 2))
+        array([[[[1.5]]]])
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropout(Layer):
-    """Zeroes entries with probability `rate` in training and scales the others by 1 / (1 - rate)."""
+    """Zeroes entries with probability `rate` in training and scales the others by 1 / (1 - rate).
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.Dropout(0.1).build("numpy")([[1.0, 2.0]])  # outside training it does nothing
+        array([[1., 2.]])
+    """
 
     rate: float = 0.5
 
@@ -131,6 +190,13 @@ class BatchNorm(Layer):
         features: length of the first axis of a sample.
         momentum: share of the new batch in the running statistics.
         eps: added to the variance.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> sorted(tn.BatchNorm(16).init())
+        ['bias', 'mean', 'scale', 'var']
+        >>> tn.BatchNorm(16).out_shape((16, 28, 28))
+        (16, 28, 28)
     """
 
     features: int
@@ -163,6 +229,11 @@ class LayerNorm(Layer):
     Args:
         features: length of the last axis.
         eps: added to the variance.
+
+    Examples:
+        >>> import tn4nn as tn
+        >>> tn.LayerNorm(2).build("numpy")([[3.0, 5.0]]).round(3)
+        array([[-1.,  1.]])
     """
 
     features: int
@@ -189,7 +260,7 @@ class RMSNorm(Layer):
 
     Source: Zhang & Sennrich 2019, Root Mean Square Layer Normalization (arXiv:1910.07467).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.RMSNorm(2).build("numpy")([[3.0, 4.0]]).round(3)
         array([[0.849, 1.131]])
@@ -213,7 +284,7 @@ class RMSNorm(Layer):
 class Tokens(Layer):
     """The places of an image as tokens, row by row: (channels, height, width) -> (height * width, channels).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.Sequential(tn.Conv2d(1, 32, kernel=7, stride=7), tn.Tokens()).out_shape((1, 28, 28))
         (16, 32)
@@ -230,7 +301,7 @@ class Tokens(Layer):
 class MeanPool(Layer):
     """The mean over all tokens: (tokens, width) -> (width,).
 
-    Example:
+    Examples:
         >>> import tn4nn as tn
         >>> tn.MeanPool().out_shape((16, 32))
         (32,)

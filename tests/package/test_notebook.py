@@ -42,6 +42,15 @@ def test_a_report_shows_its_table():
     assert "low_rank" in report._repr_html_()
 
 
+def test_a_model_and_its_training_show_no_arrays():
+    pytest.importorskip("torch")
+    model = tn.Sequential(tn.Linear(tn.mpo((8, 8), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 10))
+    run = tn.train(model, tn.load_data("digits"), epochs=1, lr=1e-3)
+    assert str(run).splitlines()[-1] in run._repr_html_()
+    assert "array(" not in run._repr_html_()
+    assert f"{model.num_params:,} parameters" in model._repr_html_()
+
+
 def test_only_public_names_are_seen():
     assert set(dir(tn)) == {*tn.__all__, "__version__"}
     assert not hasattr(tn, "Any")

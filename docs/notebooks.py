@@ -1,8 +1,8 @@
 """Runs the tutorials and makes pages of them: the text, the cells, and what the cells print and draw.
 
-The tutorials are notebooks in jupytext's percent format (`docs/pages/tutorials/*.py`). Each becomes one page of Markdown,
-so links are checked as on any page and nothing is loaded from elsewhere, and an .ipynb file to download. With
-TN4NN_DOCS_EXECUTE=false the cells are shown and not run.
+The tutorials are notebooks in jupytext's percent format (`docs/pages/tutorials/*.py`). Each becomes one page of
+Markdown, so links are checked as on any page and nothing is loaded from elsewhere, and an .ipynb file to download.
+With TN4NN_DOCS_EXECUTE=false the cells are shown and not run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from mkdocs.structure.files import File, Files
 _LOG = logging.getLogger("mkdocs.notebooks")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Runs ahead of the first cell: pictures are drawn as lines, sharp at any size.
-_SETUP = "%config InlineBackend.figure_formats = ['svg']\nimport matplotlib as _m\n_m.rcParams['svg.hashsalt'] = 'tn4nn'"
+_SETUP = """%config InlineBackend.figure_formats = ['svg']
+import matplotlib
+matplotlib.rcParams["svg.hashsalt"] = "tn4nn"
+matplotlib.rcParams["figure.constrained_layout.use"] = True
+"""
 _done: dict[str, tuple[str, dict[str, bytes]]] = {}  # `mkdocs serve` builds again and again
 
 
@@ -58,11 +62,11 @@ def _rendered(source: str, name: str) -> tuple[str, dict[str, bytes]]:
         _LOG.info("Running %s", name)
         _execute(notebook)
     beside = {f"{name}.ipynb": nbformat.writes(notebook).encode()}
-    note = (
-        f"\n!!! note \"This page is a notebook\"\n    [Download it as .ipynb]({name}.ipynb){{: download}}, or run its source, "
-        f"`docs/pages/tutorials/{name}.py`, as a script. All output on this page is what the cells printed when the site "
-        "was built.\n"
-    )
+    note = f"""
+!!! note "This page is a notebook"
+    [Download it]({name}.ipynb){{: download}}, or run its source, `docs/pages/tutorials/{name}.py`, as a script. The
+    output below is what the cells gave when the site was built.
+"""
     parts = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

@@ -38,9 +38,9 @@ TOPOLOGIES = ["mpo", "tree", "btt"]
 # %% [markdown]
 # ## A function that makes your model
 #
-# `compare` trains many models, so it needs a function that makes a new one. If the function has an argument `width`, the
-# model can also be made thinner, which gives the row "narrow". This one is a small convolutional net for pictures of
-# 8 x 8 pixels.
+# `compare` trains many models, so it needs a function that makes a new one. If the function has an argument `width`,
+# the model can also be made thinner, which gives the row "narrow". This one is a small convolutional net for pictures
+# of 8 x 8 pixels.
 
 
 # %%
@@ -78,8 +78,8 @@ task
 # ## Compare
 #
 # `where` names the layers that go on networks, by their names in the model: here the two hidden linear layers, "5" and
-# "7". Patterns such as `"blocks.*.mlp.*"` work too. Together these layers may have a quarter of their parameters. Everything
-# else in the model stays as it is.
+# "7". Patterns such as `"blocks.*.mlp.*"` work too. Together these layers may have a quarter of their parameters.
+# Everything else in the model stays as it is.
 
 # %%
 report = tn.compare(
@@ -98,19 +98,20 @@ report
 # %% [markdown]
 # ## What the table says
 #
-# * **dense** is your model, with all parameters. **narrow** is your model with a smaller `width`, so that the same layers
-#   have as many parameters as the networks. **low_rank** is there too, because it is the first thing that most people try.
-# * **accuracy** is the mean over the seeds, with the standard deviation. A star means "not significantly worse than the
-#   best of this budget". Three seeds tell large differences from luck, and small ones not.
-# * **params** and **asked** say what was used of the budget. **compr.** is the compression: of the compared layers, and of
-#   the whole model, whose convolution and last layer did not shrink.
-# * **vs dense** and **step ms** are the measured time of a training step. Layers this small are not faster on networks:
-#   a small matrix product is already cheap, and a network makes several smaller ones of it.
+# * **dense** is your model, with all parameters. **narrow** is your model with a smaller `width`, so that the same
+#   layers have as many parameters as the networks. **low_rank** is there too, because it is the first thing that most
+#   people try.
+# * **accuracy** is the mean over the seeds, with the standard deviation. A star means "not significantly worse than
+#   the best of this budget". Three seeds tell large differences from luck, and small ones not.
+# * **params** and **asked** say what was used of the budget. **compr.** is the compression: of the compared layers,
+#   and of the whole model, whose convolution and last layer did not shrink.
+# * **vs dense** and **step ms** are the measured time of a training step. Layers this small are not faster on
+#   networks: a small matrix product is already cheap, and a network makes several smaller ones of it.
 # * **MACs** are multiply-adds for one sample.
 #
 # The line below the table is the one to read first: which networks beat the thinner dense model, and which cannot be
-# told apart from it with these seeds. Mind that a few epochs on a small data set favour whatever learns fast. Give every
-# row the training that you would give your own model before you believe the order.
+# told apart from it with these seeds. Mind that a few epochs on a small data set favour whatever learns fast. Give
+# every row the training that you would give your own model before you believe the order.
 #
 # `report.rows` has the same numbers, one dictionary for each run.
 
@@ -130,9 +131,9 @@ ax.grid(alpha=0.3)
 # %% [markdown]
 # ## With your own training loop
 #
-# Your model may need augmentation, a scheduler, or a loss that no task has. Then pass `fit`, a function that trains one
-# model and returns its scores. `parameter_groups` gives each core of a network its own learning rate, so that one `lr`
-# serves dense layers and networks alike. `cell` says which run this is.
+# Your model may need augmentation, a scheduler, or a loss that no task has. Then pass `fit`, a function that trains
+# one model and returns its scores. `parameter_groups` gives each core of a network its own learning rate, so that one
+# `lr` serves dense layers and networks alike. `cell` says which run this is.
 
 
 # %%
@@ -160,8 +161,8 @@ for row in own.rows:
 # ## Keep it
 #
 # `report.save(folder)` writes results.json, results.csv and a self-contained page, report.html. With `out=folder` and
-# `resume=True`, a comparison that was interrupted goes on where it stopped. `lr="auto"`, the default, chooses a learning
-# rate for each topology on validation data: fairer, and several times as long.
+# `resume=True`, a comparison that was interrupted goes on where it stopped. `lr="auto"`, the default, chooses a
+# learning rate for each topology on validation data: fairer, and several times as long.
 #
 # The same works for [Equinox and Flax models](jax_models.py). To read more on the columns that speak of cost, go on to
 # [Plans and costs](plans_and_costs.py).

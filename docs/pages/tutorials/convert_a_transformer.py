@@ -44,8 +44,8 @@ REFINE_STEPS, DISTILL_STEPS = 50, 150
 # %% [markdown]
 # ## A transformer in plain torch
 #
-# Nothing in it knows of tn4nn. (Models of Hugging Face work the same way: [Hugging Face](../how-to/hugging-face.md).) One
-# function makes the model, imports and all, so that another process can make it again.
+# Nothing in it knows of tn4nn. (Models of Hugging Face work the same way: [Hugging Face](../how-to/hugging-face.md).)
+# One function makes the model, imports and all, so that another process can make it again.
 
 
 # %%
@@ -87,7 +87,8 @@ def make_transformer(vocabulary, context, width, heads, layers):
 
 
 # %% [markdown]
-# The text is the first quarter of "tiny Shakespeare", and comes with tn4nn. The model learns to predict the next character.
+# The text is the first quarter of "tiny Shakespeare", and comes with tn4nn. The model learns to predict the next
+# character.
 
 # %%
 text = tn.load_text("shakespeare")
@@ -136,11 +137,11 @@ print(f"original: {score(original):.3f} (a guess at random: {np.log(len(characte
 # %% [markdown]
 # ## Plan first
 #
-# `plan_conversion` is the dry run. You give it rules, which map patterns of layer names to topologies, and one budget for
-# all layers. The table says what each layer would get, what stays, and why.
+# `plan_conversion` is the dry run. You give it rules, which map patterns of layer names to topologies, and one budget
+# for all layers. The table says what each layer would get, what stays, and why.
 #
-# The `inputs` are a calibration batch. With it, tn4nn makes the errors of the layers' *outputs* small instead of those of
-# their weights, and it gives more parameters to the layers that the model depends on.
+# The `inputs` are a calibration batch. With it, tn4nn makes the errors of the layers' *outputs* small instead of those
+# of their weights, and it gives more parameters to the layers that the model depends on.
 
 # %%
 calibration, _ = batch(train_ids, CALIBRATION)
@@ -164,8 +165,8 @@ scores
 #
 # ## Refine, then distill
 #
-# `refine` goes through the layers in the order in which they are called. Each one learns to give the output of its original
-# on the inputs that it really gets. A change that does not help is taken back.
+# `refine` goes through the layers in the order in which they are called. Each one learns to give the output of its
+# original on the inputs that it really gets. A change that does not help is taken back.
 
 # %%
 texts = [batch(train_ids, CALIBRATION)[0] for _ in range(2)]
@@ -174,8 +175,8 @@ for row in refine(converted, original, texts, steps=REFINE_STEPS):
 scores["refined"] = score(converted)
 
 # %% [markdown]
-# `distill` then trains all layers together, so that the outputs of the whole model agree. For a classifier or a language
-# model, compare the predicted distributions.
+# `distill` then trains all layers together, so that the outputs of the whole model agree. For a classifier or a
+# language model, compare the predicted distributions.
 
 
 # %%
@@ -189,7 +190,8 @@ losses = distill(converted, original, many, steps=DISTILL_STEPS, lr=1e-3, loss=d
 scores["distilled"] = score(converted)
 
 # %% [markdown]
-# How far did we get? Compare with what else you could do with the same budget: low rank, with the same two steps after it.
+# How far did we get? Compare with what else you could do with the same budget: low rank, with the same two steps after
+# it.
 
 # %%
 other = convert(original, {"blocks.*": "low_rank"}, budget=BUDGET, inputs=calibration)
@@ -212,8 +214,9 @@ for name, values in {"mpo": scores, "low rank": low_rank}.items():
 # %% [markdown]
 # ## Save it, and load it in a new process
 #
-# `tn4nn_torch.save` writes one safetensors file: all numbers to the bit, and which layer is on which network. To load it,
-# give the architecture as it was before the conversion. The file holds no code. Here a second Python process reads it.
+# `tn4nn_torch.save` writes one safetensors file: all numbers to the bit, and which layer is on which network. To load
+# it, give the architecture as it was before the conversion. The file holds no code. Here a second Python process reads
+# it.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -255,12 +258,12 @@ for name, model in {"original": original, "mpo": converted, "low rank": other}.i
     print(f"{name:9} {milliseconds(model, calibration):.1f} ms for {CALIBRATION} windows")
 
 # %% [markdown]
-# `max_time=1.0` in `convert` leaves those layers dense that are predicted to be slower on this machine.
-# [Plans and costs](plans_and_costs.py) says when networks are fast.
+# `max_time=1.0` in `convert` leaves those layers dense that are predicted to be slower on this machine. [Plans and
+# costs](plans_and_costs.py) says when networks are fast.
 #
 # ## What to take away
 #
 # * Convert, refine, distill: each step is one call, and the loss on held-out data says whether it helped.
 # * Compare with low rank at the same budget. On some models it is the better choice, and then you should take it.
-# * [Decompose and convert](../how-to/decompose.md) has every rule and setting, and
-#   [the page on MiniLM](../benchmarks/minilm.md) does this to a sentence transformer with 36 linear layers.
+# * [Decompose and convert](../how-to/decompose.md) has every rule and setting, and [the page on
+#   MiniLM](../benchmarks/minilm.md) does this to a sentence transformer with 36 linear layers.

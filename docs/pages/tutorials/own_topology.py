@@ -39,11 +39,11 @@ data
 # ## Say what the axes mean
 #
 # The first layer of our model maps 64 pixels to 64 neurons, so its matrix W has 64 x 64 entries. A pixel has a row and
-# a column. So instead of one axis of length 64 we can give the input two axes of length 8: `row` and `col`. We split the
-# 64 neurons into three axes of length 4: `y0`, `y1` and `y2`. These named axes are called **legs**.
+# a column. So instead of one axis of length 64 we can give the input two axes of length 8: `row` and `col`. We split
+# the 64 neurons into three axes of length 4: `y0`, `y1` and `y2`. These named axes are called **legs**.
 #
-# Now write down some small arrays, the **cores**. Commas separate cores, spaces separate the legs of one core. A name in
-# front of a colon names the core.
+# Now write down some small arrays, the **cores**. Commas separate cores, spaces separate the legs of one core. A name
+# in front of a colon names the core.
 
 # %%
 topology = tn.topology(
@@ -74,16 +74,16 @@ except tn.TopologyError as error:
 # %% [markdown]
 # ## Give it a budget
 #
-# The size of a bond is its **rank**. Large ranks can express more and cost more. You do not have to pick them: name the
-# number of parameters that you can spend, and tn4nn spends them without going over.
+# The size of a bond is its **rank**. Large ranks can express more and cost more. You do not have to pick them: name
+# the number of parameters that you can spend, and tn4nn spends them without going over.
 
 # %%
 network = topology.with_budget(params=BUDGET)
 network
 
 # %% [markdown]
-# A notebook draws the graph below the text. Open ends are the legs of the input and of the output, and each bond carries
-# its rank.
+# A notebook draws the graph below the text. Open ends are the legs of the input and of the output, and each bond
+# carries its rank.
 #
 # A budget that is too small is an error, too, and it names the smallest one that works.
 
@@ -162,14 +162,13 @@ fig, axes = plt.subplots(4, 8, figsize=(8, 4))
 for ax, row in zip(axes.flat, W, strict=False):
     ax.imshow(row.reshape(8, 8), cmap="RdBu", vmin=-np.abs(W).max(), vmax=np.abs(W).max())
     ax.axis("off")
-fig.suptitle("what the first 32 neurons look for: blue adds, red subtracts");
-
+fig.suptitle("what the first 32 neurons look for: blue adds, red subtracts")
 # %% [markdown]
 # The structure shows. A neuron's picture is a sum of a few products of a pattern of rows and a pattern of columns, so
 # you see crosses and stripes rather than single pixels.
 #
-# How much does each bond carry? The **entanglement entropy** S of a bond is zero where the two sides have nothing to do
-# with each other, and ln(rank) where the bond is full. exp(S) says how many of its values do the work.
+# How much does each bond carry? The **entanglement entropy** S of a bond is zero where the two sides have nothing to
+# do with each other, and ln(rank) where the bond is full. exp(S) says how many of its values do the work.
 
 # %%
 tn.entanglement(network, cores)

@@ -103,6 +103,12 @@ def test_doctests(name):
         "docs/pages/how-to/decompose.md",
         "docs/pages/how-to/interop.md",
         "docs/pages/how-to/einsum.md",
+        "docs/pages/how-to/checkpoints.md",
+        "docs/pages/how-to/export.md",
+        "docs/pages/how-to/gradient-checkpointing.md",
+        "docs/pages/how-to/mixed-precision.md",
+        "docs/pages/how-to/reproducible.md",
+        "docs/pages/how-to/save-and-load.md",
     ],
 )
 def test_the_pages_are_true(page):

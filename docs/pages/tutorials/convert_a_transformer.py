@@ -265,5 +265,5 @@ for name, model in {"original": original, "mpo": converted, "low rank": other}.i
 #
 # * Convert, refine, distill: each step is one call, and the loss on held-out data says whether it helped.
 # * Compare with low rank at the same budget. On some models it is the better choice, and then you should take it.
-# * [Decompose and convert](../how-to/decompose.md) has every rule and setting, and [the page on
+# * [Convert a model](../how-to/convert.md) has every rule and setting, and [the page on
 #   MiniLM](../benchmarks/minilm.md) does this to a sentence transformer with 36 linear layers.

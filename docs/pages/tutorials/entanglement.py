@@ -112,7 +112,7 @@ for k in range(SITES - 1):
 # entropy, and shuffling the entries of the trained matrix brings it back. So it is the *arrangement* of the entries
 # that is compressible, not their values. But mind the scale. The trained matrix is much nearer to chance than to zero,
 # as most trained matrices are. That is why a model that was converted has to be [refined](convert_a_transformer.py)
-# afterwards, and why it is often better to train a network from the start.
+# afterwards.
 #
 # ## Area law and volume law
 #

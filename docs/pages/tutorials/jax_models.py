@@ -159,7 +159,7 @@ bool((jax.vmap(again)(x_test) == jax.vmap(tuned)(x_test)).all())
 #
 # `replace` takes a module of NNX too, and the layers that it puts in hold `nnx.Param`s. The rest is Flax as usual.
 # (The cell below needs `pip install "tn4nn[flax]"`.) `convert` is for Equinox only: for a trained Flax model, use
-# `decompose_params` on its tree of arrays ([how](../how-to/decompose.md#a-whole-jax-model)).
+# `decompose_params` on its tree of arrays ([how](../how-to/convert.md#in-jax)).
 
 # %%
 if importlib.util.find_spec("flax") is None:

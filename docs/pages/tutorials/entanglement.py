@@ -110,9 +110,8 @@ for k in range(SITES - 1):
 # %% [markdown]
 # A random matrix has nearly the largest entropy that it could have: it cannot be compressed. Training lowers the
 # entropy, and shuffling the entries of the trained matrix brings it back. So it is the *arrangement* of the entries
-# that is compressible, not their values. But mind the scale. The trained matrix is much nearer to chance than to zero,
-# as most trained matrices are. That is why a model that was converted has to be [refined](convert_a_transformer.py)
-# afterwards.
+# that is compressible, not their values. But mind the scale. The trained matrix is much nearer to chance than to zero.
+# That is why a model that was converted has to be [refined](convert_a_transformer.py) afterwards.
 #
 # ## Area law and volume law
 #

@@ -2,11 +2,13 @@
 
 The tutorials are notebooks in jupytext's percent format (`docs/pages/tutorials/*.py`). Each becomes one page of
 Markdown, so links are checked as on any page and nothing is loaded from elsewhere, and an .ipynb file to download.
-With TN4NN_DOCS_EXECUTE=false the cells are shown and not run.
+With TN4NN_DOCS_EXECUTE=false the cells are shown and not run. What ran is kept in `build/tutorials/`, and runs again
+when the notebook or any code of the package changes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import html
 import itertools
 import logging
@@ -18,6 +20,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+ROOT = Path(__file__).parents[1]
 _LOG = logging.getLogger("mkdocs.notebooks")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Runs ahead of the first cell: pictures are drawn as lines, sharp at any size.
@@ -59,8 +62,14 @@ def _rendered(source: str, name: str) -> tuple[str, dict[str, bytes]]:
 
     notebook = jupytext.reads(source, fmt="py:percent")
     if os.environ.get("TN4NN_DOCS_EXECUTE", "true").lower() not in ("false", "0", "no"):
-        _LOG.info("Running %s", name)
-        _execute(notebook)
+        kept = ROOT / "build" / "tutorials" / f"{name}-{_digest(source)}.ipynb"
+        if kept.exists():
+            notebook = nbformat.read(kept, as_version=4)
+        else:
+            _LOG.info("Running %s", name)
+            _execute(notebook)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, kept)
     beside = {f"{name}.ipynb": nbformat.writes(notebook).encode()}
     note = f"""
 !!! note "This page is a notebook"
@@ -81,12 +90,21 @@ def _rendered(source: str, name: str) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join(parts) + "\n", beside
 
 
+def _digest(source: str) -> str:
+    """Of all that a tutorial's output comes from."""
+    found = hashlib.sha256(source.encode() + Path(__file__).read_bytes())
+    for folder in ("tn4nn", "backends"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".c", ".cpp"):
+                found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def _execute(notebook: Any) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    root = Path(__file__).parents[1]
-    paths = [str(root), str(root / "backends"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     environment.pop("MPLBACKEND", None)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(_SETUP))

@@ -55,3 +55,28 @@ def test_every_tutorial_is_listed():
     for script in TUTORIALS:
         assert f"({script.name})" in page
         assert f"tutorials/{script.name}\n" in navigation
+
+
+def test_what_a_cell_gives_becomes_text_and_pictures():
+    pytest.importorskip("mkdocs")
+    from types import SimpleNamespace
+
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "notebooks.py")
+    notebooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebooks)
+
+    class Output(SimpleNamespace):
+        def get(self, name, default):
+            return getattr(self, name, default)
+
+    outputs = [
+        Output(output_type="stream", text="\x1b[1mone\x1b[0m\n"),
+        Output(output_type="execute_result", data={"text/html": "<pre>a &lt; b</pre><svg/>", "text/plain": "no"}),
+        Output(output_type="display_data", data={"image/svg+xml": "<svg></svg>", "text/plain": "no"}),
+    ]
+    beside = {}
+    text, first, second = notebooks._outputs(outputs, "page", beside)
+    assert text == "``` {.text .output}\none\na < b\n```"
+    assert "(page-0.svg)" in first
+    assert "(page-1.svg)" in second
+    assert beside == {"page-0.svg": b"<svg/>", "page-1.svg": b"<svg></svg>"}

@@ -27,7 +27,6 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SETUP = """%config InlineBackend.figure_formats = ['svg']
 import matplotlib
 matplotlib.rcParams["svg.hashsalt"] = "tn4nn"
-matplotlib.rcParams["figure.constrained_layout.use"] = True
 """
 _done: dict[str, tuple[str, dict[str, bytes]]] = {}  # `mkdocs serve` builds again and again
 

@@ -36,8 +36,10 @@ def test_without_matplotlib_the_text_is_shown(values, monkeypatch):
     assert "<svg" not in page
 
 
-def test_a_report_shows_its_table():
+def test_a_report_shows_its_table(monkeypatch):
     pytest.importorskip("torch")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there rich would show a second table by itself
+    monkeypatch.setattr("rich.jupyter.display", lambda *_: pytest.fail("rich wrote to the notebook"))
     report = tn.compare(["low_rank"], budget=600, backends="torch", seeds=1, epochs=1, lr=1e-3)
     assert "low_rank" in report._repr_html_()
 

@@ -121,7 +121,14 @@ fig, ax = plt.subplots(figsize=(6, 3.2))
 for name in names:
     rows = [row for row in report.rows if row["topology"] == name]
     scores = [row["accuracy"] for row in rows]
-    ax.errorbar(rows[0]["params"], np.mean(scores), np.std(scores, ddof=1), fmt="o", capsize=3, label=name)
+    ax.errorbar(
+        rows[0]["params"],
+        np.mean(scores),
+        np.std(scores, ddof=1),
+        fmt="o",
+        capsize=3,
+        label=name,
+    )
 ax.set_xscale("log")
 ax.set_xlabel("parameters of the compared layers")
 ax.set_ylabel("test accuracy, %")
@@ -143,19 +150,34 @@ def fit(model, cell):
     generator = torch.Generator().manual_seed(cell.seed)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(x), generator=generator).split(64):
-            noisy = x[rows] + 0.1 * torch.randn(x[rows].shape, generator=generator)  # augmentation of our own
+            noisy = x[rows] + 0.1 * torch.randn(
+                x[rows].shape, generator=generator
+            )  # augmentation of our own
             loss = cross_entropy(model(noisy), y[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        right = model(torch.from_numpy(data.x_test)).argmax(1) == torch.from_numpy(data.y_test)
+        right = model(torch.from_numpy(data.x_test)).argmax(1) == torch.from_numpy(
+            data.y_test
+        )
     return {"accuracy": 100 * right.float().mean().item()}
 
 
-own = tn.compare("mpo", model=make_model, where=["5", "7"], fit=fit, budget=BUDGET, seeds=1, lr=3e-3, backends="torch")
+own = tn.compare(
+    "mpo",
+    model=make_model,
+    where=["5", "7"],
+    fit=fit,
+    budget=BUDGET,
+    seeds=1,
+    lr=3e-3,
+    backends="torch",
+)
 for row in own.rows:
-    print(f"{row['topology']:9} {row['params']:6,} parameters   {row['accuracy']:.1f} %")
+    print(
+        f"{row['topology']:9} {row['params']:6,} parameters   {row['accuracy']:.1f} %"
+    )
 
 # %% [markdown]
 # ## Keep it

@@ -58,14 +58,26 @@ def make_transformer(vocabulary, context, width, heads, layers):
         def __init__(self):
             super().__init__()
             self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+            self.query, self.key, self.value = (
+                nn.Linear(width, width) for _ in range(3)
+            )
             self.out = nn.Linear(width, width)
-            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            self.up, self.down = (
+                nn.Linear(width, 4 * width),
+                nn.Linear(4 * width, width),
+            )
 
         def forward(self, x):
             h = self.norm1(x)
-            q, k, v = (f(h).unflatten(-1, (heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-            x = x + self.out(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+            q, k, v = (
+                f(h).unflatten(-1, (heads, -1)).transpose(1, 2)
+                for f in (self.query, self.key, self.value)
+            )
+            x = x + self.out(
+                scaled_dot_product_attention(q, k, v, is_causal=True)
+                .transpose(1, 2)
+                .flatten(2)
+            )
             return x + self.down(gelu(self.up(self.norm2(x))))
 
     class Transformer(nn.Module):
@@ -111,7 +123,13 @@ def loss_of(model, x, y):
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-sizes = {"vocabulary": len(characters), "context": CONTEXT, "width": WIDTH, "heads": HEADS, "layers": LAYERS}
+sizes = {
+    "vocabulary": len(characters),
+    "context": CONTEXT,
+    "width": WIDTH,
+    "heads": HEADS,
+    "layers": LAYERS,
+}
 original = make_transformer(**sizes)
 optimizer = torch.optim.AdamW(original.parameters(), lr=3e-3)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TRAINING_STEPS)
@@ -132,7 +150,9 @@ def score(model):
         return loss_of(model, *held_out).item()
 
 
-print(f"original: {score(original):.3f} (a guess at random: {np.log(len(characters)):.3f})")
+print(
+    f"original: {score(original):.3f} (a guess at random: {np.log(len(characters)):.3f})"
+)
 
 # %% [markdown]
 # ## Plan first
@@ -146,7 +166,13 @@ print(f"original: {score(original):.3f} (a guess at random: {np.log(len(characte
 # %%
 calibration, _ = batch(train_ids, CALIBRATION)
 rule = Rule("mpo", method="svd")
-plan = plan_conversion(original, {"blocks.*": rule}, budget=BUDGET, inputs=calibration, batch=CALIBRATION * CONTEXT)
+plan = plan_conversion(
+    original,
+    {"blocks.*": rule},
+    budget=BUDGET,
+    inputs=calibration,
+    batch=CALIBRATION * CONTEXT,
+)
 plan
 
 # %% [markdown]
@@ -186,7 +212,9 @@ def divergence(ours, theirs):
 
 
 many = [batch(train_ids, 32)[0] for _ in range(DISTILL_STEPS)]
-losses = distill(converted, original, many, steps=DISTILL_STEPS, lr=1e-3, loss=divergence)
+losses = distill(
+    converted, original, many, steps=DISTILL_STEPS, lr=1e-3, loss=divergence
+)
 scores["distilled"] = score(converted)
 
 # %% [markdown]
@@ -209,7 +237,9 @@ ax.set_ylabel("loss on held-out text")
 ax.legend()
 ax.grid(alpha=0.3)
 for name, values in {"mpo": scores, "low rank": low_rank}.items():
-    print(f"{name:9}", "   ".join(f"{step} {value:.3f}" for step, value in values.items()))
+    print(
+        f"{name:9}", "   ".join(f"{step} {value:.3f}" for step, value in values.items())
+    )
 
 # %% [markdown]
 # ## Save it, and load it in a new process
@@ -231,7 +261,9 @@ from tn4nn_torch import load
 model = load({str(path)!r}, make_transformer(**{sizes}))
 print(model(torch.tensor({sample.tolist()})).sum().item())
 """
-printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+printed = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=True
+).stdout
 with torch.no_grad():
     print("there:", printed.strip(), " here:", converted(sample).sum().item())
 folder.cleanup()
@@ -255,7 +287,9 @@ def milliseconds(model, ids, repeat=5):
 
 
 for name, model in {"original": original, "mpo": converted, "low rank": other}.items():
-    print(f"{name:9} {milliseconds(model, calibration):.1f} ms for {CALIBRATION} windows")
+    print(
+        f"{name:9} {milliseconds(model, calibration):.1f} ms for {CALIBRATION} windows"
+    )
 
 # %% [markdown]
 # `max_time=1.0` in `convert` leaves those layers dense that are predicted to be slower on this machine. [Plans and

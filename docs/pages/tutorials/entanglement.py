@@ -37,11 +37,24 @@ LARGEST = 9  # sites of the largest matrix in the part on the area law
 
 # %%
 data = tn.load_data("digits")
-model = tn.Sequential(tn.Linear(tn.dense(64, 64).with_rank(1)), tn.ReLU(), tn.Linear(64, 10))
-run = tn.train(model, data, epochs=EPOCHS, batch_size=64, lr=3e-3, optimizer="adamw", weight_decay=1.0)
+model = tn.Sequential(
+    tn.Linear(tn.dense(64, 64).with_rank(1)), tn.ReLU(), tn.Linear(64, 10)
+)
+run = tn.train(
+    model,
+    data,
+    epochs=EPOCHS,
+    batch_size=64,
+    lr=3e-3,
+    optimizer="adamw",
+    weight_decay=1.0,
+)
 print(f"test accuracy {run.test_accuracy:.1f} %")
 network = model.networks()["0"]
-W0, W = (network.to_dense({"core0": weights["0.core0"]}) for weights in (model.init(0), run.weights))
+W0, W = (
+    network.to_dense({"core0": weights["0.core0"]})
+    for weights in (model.init(0), run.weights)
+)
 W.shape
 
 # %% [markdown]
@@ -83,7 +96,9 @@ fig, ax = plt.subplots(figsize=(6, 3))
 for name, matrix in {"trained": W, "before training": W0}.items():
     spectrum = tn.entanglement(matrix, **MODES)[2].spectrum
     dropped = 1 - np.cumsum(spectrum**2) / (spectrum**2).sum()
-    ax.plot(np.arange(1, len(spectrum) + 1), np.sqrt(np.maximum(dropped, 0)), label=name)
+    ax.plot(
+        np.arange(1, len(spectrum) + 1), np.sqrt(np.maximum(dropped, 0)), label=name
+    )
 ax.set_xlabel("rank of the bond in the middle")
 ax.set_ylabel("smallest relative error of W")
 ax.legend()
@@ -128,8 +143,14 @@ kernel, noise = [], []
 for n in numbers:
     grid = np.linspace(0, 1, 2**n)
     options = {"inputs": (2,) * n, "outputs": (2,) * n, "cuts": [n // 2]}
-    kernel.append(tn.entanglement(1 / (0.1 + np.abs(grid[:, None] - grid)), **options)[0].entropy)
-    noise.append(tn.entanglement(np.random.default_rng(0).normal(size=(2**n, 2**n)), **options)[0].entropy)
+    kernel.append(
+        tn.entanglement(1 / (0.1 + np.abs(grid[:, None] - grid)), **options)[0].entropy
+    )
+    noise.append(
+        tn.entanglement(np.random.default_rng(0).normal(size=(2**n, 2**n)), **options)[
+            0
+        ].entropy
+    )
 
 fig, ax = plt.subplots(figsize=(6, 3))
 ax.plot(numbers, noise, "o-", label="random matrix")
@@ -145,7 +166,11 @@ ax.grid(alpha=0.3)
 
 # %%
 grid = np.linspace(0, 1, 2**LARGEST)
-tn.decompose(1 / (0.1 + np.abs(grid[:, None] - grid)), tn.mpo((2,) * LARGEST, (2,) * LARGEST), error=0.01)
+tn.decompose(
+    1 / (0.1 + np.abs(grid[:, None] - grid)),
+    tn.mpo((2,) * LARGEST, (2,) * LARGEST),
+    error=0.01,
+)
 
 # %% [markdown]
 # ## The order of the pixels
@@ -154,7 +179,11 @@ tn.decompose(1 / (0.1 + np.abs(grid[:, None] - grid)), tn.mpo((2,) * LARGEST, (2
 # by rows ("raster"), along a Hilbert curve, which keeps neighbours together, or at random.
 
 # %%
-for name, ordering in {"raster": "raster", "hilbert": "hilbert", "random": tn.Ordering.random(64, seed=0)}.items():
+for name, ordering in {
+    "raster": "raster",
+    "hilbert": "hilbert",
+    "random": tn.Ordering.random(64, seed=0),
+}.items():
     found = tn.entanglement(W, **MODES, ordering=ordering)
     print(f"{name:8} sum of S over the cuts {found.entropies.sum():.3f}")
 
@@ -165,11 +194,12 @@ for name, ordering in {"raster": "raster", "hilbert": "hilbert", "random": tn.Or
 #
 # ## Watch it during training
 #
-# `EntanglementLog` records the entropies after each epoch. Here the layer is an MPO, and its cores grow entangled
-# while they learn.
+# `EntanglementLog` records the entropies after each epoch. Here the layer is an MPO with bonds of rank 8.
 
 # %%
-chain = tn.Sequential(tn.Linear(tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(8)), tn.ReLU(), tn.Linear(64, 10))
+chain = tn.Sequential(
+    tn.Linear(tn.mpo((4, 4, 4), (4, 4, 4)).with_rank(8)), tn.ReLU(), tn.Linear(64, 10)
+)
 log = tn.EntanglementLog(chain)
 tn.train(chain, data, epochs=EPOCHS // 2, batch_size=64, lr=3e-3, callback=log)
 fig, ax = plt.subplots(figsize=(6, 3))
@@ -180,5 +210,6 @@ ax.set_ylabel("S, nats (dotted: full bond)")
 ax.grid(alpha=0.3)
 
 # %% [markdown]
-# Where the curves near the dotted line, the bond is full and a larger rank could help. Where they stay below, you pay
-# for rank that does nothing. The next tutorial lets tn4nn act on that: [Ranks that move](ranks_that_move.py).
+# The entropies fall: training puts more and more of W into fewer terms. Where a curve stays near the dotted line, the
+# bond is full and a larger rank could help. Where it falls far below, you pay for rank that does little. The next
+# tutorial lets tn4nn act on that: [Ranks that move](ranks_that_move.py).

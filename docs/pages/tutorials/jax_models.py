@@ -39,7 +39,9 @@ BUDGET = 0.2  # of the parameters of the replaced layers
 EPOCHS, ROWS, LR = 12, 64, 3e-3
 
 data = tn.load_data("digits")
-x_train, y_train, x_test, y_test = (jnp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
+x_train, y_train, x_test, y_test = (
+    jnp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test)
+)
 
 # %% [markdown]
 # ## Networks from the start
@@ -49,10 +51,14 @@ x_train, y_train, x_test, y_test = (jnp.asarray(a) for a in (data.x_train, data.
 
 # %%
 dense = eqx.nn.MLP(64, 10, WIDTH, DEPTH, key=jax.random.key(0))
-tn4nn_jax.plan_replacement(dense, "mpo", budget=BUDGET, key=jax.random.key(1), batch=ROWS)
+tn4nn_jax.plan_replacement(
+    dense, "mpo", budget=BUDGET, key=jax.random.key(1), batch=ROWS
+)
 
 # %%
-small = tn4nn_jax.replace(dense, "mpo", budget=BUDGET, key=jax.random.key(1), batch=ROWS)
+small = tn4nn_jax.replace(
+    dense, "mpo", budget=BUDGET, key=jax.random.key(1), batch=ROWS
+)
 small
 
 # %% [markdown]
@@ -66,8 +72,12 @@ small
 def optimizer_for(model):
     return optax.chain(
         optax.scale_by_adam(),
-        tn4nn_jax.scale_by_structure(model, lr=LR),  # the factors of the cores: after the direction
-        tn4nn_jax.decay_by_structure(model, 0.01),  # weight decay of W: after the factors
+        tn4nn_jax.scale_by_structure(
+            model, lr=LR
+        ),  # the factors of the cores: after the direction
+        tn4nn_jax.decay_by_structure(
+            model, 0.01
+        ),  # weight decay of W: after the factors
         optax.scale_by_learning_rate(LR),
     )
 
@@ -107,7 +117,9 @@ trained_small, small_losses = train(small)
 
 
 def size(model):
-    return sum(array.size for array in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+    return sum(
+        array.size for array in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    )
 
 
 for name, model in {"dense": trained_dense, "mpo": trained_small}.items():
@@ -131,7 +143,11 @@ ax.grid(alpha=0.3)
 
 # %%
 plan = tn4nn_jax.plan_conversion(
-    trained_dense, {"layers.0": "tree", "layers.1": "mpo"}, budget=BUDGET, inputs=x_train[:500], batch=ROWS
+    trained_dense,
+    {"layers.0": "tree", "layers.1": "mpo"},
+    budget=BUDGET,
+    inputs=x_train[:500],
+    batch=ROWS,
 )
 plan
 
@@ -151,7 +167,9 @@ print(f"and trained for {EPOCHS} epochs more: {accuracy(tuned):.1f} %")
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "small.safetensors"
     tn4nn_jax.save(path, tuned)
-    again = tn4nn_jax.load(path, lambda: eqx.nn.MLP(64, 10, WIDTH, DEPTH, key=jax.random.key(7)))
+    again = tn4nn_jax.load(
+        path, lambda: eqx.nn.MLP(64, 10, WIDTH, DEPTH, key=jax.random.key(7))
+    )
 bool((jax.vmap(again)(x_test) == jax.vmap(tuned)(x_test)).all())
 
 # %% [markdown]
@@ -169,7 +187,9 @@ else:
 
     class Net(nnx.Module):
         def __init__(self, rngs):
-            self.hidden = nnx.List([nnx.Linear(64, 64, rngs=rngs), nnx.Linear(64, 64, rngs=rngs)])
+            self.hidden = nnx.List(
+                [nnx.Linear(64, 64, rngs=rngs), nnx.Linear(64, 64, rngs=rngs)]
+            )
             self.head = nnx.Linear(64, 10, rngs=rngs)
 
         def __call__(self, x):
@@ -196,7 +216,9 @@ else:
             rows = order[first : first + ROWS]
             nnx_step(net, nnx_optimizer, x_train[rows], y_train[rows])
     print([type(layer).__name__ for layer in net.hidden], type(net.head).__name__)
-    print(f"test accuracy {100 * float((net(x_test).argmax(-1) == y_test).mean()):.1f} %")
+    print(
+        f"test accuracy {100 * float((net(x_test).argmax(-1) == y_test).mean()):.1f} %"
+    )
 
 # %% [markdown]
 # Where to go from here: `tn.compare` takes Equinox and NNX models as it takes torch's ([Compare topologies on your own

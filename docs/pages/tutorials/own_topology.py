@@ -60,14 +60,19 @@ topology
 # notation,
 #
 # ```text
-# W[y0 y1 y2, row col] = sum over a, b of  rows[row, y0, a] * columns[col, y1, b] * middle[a, b, y2]
+# W[y0 y1 y2, row col] =
+#     sum over a, b of  rows[row, y0, a] * columns[col, y1, b] * middle[a, b, y2]
 # ```
 #
 # A typo gets an error that names the leg.
 
 # %%
 try:
-    tn.topology("rows: row y0 a, columns: col y1", inputs={"row": 8, "col": 8}, outputs={"y0": 8, "y1": 8})
+    tn.topology(
+        "rows: row y0 a, columns: col y1",
+        inputs={"row": 8, "col": 8},
+        outputs={"y0": 8, "y1": 8},
+    )
 except tn.TopologyError as error:
     print(error)
 
@@ -126,7 +131,10 @@ run
 def accuracies(first_layer):
     """Test accuracy for each seed."""
     model = tn.Sequential(tn.Linear(first_layer), tn.ReLU(), tn.Linear(64, 10))
-    runs = [tn.train(model, data, epochs=EPOCHS, batch_size=64, lr=3e-3, seed=seed) for seed in range(SEEDS)]
+    runs = [
+        tn.train(model, data, epochs=EPOCHS, batch_size=64, lr=3e-3, seed=seed)
+        for seed in range(SEEDS)
+    ]
     return [run.test_accuracy for run in runs]
 
 
@@ -138,13 +146,17 @@ layers = {
 }
 results = {name: accuracies(layer) for name, layer in layers.items()}
 for name, values in results.items():
-    print(f"{name:10} {layers[name].num_params:5,} parameters   {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} %")
+    print(
+        f"{name:10} {layers[name].num_params:5,} parameters   {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} %"
+    )
 
 # %%
 fig, ax = plt.subplots(figsize=(5, 3))
 for place, values in enumerate(results.values()):
     ax.plot([place] * len(values), values, "o", color="teal", alpha=0.6)
-ax.set_xticks(range(len(results)), [f"{name}\n{layers[name].num_params:,}" for name in results])
+ax.set_xticks(
+    range(len(results)), [f"{name}\n{layers[name].num_params:,}" for name in results]
+)
 ax.set_ylabel("test accuracy, %")
 ax.set_xlabel("first layer, with its parameters")
 ax.grid(axis="y", alpha=0.3)
@@ -160,12 +172,14 @@ cores = {core.name: run.weights[f"0.{core.name}"] for core in network.topology.c
 W = network.to_dense(cores)
 fig, axes = plt.subplots(4, 8, figsize=(8, 4))
 for ax, row in zip(axes.flat, W, strict=False):
-    ax.imshow(row.reshape(8, 8), cmap="RdBu", vmin=-np.abs(W).max(), vmax=np.abs(W).max())
+    ax.imshow(
+        row.reshape(8, 8), cmap="RdBu", vmin=-np.abs(W).max(), vmax=np.abs(W).max()
+    )
     ax.axis("off")
-fig.suptitle("what the first 32 neurons look for: blue adds, red subtracts")
+_ = fig.suptitle("what the first 32 neurons look for: blue adds, red subtracts")
 # %% [markdown]
 # The structure shows. A neuron's picture is a sum of a few products of a pattern of rows and a pattern of columns, so
-# you see crosses and stripes rather than single pixels.
+# you see stripes and blocks rather than single pixels.
 #
 # How much does each bond carry? The **entanglement entropy** S of a bond is zero where the two sides have nothing to
 # do with each other, and ln(rank) where the bond is full. exp(S) says how many of its values do the work.

@@ -89,9 +89,9 @@ growth
 growth.draw()
 
 # %% [markdown]
-# The exponents in the text are slopes in these plots. The left one is the batch: the network gains most for few rows,
-# where a dense layer has to read all of W for almost nothing. The next one is the rank: twice the rank costs more and
-# more, and at some rank the network is as slow as dense.
+# The exponents in the text are slopes in these plots. The network gains most for few rows, where a dense layer has to
+# read all of W for little work. And its cost grows with the rank: at some rank the network is as slow as the dense
+# layer.
 
 # %% [markdown]
 # ## Prediction and measurement
@@ -113,7 +113,9 @@ def milliseconds(module, rows, repeat=20):
 
 
 dense, ours = torch.nn.Linear(1024, 1024), TNLinear(network)
-predicted = {(row.batch, row.way): 1e3 * row.predicted_s for row in reversed(report.rows)}
+predicted = {
+    (row.batch, row.way): 1e3 * row.predicted_s for row in reversed(report.rows)
+}
 measured = {}
 print("rows      ours, ms            dense, ms")
 print("          predicted measured  predicted measured")
@@ -151,7 +153,19 @@ ax.grid(alpha=0.3)
 # modes, orders and batches. Here is the end of what it prints, for a training step of 256 rows.
 
 # %%
-command = [sys.executable, "-m", "tn4nn", "plan", "mpo", "--in", "1024", "--out", "1024", "--rank", "8"]
+command = [
+    sys.executable,
+    "-m",
+    "tn4nn",
+    "plan",
+    "mpo",
+    "--in",
+    "1024",
+    "--out",
+    "1024",
+    "--rank",
+    "8",
+]
 command += ["--batch", "256", "--backend", "torch", "--explain"]
 explained = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 print(explained[explained.index("dominating") :])
@@ -163,7 +177,9 @@ print(explained[explained.index("dominating") :])
 # %%
 cheap = tn.mpo(MODES, MODES).with_budget(macs=200_000)
 print(cheap)
-print(f"{tn.plan(cheap, batch=256, minimize='flops').cost.macs / 256:,.0f} multiply-adds per row")
+print(
+    f"{tn.plan(cheap, batch=256, minimize='flops').cost.macs / 256:,.0f} multiply-adds per row"
+)
 
 # %% [markdown]
 # Where to go from here: [the measured step times](../benchmarks/performance.md) of all topologies, next to dense

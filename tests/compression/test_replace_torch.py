@@ -126,3 +126,10 @@ def test_what_does_not_work_says_what_would():
     plan = plan_replacement(model, {"0": "mpo", "2": "mpo"}, 0.3)
     assert plan.rows[0].reason.startswith("it cannot be decomposed")
     assert plan.rows[1].converted
+
+
+def test_drawn_weights_have_no_error_in_the_table():
+    plan = plan_replacement(mlp(), {"0": "mpo", "2": Rule("mpo", rank=2)}, 1000, seed=2)
+    assert [row.converted for row in plan.rows] == [True, True, False]
+    assert [row.error for row in plan.rows] == [None] * 3
+    assert str(plan).splitlines()[1].split()[-2:] == ["-", "convert"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tn4nn as tn
 import tn4nn._graph.ordering as module
 from tn4nn import ShapeError, TN4NNError, TopologyError
 from tn4nn._graph.ordering import Ordering, ordering
@@ -180,3 +181,13 @@ def test_born_by_hand_it_checks_itself_too() -> None:
 
 def test_the_examples_run() -> None:
     assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("kind", ["block", "random", "custom"])
+def test_a_name_that_does_not_say_all_is_refused_with_what_does(kind):
+    net = tn.mpo((4, 4), (4, 4)).with_rank(2)
+    with pytest.raises(TopologyError, match=f"ordering='{kind}' needs") as refused:
+        tn.Linear(net, ordering=kind)
+    advice = str(refused.value).rpartition("pass ")[2]
+    if advice.startswith("tn."):
+        assert tn.Linear(net, ordering=eval(advice, {"tn": tn})).ordering.kind == kind

@@ -11,6 +11,7 @@ if not (ROOT / "docs").is_dir():  # the wheel, tested from outside the tree
     pytest.skip("docs/ is not part of the wheel", allow_module_level=True)
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
+PAGES += sorted((ROOT / "docs" / "pages" / "tutorials").glob("*.py"))  # notebooks
 ROOM_PAGES = sorted((ROOT / "docs" / "pages" / "explanation" / "rooms").glob("*.md"))
 TREES = ("tn4nn", "backends", "tests", "benchmarks", "docs", "examples", ".ci")
 

@@ -53,8 +53,10 @@ def test_without_matplotlib_the_text_is_shown(values, monkeypatch):
     assert "<svg" not in page
 
 
-def test_a_report_shows_its_table():
+def test_a_report_shows_its_table(monkeypatch):
     pytest.importorskip("torch")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there rich would show a second table by itself
+    monkeypatch.setattr("rich.jupyter.display", lambda *_: pytest.fail("rich wrote to the notebook"))
     report = tn.compare(["low_rank"], budget=600, backends="torch", seeds=1, epochs=1, lr=1e-3)
     assert "low_rank" in report._repr_html_()
 
@@ -73,6 +75,15 @@ def test_a_plan_of_a_conversion_in_jax_shows_its_table():
     page = module.plan_params({"<one>": np.eye(64)}, module.Rule("mpo", rank=2), layout="in_out")._repr_html_()
     assert "&lt;one&gt;" in page
     assert "<one>" not in page
+
+
+def test_a_model_and_its_training_show_no_arrays():
+    pytest.importorskip("torch")
+    model = tn.Sequential(tn.Linear(tn.mpo((8, 8), (4, 4)).with_rank(2)), tn.ReLU(), tn.Linear(16, 10))
+    run = tn.train(model, tn.load_data("digits"), epochs=1, lr=1e-3)
+    assert str(run).splitlines()[-1] in run._repr_html_()
+    assert "array(" not in run._repr_html_()
+    assert f"{model.num_params:,} parameters" in model._repr_html_()
 
 
 def test_only_public_names_are_seen():

@@ -103,6 +103,13 @@ def test_doctests(name):
         "docs/pages/how-to/decompose.md",
         "docs/pages/how-to/interop.md",
         "docs/pages/how-to/einsum.md",
+        "docs/pages/how-to/checkpoints.md",
+        "docs/pages/how-to/convert.md",
+        "docs/pages/how-to/export.md",
+        "docs/pages/how-to/gradient-checkpointing.md",
+        "docs/pages/how-to/mixed-precision.md",
+        "docs/pages/how-to/reproducible-results.md",
+        "docs/pages/how-to/save-and-load.md",
     ],
 )
 def test_the_pages_are_true(page):
@@ -110,7 +117,7 @@ def test_the_pages_are_true(page):
 
     pytest.importorskip("torch")
     pytest.importorskip("jax")
-    if page == "docs/pages/how-to/decompose.md":
+    if page == "docs/pages/how-to/convert.md":
         pytest.importorskip("equinox")
     failed, tried = doctest.testfile(
         str(ROOT / page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

@@ -119,7 +119,7 @@ class Report:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=150, no_color=True)
+        console = Console(width=150, no_color=True, force_jupyter=False)  # a text, in a notebook too
         with console.capture() as capture:
             print_table(self.results, console)
         return capture.get()

@@ -46,7 +46,7 @@ class Row:
         macs_before: multiply-adds for `batch` rows (of a convolution: positions), forward.
         macs_after: the same of the network.
         time: predicted time of a forward pass of that batch, over that of the dense layer by the same cost model.
-        error: ||W - W'|| / ||W||; None where it stays.
+        error: ||W - W'|| / ||W||; None where it stays, and where weights are drawn anew.
         output_error: of the outputs on the calibration inputs, None without them.
         converted: whether a network replaces it.
         reason: why not.
@@ -330,7 +330,7 @@ def _row(one: Weight, result: Decomposition | None, pricing: Pricing) -> Row:
         macs_before=macs,
         macs_after=cost.macs,
         time=time,
-        error=result.error,
+        error=None if result.method == FRESH else result.error,  # drawn weights are near nothing
         output_error=result.output_error,
         converted=True,
         reason="",

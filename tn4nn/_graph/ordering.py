@@ -226,6 +226,7 @@ def ordering_of(given: object, features: int) -> Ordering | None:
                 f"ordering={given!r} by name needs a square image, received {features} features: "
                 "use tn.Ordering with the shape"
             )
+        _check_name(given, side)
         found = ordering(given, (side, side))
     elif isinstance(given, Ordering):
         found = given
@@ -234,6 +235,17 @@ def ordering_of(given: object, features: int) -> Ordering | None:
     if found.size != features:
         raise TopologyError(f"the ordering permutes {found.size} neurons, the layer has {features}")
     return found
+
+
+def _check_name(kind: str, side: int) -> None:
+    """An error for a kind that needs more than its name."""
+    calls = {
+        "block": f"tn.Ordering.block(({side}, {side}), (2, 2))",
+        "random": f"tn.Ordering.random({side * side}, seed=0)",
+        "custom": "the permutation itself",
+    }
+    if kind in calls:
+        raise TopologyError(f"ordering={kind!r} needs {_OPTION[kind]}=, which a name does not say: pass {calls[kind]}")
 
 
 def _unknown_kind(kind: object) -> str:

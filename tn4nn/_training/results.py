@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._base.notebook import shown
 from .._base.tables import text_table
 from .._model.backend import Module
 
@@ -85,6 +86,10 @@ class Run:
     model: Any
     ranks: Mapping[int, Mapping[str, Mapping[str, int]]] = dataclasses.field(default_factory=dict)
     test_loss: float = math.nan
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown(str(self))
 
     def __str__(self) -> str:
         table = text_table(

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..._base.errors import ShapeError, TopologyError
 from ..._base.hashing import fingerprint_of
+from ..._base.notebook import shown
 from ..._graph.init import core_scales, lr_factors
 from ..._graph.init import init as init_network
 from ..._graph.muon import Axes, matrix_axes
@@ -233,6 +234,10 @@ class Layer:
     def fingerprint(self) -> str:
         """16 hexadecimal digits, equal for equal models."""
         return fingerprint_of(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown(str(self))
 
     def __str__(self) -> str:
         lines = []

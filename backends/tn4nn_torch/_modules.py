@@ -831,6 +831,7 @@ def to_module(
         engine: "quimb" or "tensornetwork", which then contracts in tn4nn's place.
 
     Raises:
+        ShapeError: weights of another model.
         TopologyError: a network without ranks.
         BackendError: an unknown dtype or engine.
 
@@ -887,4 +888,5 @@ def to_module(
                 return TiedModule(layer, table, body, TiedHead(layer, table, batch=batch, **options))
         raise BackendError(f"the torch backend does not know the layer {type(layer).__name__}")
 
+    model.check(weights)
     return built(model, "")

@@ -13,7 +13,7 @@ from tn4nn._planning import layer as _layer
 from tn4nn._planning import planner as _planner
 
 torch = pytest.importorskip("torch")
-from tn4nn_torch import TNConv2d, TNEmbedding, TNLinear, convert, split_attention  # noqa: E402
+from tn4nn_torch import TNConv2d, TNEmbedding, TNLinear, convert, split_attention, to_module  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -632,3 +632,12 @@ def test_a_merged_layer_is_not_predicted_to_be_slower(name, rows):
         assert after.cost.predicted_s <= 1.1 * before.cost.predicted_s
     x = torch.randn(rows, 256)
     assert torch.allclose(merged(x), layer(x), atol=1e-4)
+
+
+def test_weights_of_another_model_are_refused():
+    model = tn.Sequential(tn.Linear(tn.mpo((4, 4), (2, 2)).with_rank(2)), tn.ReLU())
+    weights = model.init(0)
+    with pytest.raises(tn.ShapeError, match="core1"):
+        to_module(model, {name: array for name, array in weights.items() if "core1" not in name})
+    with pytest.raises(tn.ShapeError, match="core0"):
+        to_module(model, weights | {"0.core0": weights["0.core0"][:1]})

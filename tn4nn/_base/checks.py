@@ -58,7 +58,7 @@ def check_schema(data: Mapping[str, Any], what: str, keys: Sequence[str]) -> Non
 def check_file(path: object, call: str) -> None:
     """Refuses what cannot be the name of a file, as where arguments changed places.
 
-    Example:
+    Examples:
         >>> check_file({}, "save(path, model)")
         Traceback (most recent call last):
             ...

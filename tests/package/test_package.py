@@ -95,9 +95,8 @@ def test_doctests(name):
 
 
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))) if page.is_file()]
-WITH_EXAMPLES = [
-    page for page in PAGES if "\n>>> " in page.read_text("utf-8") and page.parent.name != "rooms"
-]  # test_docs
+# Those of the rooms are run by test_docs.
+WITH_EXAMPLES = [page for page in PAGES if "\n>>> " in page.read_text("utf-8") and page.parent.name != "rooms"]
 
 
 @pytest.mark.thorough
@@ -118,9 +117,8 @@ def test_the_pages_are_true(page):
 
 def test_pages_with_examples_are_found():
     if (ROOT / "docs").is_dir():
-        assert {"README", "topologies", "decompose", "twelve-lines", "lecture", "extend"} <= {
-            p.stem for p in WITH_EXAMPLES
-        }
+        expected = {"README", "topologies", "decompose", "twelve-lines", "lecture", "extend"}
+        assert expected <= {page.stem for page in WITH_EXAMPLES}
 
 
 def test_the_readme_begins_with_the_two_commands():

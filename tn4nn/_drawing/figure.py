@@ -37,7 +37,7 @@ def new_figure(path: str | os.PathLike[str] | None, width: float = 6.0, height: 
     except ImportError as error:
         message = f"expected matplotlib for pictures; received {error}. What would do: {NEEDS}"
         raise TN4NNError(message) from error
-    figure = Figure(figsize=(width, height), layout=None, facecolor="white")
+    figure = Figure(figsize=(width, height), layout="none", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -37,7 +37,8 @@ def new_figure(path: str | os.PathLike[str] | None, width: float = 6.0, height: 
     except ImportError as error:
         message = f"expected matplotlib for pictures; received {error}. What would do: {NEEDS}"
         raise TN4NNError(message) from error
-    figure = Figure(figsize=(width, height), layout="none", facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor="white")
+    figure.set_layout_engine("none")  # whatever a person's settings say
     FigureCanvasAgg(figure)
     return figure
 

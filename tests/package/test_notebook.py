@@ -74,3 +74,12 @@ def test_pictures_do_not_mind_the_layout_that_a_person_set():
     network = tn.ring((4, 4), (4, 4)).with_rank(3)
     with matplotlib.rc_context({"figure.constrained_layout.use": True}):
         assert "<svg" in network._repr_html_()  # a warning would be an error
+
+
+def test_a_figure_shows_itself_before_pyplot_was_used():
+    pytest.importorskip("matplotlib")
+    import copy
+
+    figure = tn.ring((4, 4), (4, 4)).with_rank(3).draw()
+    assert figure._repr_svg_().startswith("<svg")
+    assert copy.deepcopy(figure)._repr_svg_.args[0] is not figure

@@ -100,3 +100,19 @@ def test_a_layer_of_two_numbers_says_what_to_build(backend):
     for make in (lambda: module.TNLinear(64, 64), lambda: module.TNConv2d(64, 64), lambda: module.TNEmbedding(64)):
         with pytest.raises(tn.TopologyError, match=r"build a Network first: tn\.build\(.mpo., 64, 64\)\.with_budget"):
             make()
+
+
+def test_pictures_do_not_mind_the_layout_that_a_person_set():
+    matplotlib = pytest.importorskip("matplotlib")
+    network = tn.ring((4, 4), (4, 4)).with_rank(3)
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        assert "<svg" in network._repr_html_()  # a warning would be an error
+
+
+def test_a_figure_shows_itself_before_pyplot_was_used():
+    pytest.importorskip("matplotlib")
+    import copy
+
+    figure = tn.ring((4, 4), (4, 4)).with_rank(3).draw()
+    assert figure._repr_svg_().startswith("<svg")
+    assert copy.deepcopy(figure)._repr_svg_.args[0] is not figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Sequence
@@ -38,8 +39,11 @@ def new_figure(path: str | os.PathLike[str] | None, width: float = 6.0, height: 
     except ImportError as error:
         message = f"expected matplotlib for pictures; received {error}. What would do: {NEEDS}"
         raise TN4NNError(message) from error
-    figure = Figure(figsize=(width, height), layout=None, facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor="white")
+    figure.set_layout_engine("none")  # whatever a person's settings say
     FigureCanvasAgg(figure)
+    # A notebook shows figures that pyplot made, and others only after pyplot was used; ours it shows by this.
+    setattr(figure, "_repr_svg_", functools.partial(svg_of, figure))  # noqa: B010  (mypy knows no such attribute)
     return figure
 
 

@@ -108,8 +108,9 @@ except tn.BudgetError as error:
 print(tn.plan(network, batch=64, backend="torch"))
 
 # %% [markdown]
-# `MACs` are multiply-adds. Each line of the table is one call of a matrix product, with its sizes. Another tutorial,
-# [Plans and costs](plans_and_costs.py), reads such tables line by line.
+# `MACs` are multiply-adds. Each line of the table is one call of a matrix product, with its sizes. Plans number the
+# cores in the order of your text, so `core0` is `rows`. Another tutorial, [Plans and costs](plans_and_costs.py), reads
+# such tables line by line.
 
 # %% [markdown]
 # ## Train it

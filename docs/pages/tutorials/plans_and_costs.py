@@ -153,20 +153,10 @@ ax.grid(alpha=0.3)
 # modes, orders and batches. Here is the end of what it prints, for a training step of 256 rows.
 
 # %%
-command = [
-    sys.executable,
-    "-m",
-    "tn4nn",
-    "plan",
-    "mpo",
-    "--in",
-    "1024",
-    "--out",
-    "1024",
-    "--rank",
-    "8",
-]
-command += ["--batch", "256", "--backend", "torch", "--explain"]
+arguments = (
+    "plan mpo --in 1024 --out 1024 --rank 8 --batch 256 --backend torch --explain"
+)
+command = [sys.executable, "-m", "tn4nn", *arguments.split()]
 explained = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 print(explained[explained.index("dominating") :])
 

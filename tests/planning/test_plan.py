@@ -673,3 +673,15 @@ def test_hyperedges_on_many_cores_are_planned_in_no_time(topology: Callable[[int
     p = tn.plan(net, 100, "forward", minimize="flops")
     assert is_path(p.path, len(net.topology.cores) + 1)
     assert p.cost.macs < 100 * 2**sites * 2**sites
+
+
+def test_printed_calls_have_the_names_of_the_cores():
+    pytest.importorskip("torch")
+    net = tn.topology("left: x0 y1 a, right: a x1 y0", {"x0": 4, "x1": 4}, {"y0": 8, "y1": 4}).with_rank(2)
+    plan = tn.plan(net, 8, "train", backend="torch")
+    if plan.executor != "native":
+        pytest.skip("there is no C runtime here")
+    texts = "\n".join(row.text for row in plan.calls())
+    assert "left[x0 y1 a] * right[a x1 y0]" in texts
+    assert {"dleft[", "dright["} <= {word.partition("[")[0] + "[" for word in texts.split() if "[" in word}
+    assert "core" not in texts

@@ -358,3 +358,13 @@ def test_errors_of_the_log() -> None:
         tn.EntanglementLog(tn.Linear(4, 2))
     with pytest.raises(tn.TN4NNError, match="'1' is not a layer with bonds of this model. Known: '0', '2'"):
         tn.EntanglementLog(MODEL).entropies("1")
+
+
+def test_ranks_that_end_where_they_began_change_nothing() -> None:
+    """What is cut and grown again would lose what it had learned."""
+    net = tn.mpo((4, 4, 4), (4, 4, 4)).with_ranks({"a0": 14, "a1": 2})
+    model = tn.Sequential(tn.Linear(net), tn.ReLU(), tn.Linear(64, 10))
+    run = tn.train(model, tn.load_data("digits"), epochs=2, lr=3e-3)
+    after = moved(model, run.weights, AutoRank(params=net.num_params))
+    assert after.model.networks()["0"].ranks == net.ranks
+    assert all(np.array_equal(array, run.weights[name]) for name, array in after.weights.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,11 +50,11 @@ class Buffers:
         self.core_grads = range(cores + 8, 2 * cores + 8)
         self.count = 2 * cores + 8
 
-    def name(self, buffer: int) -> str:
-        """A short name, for reports; gradients begin with `d`."""
+    def name(self, buffer: int, cores: Sequence[str]) -> str:
+        """A short name, for reports, with those of the cores; gradients begin with `d`."""
         first, last = self.x, self.core_grads[0]
         if buffer < first or buffer >= last:
-            return f"core{buffer}" if buffer < first else f"dcore{buffer - last}"
+            return cores[buffer] if buffer < first else f"d{cores[buffer - last]}"
         return ("x", "y", "prologue", "state", "dy", "dx", "dprologue", "dstate")[buffer - first]
 
 

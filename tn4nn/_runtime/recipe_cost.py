@@ -27,16 +27,16 @@ class CallRow(NamedTuple):
     seconds: float
 
 
-def call_rows(recipe: Recipe, phase: str, machine: NativeMachine) -> list[CallRow]:
-    """The prologue, one batch tile, and what follows, call by call."""
+def call_rows(recipe: Recipe, phase: str, machine: NativeMachine, cores: Sequence[str]) -> list[CallRow]:
+    """The prologue, one batch tile, and what follows, call by call; `cores` has the names of the cores, in order."""
     before, through, after = recipe.calls(phase)
     named = [("once", before), ("tile", through), ("once", after)]
-    return [_row(recipe, when, call, machine) for when, calls in named for call in calls]
+    return [_row(recipe, when, call, machine, cores) for when, calls in named for call in calls]
 
 
-def _row(recipe: Recipe, when: str, call: Contraction, machine: NativeMachine) -> CallRow:
+def _row(recipe: Recipe, when: str, call: Contraction, machine: NativeMachine, cores: Sequence[str]) -> CallRow:
     shape = recipe.shape(call, 1 if when == "once" else recipe.block)
-    a, b, c = (f"{recipe.buffers.name(v.buffer)}[{' '.join(v.legs)}]" for v in (call.a, call.b, call.c))
+    a, b, c = (f"{recipe.buffers.name(v.buffer, cores)}[{' '.join(v.legs)}]" for v in (call.a, call.b, call.c))
     sizes = f"{shape.h} x {shape.m} x {shape.k} x {shape.n}"
     return CallRow(when, f"{c} = {a} * {b}", sizes, shape.macs, contraction_seconds(shape, machine, recipe.itemsize))
 

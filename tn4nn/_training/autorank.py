@@ -112,9 +112,11 @@ def moved(model: Layer, weights: Weights, auto: AutoRank, seed: int = 0) -> Move
     choice = _Choice(networks, cores, auto)
     changes = {}
     for layer, net in networks.items():
-        smaller = {b: r for b, r in ranks_of(layer, choice.low).items() if r < net.ranks[b]}
+        wanted = ranks_of(layer, choice.high)
+        # Not down to `choice.low` and up again: values that are cut are learned, and those that grow begin at nothing.
+        smaller = {b: r for b, r in wanted.items() if r < net.ranks[b]}
         result = with_smaller_bonds(Resized(net, cores[layer]), smaller)
-        larger = {b: r for b, r in ranks_of(layer, choice.high).items() if r > result.network.ranks[b]}
+        larger = {b: r for b, r in wanted.items() if r > result.network.ranks[b]}
         changes[layer] = with_larger_bonds(result, larger, seed)
     new = dict(weights)
     for layer, change in changes.items():

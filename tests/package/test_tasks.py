@@ -16,7 +16,7 @@ _spec.loader.exec_module(script)
 TASKS = script.tasks()
 
 
-@pytest.mark.cases(1)
+@pytest.mark.slow  # `.ci/run` does them by the script
 @pytest.mark.parametrize("title", TASKS)
 def test_task(title, tmp_path):
     pytest.importorskip("torch")

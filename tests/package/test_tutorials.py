@@ -15,7 +15,7 @@ if not FOLDER.is_dir():  # the wheel, tested from outside the tree
 
 TUTORIALS = sorted(FOLDER.glob("*.py"))
 NEEDS = {"jax_models": ("jax", "equinox", "optax", "matplotlib")}
-ALWAYS = ("own_topology", "plans_and_costs")  # the others are thorough: together they take minutes
+THOROUGH = ("own_topology", "plans_and_costs")  # `.ci/run` executes all of them when it builds the site
 
 
 def run(script):
@@ -30,7 +30,10 @@ def run(script):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "script",
-    [pytest.param(s, marks=() if s.stem in ALWAYS else pytest.mark.thorough, id=s.stem) for s in TUTORIALS],
+    [
+        pytest.param(s, marks=pytest.mark.thorough if s.stem in THOROUGH else pytest.mark.slow, id=s.stem)
+        for s in TUTORIALS
+    ],
 )
 def test_a_tutorial_runs(script):
     for library in NEEDS.get(script.stem, ("torch", "matplotlib")):

@@ -10,6 +10,7 @@ from helpers import run_python
 import tn4nn as tn
 from tn4nn import _cli, testing
 from tn4nn._base import warn as _warn
+from tn4nn._model.backend import entry_point_table
 
 LAYER_CASES = [c for c in testing.CASES if isinstance(c.model, tn.Linear | tn.Embedding)]
 
@@ -89,6 +90,7 @@ sys.path.insert(0, {site!r})
 import tn4nn as tn
 from tn4nn import _cli, testing
 from tn4nn._base import warn as _warn
+from tn4nn._model.backend import entry_point_table
 assert "loopback" in tn.backends(), tn.backends()
 registered = tn.backend("loopback")
 for case in testing.CASES:
@@ -188,3 +190,12 @@ def test_numpy_backend_says_what_trains():
     model = tn.Linear(4, 2)
     with pytest.raises(tn.BackendError, match=r'does not train: use backend="torch"'):
         tn.train(model, (np.zeros((4, 4), np.float32), np.zeros(4, np.int64)), backend="numpy", validation=None)
+
+
+def test_a_backend_that_is_installed_meanwhile_is_found(tmp_path, monkeypatch):
+    """The table is kept as long as nothing changes in the folders where packages lie."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "late" not in tn.backends()
+    assert entry_point_table() is entry_point_table()
+    _installed(tmp_path, "late", "late = late:backend")
+    assert "late" in tn.backends()

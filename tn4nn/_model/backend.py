@@ -10,6 +10,9 @@ Invariants of a backend, which `tn4nn.testing` checks:
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -209,6 +212,21 @@ class Backend(Protocol):
 
 def entry_point_table() -> dict[str, EntryPoint]:
     """Backend name -> entry point, without loading any. Nobody takes the place of one of ours."""
+    return _table_of(tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+def _changed(folder: str) -> int:
+    """When something was installed into a folder, or taken out of it."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=1)
+def _table_of(folders: tuple[tuple[str, int], ...]) -> dict[str, EntryPoint]:
+    """The table of what is installed in these folders: to find it reads the metadata of every package, which takes tens
+    of milliseconds, and every plan asks for its backend."""
     from importlib.metadata import entry_points  # slow to import, and not needed to declare a topology
 
     table: dict[str, EntryPoint] = {}

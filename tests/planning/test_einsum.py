@@ -207,7 +207,7 @@ ERRORS = (
     (("ij,jk", np.ones((2, 3)), 1.0), tn.ShapeError, "operand 1: expected an array of numpy, torch or jax"),
     (("ij",), tn.TopologyError, "has 1 operand, received 0"),
     ((np.ones(2),), tn.TopologyError, "received 1 arguments"),
-    ((np.ones(2), "i"), tn.TopologyError, "received str in the place of a list"),
+    ((np.ones(2), "i"), tn.TopologyError, "received str in place of a list"),
     ((np.ones(2), [[0]]), tn.TopologyError, "labels of axes"),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""tn4nn: declare any tensor-network topology, fix a budget, and get a fast layer for it in torch and jax.
+"""tn4nn: declare any tensor-network topology, fix a budget, and get a layer for it in torch and jax.
 
 One direction, each arrow a new immutable value::
 

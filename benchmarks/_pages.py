@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tn4nn._base.tables import markdown_table
+from tn4nn._base.tables import folded, markdown_table
 
 RESULTS = "../../../benchmarks/results"  # from where the pages are
 LONG = 12  # rows of a table that is shown at once
@@ -25,8 +25,7 @@ class Table:
         table = markdown_table(self.columns, self.cells)
         if len(self.cells) <= LONG:
             return f"## {self.title}\n\n{table}"
-        summary = f"<summary>{self.title}: {len(self.cells)} rows</summary>"
-        return f'<details markdown="1">{summary}\n\n{table}\n\n</details>'
+        return folded(f"{self.title}: {len(self.cells)} rows", table)
 
 
 @dataclasses.dataclass(frozen=True)

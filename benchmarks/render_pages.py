@@ -49,11 +49,8 @@ def pages(results: Path, out: Path, *, figures: bool = True) -> list[Path]:
             render_performance.draw(data, page.with_suffix(".png"))
         written.append(page)
     for name, (script, file) in OTHERS.items():
-        module, data, page = (
-            importlib.import_module(script),
-            json.loads((results / file).read_text()),
-            out / f"{name}.md",
-        )
+        module, page = importlib.import_module(script), out / f"{name}.md"
+        data = json.loads((results / file).read_text())
         page.write_text(module.page(data))
         if figures:
             module.draw(data, page.with_suffix(".png"))

@@ -11,7 +11,6 @@ the median over rounds of the time at that many threads over the time at one.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from rich.console import Console
 from tn4nn_torch import TNLinear
 
 import tn4nn as tn
+from tn4nn._runtime.processor import processors
 
 Row = dict[str, Any]
 LAYER, DENSE = "layer", "dense"
@@ -70,7 +70,7 @@ class Threaded:
 
 def levels() -> list[int]:
     """1, 2, 4, ... and all cores that this process may use."""
-    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = processors()
     return sorted({*(1 << i for i in range(most.bit_length()) if 1 << i <= most), most})
 
 

@@ -24,7 +24,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         markdown = markdown.replace("<!-- commands -->", commands())
     folder = os.path.dirname(page.file.abs_src_path)
     pages = os.path.abspath(config["docs_dir"])
-    root = os.path.dirname(os.path.dirname(pages))
+    root = str(ROOT)
 
     def rewritten(match: re.Match[str]) -> str:
         name, _, anchor = match[1].partition("#")

@@ -139,3 +139,13 @@ def run_python(code, *arguments, options=(), cwd=None, **changes):
     done = subprocess.run(command, env=environment(**changes), cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def call(monkeypatch, *arguments):
+    """Runs the command in this process; returns its exit code."""
+    from tn4nn import _cli
+
+    monkeypatch.setattr(sys, "argv", ["tn4nn", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        _cli.main()
+    return end.value.code

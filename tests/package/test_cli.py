@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import environment, first_of
+from helpers import call, environment, first_of
 
 import tn4nn as tn
-from tn4nn import _cli
 from tn4nn._base import files as _files
 from tn4nn._cli import commands
 
@@ -19,14 +18,6 @@ pytest.importorskip("torch")
 
 QUICK = ["compare", "--topologies", "mpo,dense", "--budget", "600", "--backend", "torch", "--seeds", "1",
          "--epochs", "1", "--lr", "0.001"]  # fmt: skip
-
-
-def call(monkeypatch, *arguments):
-    """Runs the command in this process; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["tn4nn", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        _cli.main()
-    return end.value.code
 
 
 @pytest.mark.thorough

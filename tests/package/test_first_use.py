@@ -2,24 +2,15 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
+from helpers import call
 
 import tn4nn as tn
-from tn4nn import _cli
 from tn4nn._cli import doctor, examples, sweeps
 from tn4nn._runtime.kernels import Kernel
 
 pytest.importorskip("torch")
-
-
-def call(monkeypatch, *arguments):
-    """Runs the command in this process; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["tn4nn", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        _cli.main()
-    return end.value.code
 
 
 def found_by(checks):

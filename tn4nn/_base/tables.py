@@ -41,3 +41,17 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     """
     lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
     return "\n".join([lines[0], "|--" * len(head) + "|", *lines[1:]])
+
+
+def folded(summary: str, text: str) -> str:
+    """Markdown that a reader unfolds, on GitHub and on the site.
+
+    Examples:
+        >>> print(folded("3 rows", "..."))
+        <details markdown="1"><summary>3 rows</summary>
+        <BLANKLINE>
+        ...
+        <BLANKLINE>
+        </details>
+    """
+    return f'<details markdown="1"><summary>{summary}</summary>\n\n{text}\n\n</details>'

@@ -27,7 +27,7 @@ from .._drawing.figure import new_figure
 from .._graph.catalogue import catalogue
 from .._graph.network import Network
 from .._graph.topology import Topology
-from .._model.backend import backend, backends
+from .._model.backend import backend, backends, is_absent
 from .._planning.calibrate import calibrate
 from .._planning.cost import BATCHES, cost
 from .._planning.explain import explain
@@ -578,8 +578,7 @@ def _backends(json: Json = None) -> None:
             _show(f"{name:<10} {', '.join(f'{k} {v}' for k, v in versions.items())}")
         except Exception as error:  # whatever a third party's backend raises: the others are listed all the same
             rows.append({"backend": name, "installed": False, "versions": {}, "advice": str(error)})
-            absent = isinstance(error, TN4NNError) and isinstance(error.__cause__, ImportError)
-            _show(f"{name:<10} {'not installed' if absent else 'broken'}: {error}")
+            _show(f"{name:<10} {'not installed' if is_absent(error) else 'broken'}: {error}")
     kernels = {}
     for itemsize in ITEMSIZES:
         dtype, found = f"float{8 * itemsize}", kernel(itemsize)

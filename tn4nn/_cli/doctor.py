@@ -14,11 +14,13 @@ from .._base.files import cache_folder
 from .._base.private import private_folder
 from .._comparison.machine import machine
 from .._graph.catalogue import mpo
-from .._model.backend import Backend, backend, backends, target_of
+from .._graph.network import Network
+from .._model.backend import Backend, backend, backends, is_absent, target_of
 from .._model.layers import Linear, Sequential
 from .._planning.calibrate import calibrated
 from .._planning.layer import plan
 from .._runtime.native import kernel
+from .._runtime.processor import processors
 from .._runtime.target import CPU, ITEMSIZES
 
 OK, NOTE, FAULT = "ok", "note", "fault"
@@ -68,11 +70,10 @@ def examine() -> Iterator[Check]:
 
 def _machine() -> Check:
     found = machine([])
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else found["cores"]
     asked = [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if name in os.environ]
     text = (
-        f"tn4nn {found['tn4nn']}, Python {found['python']}, {found['processor']}, {usable} of {found['cores']} cores"
-        + (f", {', '.join(asked)}" if asked else "")
+        f"tn4nn {found['tn4nn']}, Python {found['python']}, {found['processor']}, "
+        f"{processors()} of {found['cores']} cores" + (f", {', '.join(asked)}" if asked else "")
     )
     return Check("machine", OK, text)
 
@@ -97,7 +98,7 @@ def _backend(name: str) -> Iterator[Check]:
         loaded = backend(name)
         versions = ", ".join(f"{package} {version}" for package, version in loaded.versions().items())
     except Exception as error:  # whatever a third party's backend raises
-        absent = isinstance(error, TN4NNError) and isinstance(error.__cause__, ImportError)
+        absent = is_absent(error)
         yield Check(f"backend {name}", NOTE if absent else FAULT, "not installed" if absent else "broken", str(error))
         return
     yield Check(f"backend {name}", OK, versions)
@@ -107,32 +108,37 @@ def _backend(name: str) -> Iterator[Check]:
 def _layer(name: str, loaded: Backend) -> Check:
     """Builds and runs a layer."""
     what, net = f"layer in {name}", mpo((4, 4, 4), (4, 4, 4)).with_rank(4)
+    model = Sequential(Linear(net))
     try:
-        module = Sequential(Linear(net)).build(name, seed=0)
+        module = model.build(name, seed=0)
         weights, x = loaded.weights(module), np.random.default_rng(0).standard_normal((_ROWS, 64)).astype("float32")
         y = np.asarray(loaded.forward(module, x), "float64")
-        wanted = backend("numpy").forward(Sequential(Linear(net)).build("numpy", weights=weights), x)
+        wanted = backend("numpy").forward(model.build("numpy", weights=weights), x)
         worst = float(np.abs(y - wanted).max() / np.abs(wanted).max())
+        runs = _runs(net, name)
     except Exception as error:
         return Check(what, FAULT, f"{type(error).__name__}: {error}", "report this with the whole output")
     if not worst <= _TOLERANCE:
         advice = "do not trust results of this backend here; report this with the whole output"
         return Check(what, FAULT, f"differs from the oracle by {worst:.1e}", advice)
-    return Check(what, OK, f"{_ROWS} rows of 64 features agree with the oracle to {worst:.0e}; {_runs(name)}")
+    return Check(what, OK, f"{_ROWS} rows of 64 features agree with the oracle to {worst:.0e}; {runs}")
 
 
-def _runs(name: str) -> str:
+def _runs(net: Network, name: str) -> str:
     """Where a training step runs, and by what."""
     if not hasattr(backend(name), "target"):
         return "runs by numpy's einsum, as the oracle"
     target = target_of(name, None, "float32")
-    executor = plan(mpo((4, 4, 4), (4, 4, 4)).with_rank(4), _ROWS, "train", backend=name).executor
+    executor = plan(net, _ROWS, "train", backend=name).executor
     where = f"{target.device}, {target.threads} threads" if target.device == CPU else target.device
     if executor == "native":
         return f"a training step runs in the C runtime ({where})"
-    reason = "there is no C kernel" if target.device == CPU else "the C runtime is for CPUs"
-    if "native" in target.executors:
-        reason = "its plan was the cheapest"
+    if target.device != CPU:
+        reason = "the C runtime is for CPUs"
+    elif kernel(target.itemsize).library is None:
+        reason = "there is no C kernel"
+    else:
+        reason = "the backend does not offer the C runtime here"
     return f"a training step runs as {executor} ({where}): {reason}"
 
 

@@ -225,8 +225,8 @@ def _changed(folder: str) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _table_of(folders: tuple[tuple[str, int], ...]) -> dict[str, EntryPoint]:
-    """The table of what is installed in these folders: to find it reads the metadata of every package, which takes tens
-    of milliseconds, and every plan asks for its backend."""
+    """The table of what is installed in these folders, kept: finding it reads the metadata of every package, which
+    takes tens of milliseconds, and every plan asks for its backend."""
     from importlib.metadata import entry_points  # slow to import, and not needed to declare a topology
 
     table: dict[str, EntryPoint] = {}
@@ -284,6 +284,11 @@ def backend(name: str) -> Backend:
             "imported. What would do: another version of that package, or remove it"
         ) from error
     return loaded
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether `backend` raised this because the framework is not installed; otherwise the backend is broken."""
+    return isinstance(error, BackendError) and isinstance(error.__cause__, ImportError)
 
 
 def require_one_process(name: str) -> None:

@@ -127,8 +127,7 @@ def _parts(p: Plan, machine: Machine) -> Iterator[Part]:
     """The steps with their predicted seconds; those of a batch tile as often as there are tiles."""
     if p.executor == "native":
         tiles = -(-p.batch // p.block)
-        cores = [core.name for core in p.network.topology.cores]
-        for row in call_rows(p.recipe, p.phase, machine, cores):
+        for row in call_rows(p.recipe, p.phase, machine, list(p.network.shapes)):
             yield Part(f"{row.when}: {row.text}", row.seconds * (tiles if row.when == "tile" else 1))
         return
     names = [*p.program.inputs, *(f"t{i}" for i in range(len(p.program.steps)))]

@@ -157,8 +157,8 @@ class Plan:
 
     def calls(self) -> list[CallRow]:
         """The calls of the native kernel with their predicted seconds; those of one batch tile together."""
-        cores = [core.name for core in self.network.topology.cores]
-        return call_rows(self.recipe, self.phase, self.request.machine or native_machine(self.itemsize), cores)
+        machine = self.request.machine or native_machine(self.itemsize)
+        return call_rows(self.recipe, self.phase, machine, list(self.network.shapes))
 
     def draw(self, path: str | None = None) -> Figure:
         """Draws the contraction tree with matplotlib: x and the cores below, each step above what it contracts, with

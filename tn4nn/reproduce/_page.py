@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import TN4NNError
 from .._base.files import atomic_write
-from .._base.tables import markdown_table
+from .._base.tables import folded, markdown_table
 from .._comparison.summary import machine_line
 from ._experiment import FAILS, HOLDS, UNKNOWN
 from ._registry import experiment, experiments
@@ -128,7 +128,7 @@ def _folded(paragraph: str) -> str:
     rows = paragraph.count("\n") - 1
     if not paragraph.startswith("|") or rows <= _LONG:
         return paragraph
-    return f'<details markdown="1"><summary>{rows} rows</summary>\n\n{paragraph}\n\n</details>'
+    return folded(f"{rows} rows", paragraph)
 
 
 def _cells(line: Mapping[str, Any]) -> list[str]:
